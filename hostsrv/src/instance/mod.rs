@@ -1,0 +1,4 @@
+//! The drivers that make bodies.
+
+pub mod set;
+pub mod vm;

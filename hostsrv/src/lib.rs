@@ -1,0 +1,11 @@
+//! The host agent's parts. `main.rs` composes them; nothing here reads the command line.
+//!
+//! Only `instance/vm` knows libvirt, only `instance/set` and the Docker drivers in `network` and
+//! `storage` know Docker, only `network` knows Open vSwitch, only `storage` knows LVM.
+//! `reconcile` joins them and passes plain values between them.
+
+pub mod images;
+pub mod instance;
+pub mod network;
+pub mod reconcile;
+pub mod storage;
