@@ -1,1 +1,19 @@
+//! The words that the controller, the host agent and the clients share: ids, requests, views, errors and the
+//! messages between controller and host. Each is defined once, here. Refuses: I/O (but for the optional `client`),
+//! policy, and any knowledge of an engine or a database.
 
+#[cfg(feature = "client")]
+pub mod client;
+pub mod error;
+pub mod host;
+pub mod ids;
+pub mod image;
+pub mod instance;
+pub mod network;
+pub mod set;
+pub mod validate;
+pub mod volume;
+pub mod wire;
+
+pub use error::{ErrorBody, ErrorCode, FieldError};
+pub use ids::*;

@@ -1,1 +1,14 @@
+//! The controller's parts. `main.rs` composes them; nothing here reads the command line.
+//!
+//! Imports point one way: `faces → ops → {store, scheduler, network, images, model}`, `tasks` beside `ops`, and `model`
+//! imports only the shared words of `amphi_api`.
 
+pub mod faces;
+pub mod images;
+pub mod model;
+pub mod network;
+pub mod ops;
+pub mod pki;
+pub mod scheduler;
+pub mod store;
+pub mod tasks;

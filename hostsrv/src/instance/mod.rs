@@ -1,4 +1,186 @@
-//! The drivers that make bodies.
+//! What a body is to the agent: plain values in, plain observations out, and one driver trait with two implementations.
+//!
+//! A body belongs to one instance at one epoch. A driver keeps all its knowledge in the engine (labels, domain
+//! metadata), so that a fresh process sees the same world. Drivers refuse to decide: whether a body should exist is
+//! `reconcile`'s business.
 
 pub mod set;
 pub mod vm;
+
+use amphi_api::image::{BlobRole, Image};
+use amphi_api::instance::{BodyKind, MemberStatus};
+use amphi_api::wire::BodyDesired;
+use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use async_trait::async_trait;
+use ipnet::IpNet;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// A port as a driver plugs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortAttachment {
+    pub id: PortId,
+    pub network: NetworkId,
+    pub subnet: IpNet,
+    /// Lower case, colon-separated.
+    pub mac: String,
+    pub address: IpNet,
+    pub gateway: Option<IpAddr>,
+    pub dns: Vec<IpAddr>,
+    pub mtu: u32,
+}
+
+/// The volume as a driver hands it on: a block device for a VM, a mounted directory for a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeAttachment {
+    pub id: VolumeId,
+    pub device: PathBuf,
+    /// Only for sets.
+    pub mount: Option<PathBuf>,
+}
+
+/// An image whose blobs lie in the host's cache, digests checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CachedImage {
+    pub image: Image,
+    pub blobs: BTreeMap<BlobRole, PathBuf>,
+}
+
+/// A body to make, with everything resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BodyPlan {
+    pub instance: InstanceId,
+    pub project: ProjectId,
+    pub name: String,
+    pub epoch: u64,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub body: BodyDesired,
+    /// eth0's first.
+    pub ports: Vec<PortAttachment>,
+    pub volume: Option<VolumeAttachment>,
+    pub images: BTreeMap<ImageId, CachedImage>,
+    pub user_data: Option<String>,
+    pub ssh_keys: Vec<String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A body as the engine holds it, whole or in parts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedBody {
+    pub instance: InstanceId,
+    pub kind: BodyKind,
+    pub epoch: u64,
+    pub state: ObservedState,
+    /// Empty for VMs.
+    pub members: Vec<MemberStatus>,
+    /// Engine-side trouble of this body: paused on I/O error, guest panic, a member that keeps failing.
+    pub trouble: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObservedState {
+    /// Made, never ran, or stopped. A set whose anchor does not run is stopped, whatever its members say.
+    Stopped,
+    /// Runs, but not everything of it: a member is down.
+    Degraded,
+    Running,
+}
+
+/// Why a driver could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The engine does not answer, or not in time: try again when it is back.
+    #[error("{engine} does not answer while trying to {doing}: {source}")]
+    EngineDown { engine: &'static str, doing: String, source: anyhow::Error },
+    /// The call took longer than its bound.
+    #[error("{engine} took longer than {} s to {doing}", limit.as_secs())]
+    EngineTimeout { engine: &'static str, doing: String, limit: Duration },
+    /// The engine said no to what it was given.
+    #[error("{engine} refused to {doing}: {message}")]
+    EngineRefused { engine: &'static str, doing: String, message: String },
+    /// The image's bytes are not what its format says.
+    #[error("image {image} cannot be used: {message}")]
+    ImageBroken { image: ImageId, message: String },
+    /// The network side failed: switch, tap, veth.
+    #[error("the network is not ready while trying to {doing}: {message}")]
+    NetworkDown { doing: String, message: String },
+    #[error("cannot {doing}: {source}")]
+    Io { doing: String, source: std::io::Error },
+}
+
+impl DriverError {
+    /// The stable word for machines, as in [`amphi_api::instance::Fault::code`].
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::EngineDown { .. } => "engine_down",
+            Self::EngineTimeout { .. } => "engine_timeout",
+            Self::EngineRefused { .. } => "engine_refused",
+            Self::ImageBroken { .. } => "image_broken",
+            Self::NetworkDown { .. } => "network_down",
+            Self::Io { .. } => "internal",
+        }
+    }
+}
+
+/// An engine's name, version and whether it can be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineFacts {
+    pub version: String,
+}
+
+/// Makes, starts, stops and removes bodies of one kind. Every call is idempotent and bounded in time.
+#[async_trait]
+pub trait BodyDriver: Send + Sync {
+    /// Asks the engine whether it works.
+    async fn probe(&self) -> Result<EngineFacts, DriverError>;
+
+    /// All bodies of ours that the engine holds, whole or half made, in one sweep.
+    async fn observe(&self) -> Result<Vec<ObservedBody>, DriverError>;
+
+    /// Makes everything ready for a quick [`ensure`](Self::ensure) without starting anything, without traffic and
+    /// without touching a body of another epoch: images loaded, definitions checked.
+    async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError>;
+
+    /// Makes the body if it is not there, and starts whatever of it does not run; parts left of an attempt that
+    /// failed are completed or replaced. Returns when it runs.
+    async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError>;
+
+    /// Ends the body in an orderly way within `grace`, else by force. The body stays defined. Members of a set stop in
+    /// reverse order of index.
+    async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), DriverError>;
+
+    /// Removes every trace of the instance's body of this kind up to and including `epoch`: running or not.
+    async fn remove(&self, instance: InstanceId, epoch: u64) -> Result<(), DriverError>;
+
+    /// The last lines of the serial console or of a member's output.
+    async fn console_log(
+        &self,
+        instance: InstanceId,
+        member: Option<&str>,
+        lines: u32,
+    ) -> Result<String, DriverError>;
+
+    /// What only this kind can do while it runs.
+    async fn adjust(&self, instance: InstanceId, adjustment: Adjustment) -> Result<(), DriverError>;
+}
+
+/// A change to a running body that its engine has to know of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adjustment {
+    /// The volume's device has grown to this many bytes.
+    VolumeGrown {
+        bytes: u64,
+    },
+    /// Hold still: no write may be under way while a snapshot is taken.
+    Pause,
+    Resume,
+}
+
+/// What wakes the reconciler: engines ring it when one of our bodies changes by itself. A driver's constructor takes
+/// it and keeps the engine's event stream connected for as long as the process lives.
+pub type Bell = Arc<Notify>;

@@ -1,0 +1,73 @@
+//! Identifiers: UUIDs with a type each, so that a volume's id never lands where a port's belongs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
+        #[serde(transparent)]
+        #[schemars(transparent)]
+        #[schema(value_type = Uuid)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new id, ordered by time of creation (UUID version 7).
+            #[allow(clippy::new_without_default)]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+id!(/// A project: who owns records.
+    ProjectId);
+id!(/// A host that runs bodies.
+    HostId);
+id!(/// An instance: the identity that outlives its bodies. Also the libvirt domain's UUID.
+    InstanceId);
+id!(/// A network: an OVN logical switch.
+    NetworkId);
+id!(/// A port: IP and MAC bound to an instance. Also the OVN logical port's name and the OVS `iface-id`.
+    PortId);
+id!(/// A security group: an OVN port group with ACLs.
+    SecurityGroupId);
+id!(/// One rule of a security group: an OVN ACL.
+    RuleId);
+id!(/// A volume: an LV.
+    VolumeId);
+id!(/// A point-in-time copy of a volume.
+    SnapshotId);
+id!(/// An image of the catalogue.
+    ImageId);
+id!(/// One exchange of an instance's body.
+    ExchangeId);
+
+impl ProjectId {
+    /// The project that exists before anyone has made one.
+    pub const DEFAULT: ProjectId = ProjectId(Uuid::from_u128(0x616d_7068_6900_7000_8000_0000_0000_0001));
+}

@@ -1,0 +1,107 @@
+//! Images: what a body starts from. Bytes are content-addressed blobs; a record gives them a name and a meaning.
+
+use crate::{FieldError, ImageId, ProjectId, validate};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// What an image's bytes are, and so which kind of body it makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// A container image as `docker save` writes it. Blob `archive`.
+    DockerArchive,
+    /// A bootable disk. Blob `disk`.
+    Qcow2,
+    /// A bootable disk. Blob `disk`.
+    Raw,
+    /// Blobs `kernel` and `initramfs`; the guest has no disk of its own.
+    KernelInitramfs,
+}
+
+/// One part of an image.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum BlobRole {
+    Archive,
+    Disk,
+    Kernel,
+    Initramfs,
+}
+
+impl ImageFormat {
+    /// The blobs an image of this format needs before it is `active`.
+    pub fn roles(self) -> &'static [BlobRole] {
+        match self {
+            Self::DockerArchive => &[BlobRole::Archive],
+            Self::Qcow2 | Self::Raw => &[BlobRole::Disk],
+            Self::KernelInitramfs => &[BlobRole::Kernel, BlobRole::Initramfs],
+        }
+    }
+
+    /// Whether a member of a set can start from it (else: a VM).
+    pub fn is_container(self) -> bool {
+        self == Self::DockerArchive
+    }
+}
+
+/// An image to make; its blobs are uploaded after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageCreate {
+    pub name: String,
+    pub format: ImageFormat,
+    /// Kernel command line of a `kernel-initramfs` image, beside the console that Amphi sets.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+}
+
+impl ImageCreate {
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("name", &self.name)?;
+        if !self.cmdline.is_empty() && self.format != ImageFormat::KernelInitramfs {
+            return Err(FieldError::new("cmdline", "only kernel-initramfs images have one"));
+        }
+        if self.cmdline.len() > 2000 || self.cmdline.chars().any(char::is_control) {
+            return Err(FieldError::new("cmdline", "at most 2000 characters, no control characters"));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageState {
+    /// Blobs are missing.
+    Queued,
+    Active,
+}
+
+/// Bytes by their digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Blob {
+    /// Lower-case hexadecimal SHA-256.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// An image as clients and hosts see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Image {
+    pub id: ImageId,
+    pub project: ProjectId,
+    pub name: String,
+    pub format: ImageFormat,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    pub state: ImageState,
+    pub blobs: BTreeMap<BlobRole, Blob>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+}

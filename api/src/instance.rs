@@ -1,0 +1,399 @@
+//! Instances: identity first, body second. Owns the request, its rules and the view; refuses engine terms.
+
+use crate::set::SetSpec;
+use crate::{
+    ExchangeId, FieldError, HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId,
+    validate,
+};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use utoipa::ToSchema;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyKind {
+    /// A libvirt domain.
+    Vm,
+    /// An anchor and its members in Docker.
+    Set,
+}
+
+impl fmt::Display for BodyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vm => "vm",
+            Self::Set => "set",
+        })
+    }
+}
+
+/// What a VM body starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name or id of a disk or kernel image in the catalogue.
+    pub image: String,
+    /// Size of the root disk, in GiB, for disk images; 1 to 2,048. Default: the image's own size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_gib: Option<u64>,
+}
+
+/// One acceptable body. `{"set": {…}}` or `{"vm": {…}}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BodySpec {
+    Set(SetSpec),
+    Vm(VmSpec),
+}
+
+impl BodySpec {
+    pub fn kind(&self) -> BodyKind {
+        match self {
+            Self::Set(_) => BodyKind::Set,
+            Self::Vm(_) => BodyKind::Vm,
+        }
+    }
+
+    fn check(&self) -> Result<(), FieldError> {
+        match self {
+            Self::Set(set) => set.check().map_err(|e| e.under("set")),
+            Self::Vm(vm) => {
+                validate::name("vm.image", &vm.image)?;
+                match vm.root_gib {
+                    Some(gib) => validate::within("vm.root_gib", gib, 1, 2048, "GiB"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// The data volume of an instance: one made with it, or one that is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceVolume {
+    /// A new volume of this size, in GiB. Either this or `id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_gib: Option<u64>,
+    /// Name of the new volume. Default: the instance's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// An available volume; the instance goes to its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<VolumeId>,
+}
+
+/// A connection to a network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceNetwork {
+    /// Name or id.
+    pub network: String,
+    /// Default: a free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+}
+
+/// What happens to the instance when its host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverPolicy {
+    /// Evacuation leaves it where it is.
+    Never,
+    /// Only as the kind of body that it had.
+    SameKind,
+    /// As any of its acceptable bodies.
+    #[default]
+    AnyKind,
+}
+
+/// An instance to make.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceCreate {
+    pub name: String,
+    /// Virtual CPUs, 1 to 256.
+    pub vcpus: u32,
+    /// Memory, 16 to 4,194,304 MiB.
+    pub memory_mib: u64,
+    /// Acceptable bodies, the preferred first; each kind at most once.
+    pub bodies: Vec<BodySpec>,
+    /// Networks, eth0's first. At most 8.
+    #[serde(default)]
+    pub networks: Vec<InstanceNetwork>,
+    /// Names or ids; they hold for every port. At most 16.
+    #[serde(default)]
+    pub security_groups: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<InstanceVolume>,
+    /// Text handed to the guest; at most 65,535 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Public keys in authorized_keys form. At most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// At most 128 pairs of 255 characters, as nova has it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    pub failover: FailoverPolicy,
+    /// Name or id of the one host it may go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+impl InstanceCreate {
+    /// Checks all that can be known without records. The first wrong field is named.
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("name", &self.name)?;
+        validate::within("vcpus", u64::from(self.vcpus), 1, 256, "")?;
+        validate::within("memory_mib", self.memory_mib, 16, 4 << 20, "MiB")?;
+        validate::within("bodies", self.bodies.len() as u64, 1, 2, "bodies")?;
+        for (at, body) in self.bodies.iter().enumerate() {
+            let place = format!("bodies[{at}]");
+            body.check().map_err(|e| e.under(&place))?;
+            if self.bodies[..at].iter().any(|b| b.kind() == body.kind()) {
+                return Err(FieldError::new(place, format!("a second body of kind {}", body.kind())));
+            }
+        }
+        validate::within("networks", self.networks.len() as u64, 0, 8, "networks")?;
+        for (at, network) in self.networks.iter().enumerate() {
+            validate::name(&format!("networks[{at}].network"), &network.network)?;
+        }
+        validate::within("security_groups", self.security_groups.len() as u64, 0, 16, "groups")?;
+        if let Some(volume) = &self.volume {
+            volume.check().map_err(|e| e.under("volume"))?;
+        }
+        let user_data = self.user_data.as_deref().unwrap_or_default().len();
+        validate::within("user_data", user_data as u64, 0, validate::USER_DATA_MAX as u64, "bytes")?;
+        validate::within("ssh_keys", self.ssh_keys.len() as u64, 0, 32, "keys")?;
+        for (at, key) in self.ssh_keys.iter().enumerate() {
+            if key.trim().is_empty() || key.len() > 16_384 || key.chars().any(char::is_control) {
+                return Err(FieldError::new(format!("ssh_keys[{at}]"), "must be one line of at most 16 KiB"));
+            }
+        }
+        validate::within("metadata", self.metadata.len() as u64, 0, 128, "pairs")?;
+        for (key, value) in &self.metadata {
+            if key.is_empty() || key.chars().count() > 255 || value.chars().count() > 255 {
+                return Err(FieldError::new(
+                    format!("metadata.{key}"),
+                    "keys of 1 to 255 and values of at most 255 characters",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InstanceVolume {
+    fn check(&self) -> Result<(), FieldError> {
+        match (self.size_gib, self.id) {
+            (Some(size), None) => validate::within("size_gib", size, 1, validate::VOLUME_GIB_MAX, "GiB")?,
+            (None, Some(_)) => {}
+            (None, None) => {
+                return Err(FieldError::new("size_gib", "is missing: give size_gib for a new volume, or id"));
+            }
+            (Some(_), Some(_)) => return Err(FieldError::new("size_gib", "give either size_gib or id")),
+        }
+        match &self.name {
+            Some(_) if self.id.is_some() => Err(FieldError::new("name", "only a new volume takes a name")),
+            Some(name) => validate::name("name", name),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What clients poll for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Ordered; the body is being made.
+    Building,
+    Running,
+    Stopping,
+    Stopped,
+    Starting,
+    /// One body is being replaced by the other; see the instance's exchanges.
+    Exchanging,
+    /// Its host does not answer, and it cannot start elsewhere: `lost` says what is out of reach.
+    Stranded,
+    /// Its host does not answer; nobody has decided what to do.
+    Unknown,
+    Deleting,
+    /// It could not be brought where it should be; `fault` says why. It is tried again by itself.
+    Error,
+}
+
+impl fmt::Display for InstanceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = serde_json::to_value(self).ok();
+        f.write_str(text.as_ref().and_then(|v| v.as_str()).unwrap_or("?"))
+    }
+}
+
+/// Whether a body should run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    #[default]
+    On,
+    Off,
+}
+
+/// Why something is not as ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Fault {
+    /// A stable word for machines: `image_broken`, `volume_group_full`, `engine_down`, `engine_refused`, `engine_timeout`, `network_down`, `internal`.
+    pub code: String,
+    /// What happened and what to do next.
+    pub message: String,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+}
+
+/// One container of a running set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct MemberStatus {
+    pub name: String,
+    pub index: u32,
+    pub running: bool,
+    /// Starts again after it ended, since the body was made.
+    pub restarts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
+    /// Microseconds since the epoch, as the engine tells it; shows the start order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at_us: Option<i64>,
+}
+
+/// The address of an instance on one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct InstanceAddress {
+    pub port: PortId,
+    pub network: NetworkId,
+    pub network_name: String,
+    pub mac: String,
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+}
+
+/// Something of the instance that is out of reach until a host returns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Lost {
+    pub volume: VolumeId,
+    pub host: HostId,
+    pub host_name: String,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+}
+
+/// An instance as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub project: ProjectId,
+    pub name: String,
+    pub state: InstanceState,
+    /// The kind of body that it has, or is getting.
+    pub body: BodyKind,
+    pub power: Power,
+    /// Grows with every placement and every change of body.
+    pub epoch: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<String>,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub bodies: Vec<BodySpec>,
+    pub addresses: Vec<InstanceAddress>,
+    pub security_groups: Vec<SecurityGroupId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    pub failover: FailoverPolicy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Lost>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub updated_at: Timestamp,
+}
+
+/// The order to give an instance its other body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExchangeCreate {
+    pub to: BodyKind,
+    /// The body to take, if the instance does not yet list one of this kind; it is added to the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<BodySpec>,
+}
+
+impl ExchangeCreate {
+    pub fn check(&self) -> Result<(), FieldError> {
+        let Some(body) = &self.body else { return Ok(()) };
+        body.check().map_err(|e| e.under("body"))?;
+        if body.kind() != self.to {
+            return Err(FieldError::new("body", format!("is a {}, but `to` says {}", body.kind(), self.to)));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ExchangePhase {
+    /// The new body's image and definition are made ready; the old body runs.
+    Preparing,
+    /// The old body stops, the new one takes over.
+    Switching,
+    /// The new body did not come up; the old one is being brought back.
+    RollingBack,
+    Done,
+    /// Nothing has changed for the instance, or it was rolled back; `fault` says why.
+    Failed,
+}
+
+/// One exchange, as a record of what happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Exchange {
+    pub id: ExchangeId,
+    pub instance: InstanceId,
+    pub from: BodyKind,
+    pub to: BodyKind,
+    pub phase: ExchangePhase,
+    /// From the order to stop the old body until the new one ran, in milliseconds, on the host's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outage_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub started_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    #[schema(value_type = Option<String>)]
+    pub ended_at: Option<Timestamp>,
+}
+
+/// A guest's console, or a member's output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct ConsoleLog {
+    /// The last lines. Bytes that are not UTF-8 are replaced.
+    pub text: String,
+}

@@ -1,0 +1,222 @@
+//! Networks, ports and security groups as the native face speaks of them.
+
+use crate::{FieldError, InstanceId, NetworkId, PortId, ProjectId, RuleId, SecurityGroupId, validate};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use utoipa::ToSchema;
+
+/// What a network is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkCreate {
+    pub name: String,
+    pub subnet: SubnetSpec,
+    /// Largest frame payload, in bytes. Default 1442: what geneve leaves of an Ethernet underlay's 1500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// The network's addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetSpec {
+    /// `10.1.0.0/24`; prefix lengths 8 to 29.
+    #[schemars(with = "String")]
+    #[schema(value_type = String, example = "10.1.0.0/24")]
+    pub cidr: IpNet,
+    /// Default: the subnet's first address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub gateway: Option<IpAddr>,
+    /// Name servers handed to guests. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<IpAddr>,
+    /// Whether the network answers DHCP. Default true.
+    #[serde(default = "yes")]
+    pub dhcp: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Default MTU of a network, in bytes (1500 less geneve's 58).
+pub const DEFAULT_MTU: u32 = 1442;
+
+impl NetworkCreate {
+    /// Checks all that can be known without records.
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("name", &self.name)?;
+        if let Some(mtu) = self.mtu {
+            validate::within("mtu", u64::from(mtu), 576, 9000, "bytes")?;
+        }
+        self.subnet.check().map_err(|e| e.under("subnet"))
+    }
+}
+
+impl SubnetSpec {
+    fn check(&self) -> Result<(), FieldError> {
+        let IpNet::V4(net) = self.cidr else {
+            return Err(FieldError::new("cidr", "must be an IPv4 network"));
+        };
+        if net.addr() != net.network() {
+            return Err(FieldError::new("cidr", format!("has host bits set; did you mean {}?", net.trunc())));
+        }
+        validate::within("cidr", u64::from(net.prefix_len()), 8, 29, "as prefix length")?;
+        if net.addr().is_multicast() || net.addr().is_loopback() || net.addr().is_unspecified() {
+            return Err(FieldError::new("cidr", "must be a network of unicast addresses"));
+        }
+        if let Some(gateway) = self.gateway {
+            let inside = matches!(gateway, IpAddr::V4(ip) if net.contains(&ip) && ip != net.network() && ip != net.broadcast());
+            if !inside {
+                return Err(FieldError::new("gateway", format!("{gateway} is not a host address of {net}")));
+            }
+        }
+        if self.dns.len() > 8 {
+            return Err(FieldError::new("dns", "at most 8 name servers"));
+        }
+        Ok(())
+    }
+
+    /// The gateway in force: the one named, or the subnet's first host address.
+    pub fn effective_gateway(&self) -> IpAddr {
+        self.gateway.unwrap_or_else(|| self.cidr.hosts().next().unwrap_or(self.cidr.addr()))
+    }
+}
+
+/// A network as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Network {
+    pub id: NetworkId,
+    pub project: ProjectId,
+    pub name: String,
+    pub subnet: SubnetSpec,
+    pub mtu: u32,
+    /// Addresses in use, the gateway included.
+    pub addresses_used: u64,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+}
+
+/// A port as clients see it: the address that belongs to an instance, whatever body it has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Port {
+    pub id: PortId,
+    pub network: NetworkId,
+    pub instance: InstanceId,
+    /// Lower case, colon-separated.
+    pub mac: String,
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    pub security_groups: Vec<SecurityGroupId>,
+}
+
+/// A security group to make. What no rule lets in stays out; what goes out is free unless an egress rule exists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecurityGroupCreate {
+    pub name: String,
+    #[serde(default)]
+    pub rules: Vec<RuleSpec>,
+}
+
+/// One thing that is let through, with its answers (stateful).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuleSpec {
+    #[serde(default)]
+    pub direction: Direction,
+    pub protocol: Protocol,
+    /// First port of the range; tcp and udp only. Neither `port_min` nor `port_max`: every port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_min: Option<u16>,
+    /// Last port of the range; default `port_min`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_max: Option<u16>,
+    /// From (ingress) or to (egress) these addresses only. Default: anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    #[schema(value_type = Option<String>, example = "10.0.0.0/8")]
+    pub remote: Option<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    #[default]
+    Ingress,
+    Egress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    Any,
+    Icmp,
+    Tcp,
+    Udp,
+}
+
+/// Most rules of one group.
+pub const RULES_MAX: usize = 256;
+
+impl SecurityGroupCreate {
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("name", &self.name)?;
+        if self.rules.len() > RULES_MAX {
+            return Err(FieldError::new("rules", format!("at most {RULES_MAX} rules")));
+        }
+        for (at, rule) in self.rules.iter().enumerate() {
+            rule.check().map_err(|e| e.under(&format!("rules[{at}]")))?;
+        }
+        Ok(())
+    }
+}
+
+impl RuleSpec {
+    pub fn check(&self) -> Result<(), FieldError> {
+        let has_ports = self.port_min.is_some() || self.port_max.is_some();
+        if has_ports && !matches!(self.protocol, Protocol::Tcp | Protocol::Udp) {
+            return Err(FieldError::new("port_min", "only tcp and udp have ports"));
+        }
+        if self.port_max.is_some() && self.port_min.is_none() {
+            return Err(FieldError::new("port_min", "is missing beside port_max"));
+        }
+        if let (Some(min), Some(max)) = (self.port_min, self.port_max)
+            && min > max
+        {
+            return Err(FieldError::new("port_max", format!("{max} is below port_min {min}")));
+        }
+        if self.port_min == Some(0) {
+            return Err(FieldError::new("port_min", "must be 1 to 65535"));
+        }
+        if matches!(self.remote, Some(IpNet::V6(_))) {
+            return Err(FieldError::new("remote", "must be an IPv4 network"));
+        }
+        Ok(())
+    }
+}
+
+/// A security group as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct SecurityGroup {
+    pub id: SecurityGroupId,
+    pub project: ProjectId,
+    pub name: String,
+    pub rules: Vec<Rule>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Rule {
+    pub id: RuleId,
+    #[serde(flatten)]
+    pub spec: RuleSpec,
+}

@@ -1,0 +1,120 @@
+//! Volumes, snapshots and the recycle bin as the native face speaks of them.
+
+use crate::{FieldError, HostId, InstanceId, ProjectId, SnapshotId, VolumeId, validate};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A volume to make. It lives in the volume group of one host: the one named, or the emptiest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    pub name: String,
+    /// 1 to 65,536 GiB. May be left out with `snapshot`: then the snapshot's size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_gib: Option<u64>,
+    /// Begin with this snapshot's bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
+    /// Name or id of the host to make it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+impl VolumeCreate {
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("name", &self.name)?;
+        match self.size_gib {
+            Some(size) => validate::within("size_gib", size, 1, validate::VOLUME_GIB_MAX, "GiB"),
+            None if self.snapshot.is_some() => Ok(()),
+            None => Err(FieldError::new("size_gib", "is missing")),
+        }
+    }
+}
+
+/// Make a volume larger, while it is used too. It never becomes smaller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeExtend {
+    /// The new size, in GiB.
+    pub size_gib: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    pub name: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Ordered, not yet there.
+    Creating,
+    Available,
+    InUse,
+    /// A larger size was ordered and is not yet there; usable meanwhile.
+    Extending,
+    /// In the recycle bin: restored with its bytes until it is purged.
+    Trashed,
+    /// Ordered gone for good; the host has not yet said so.
+    Purging,
+    /// Its host does not answer: the bytes are there and out of reach until it returns.
+    Unreachable,
+    Error,
+}
+
+/// A volume as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Volume {
+    pub id: VolumeId,
+    pub project: ProjectId,
+    pub name: String,
+    /// Ordered size, in GiB.
+    pub size_gib: u64,
+    /// Size on the host, in bytes; absent until it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    pub state: VolumeState,
+    pub host: HostId,
+    pub host_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Since when it lies in the recycle bin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    #[schema(value_type = Option<String>)]
+    pub trashed_at: Option<Timestamp>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    Creating,
+    Available,
+    Deleting,
+    Error,
+}
+
+/// A point-in-time copy of a volume, on the volume's host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub project: ProjectId,
+    pub name: String,
+    pub volume: VolumeId,
+    pub size_gib: u64,
+    pub state: SnapshotState,
+    pub host: HostId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,267 @@
+//! The messages between controller and host, each JSON in one WebSocket text frame. The host connects; down come
+//! whole desired states, stamped with a generation, up go statuses. Refuses deltas of desire: a host always knows all
+//! that it should hold, and destroys only what a tombstone or a higher epoch orders.
+
+use crate::host::{Engine, HostSpec};
+use crate::image::Image;
+use crate::instance::{BodyKind, Fault, MemberStatus, Power};
+use crate::set::SetSpec;
+use crate::{HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
+pub const PROTOCOL: u32 = 1;
+/// How often a host says that it is there, in seconds.
+pub const HEARTBEAT_SECONDS: u64 = 2;
+/// After this long without a word the controller takes the link for gone, in seconds.
+pub const SILENCE_SECONDS: u64 = 7;
+
+/// What the controller says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToHost {
+    Welcome { host: HostId, ovn_remote: String },
+    Desired(HostDesired),
+    Ask { id: u64, ask: Ask },
+}
+
+/// What the host says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromHost {
+    /// First, and again when the facts change.
+    Hello {
+        protocol: u32,
+        spec: HostSpec,
+    },
+    Heartbeat {
+        engines: Vec<Engine>,
+        volume_group_free_bytes: u64,
+    },
+    Status(HostStatus),
+    Answer {
+        id: u64,
+        answer: Result<Answer, Fault>,
+    },
+}
+
+/// A question that the host answers at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// The last `lines` of a VM's serial console, or of a member's output (the first member's when none is named).
+    ConsoleLog { instance: InstanceId, member: Option<String>, lines: u32 },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    ConsoleLog { text: String },
+}
+
+/// Everything a host should hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostDesired {
+    pub host: HostId,
+    /// Grows with every change; a host refuses a lower one than it has seen.
+    pub generation: u64,
+    pub instances: Vec<InstanceDesired>,
+    pub volumes: Vec<VolumeDesired>,
+    pub snapshots: Vec<SnapshotDesired>,
+    pub tombstones: Vec<Tombstone>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceDesired {
+    pub id: InstanceId,
+    pub project: ProjectId,
+    pub name: String,
+    pub epoch: u64,
+    pub power: Power,
+    /// Counts the ordered restarts: a body that started under a lower count stops and starts again.
+    pub restarts: u64,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub body: BodyDesired,
+    /// The body that comes next: made ready beside the running one, without traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_body: Option<BodyDesired>,
+    pub ports: Vec<PortDesired>,
+    pub volume: Option<VolumeId>,
+    #[serde(default)]
+    pub user_data: Option<String>,
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A body with its images resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyDesired {
+    /// `images` is parallel to `set.members`; the description is normalized.
+    Set {
+        set: SetSpec,
+        images: Vec<Image>,
+    },
+    Vm {
+        image: Image,
+        root_gib: Option<u64>,
+    },
+}
+
+impl BodyDesired {
+    pub fn kind(&self) -> BodyKind {
+        match self {
+            Self::Set { .. } => BodyKind::Set,
+            Self::Vm { .. } => BodyKind::Vm,
+        }
+    }
+
+    pub fn images(&self) -> &[Image] {
+        match self {
+            Self::Set { images, .. } => images,
+            Self::Vm { image, .. } => std::slice::from_ref(image),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortDesired {
+    pub id: PortId,
+    pub network: NetworkId,
+    /// The subnet, for the Docker network that stands for it.
+    pub subnet: IpNet,
+    pub mac: String,
+    /// Address with the subnet's prefix length.
+    pub address: IpNet,
+    pub gateway: Option<IpAddr>,
+    pub dns: Vec<IpAddr>,
+    pub mtu: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDesired {
+    pub id: VolumeId,
+    pub size_bytes: u64,
+    /// Begin with this snapshot's bytes.
+    pub source: Option<SnapshotId>,
+    /// In the recycle bin since then.
+    pub trashed_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDesired {
+    pub id: SnapshotId,
+    pub volume: VolumeId,
+}
+
+/// An explicit order to destroy. Nothing else destroys anything but a higher epoch of the same instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tombstone {
+    /// Bodies of the instance up to and including this epoch.
+    Instance {
+        id: InstanceId,
+        epoch: u64,
+    },
+    /// The volume's bytes, for good.
+    Volume {
+        id: VolumeId,
+    },
+    Snapshot {
+        id: SnapshotId,
+    },
+}
+
+/// Everything the host holds, as observed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The desired state this was observed against; 0: none yet.
+    pub generation: u64,
+    pub instances: Vec<InstanceStatus>,
+    pub volumes: Vec<VolumeStatus>,
+    pub snapshots: Vec<SnapshotStatus>,
+    /// Tombstones of the desired state that are carried out: nothing of the thing is left here.
+    pub buried: Vec<Tombstone>,
+    /// What is here and unknown to the desired state, in words.
+    pub strangers: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyState {
+    /// Nothing is there yet.
+    Absent,
+    Starting,
+    Running,
+    Stopping,
+    Stopped,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    pub id: InstanceId,
+    pub epoch: u64,
+    pub kind: BodyKind,
+    pub state: BodyState,
+    pub members: Vec<MemberStatus>,
+    /// The ordered restarts that this body has seen.
+    pub restarts: u64,
+    /// The next body is ready to take over.
+    pub next_ready: bool,
+    /// Why the next body cannot be made ready.
+    pub next_fault: Option<Fault>,
+    pub fault: Option<Fault>,
+    /// Of the last change of body here: from the order to stop the old one until the new one ran, in milliseconds.
+    pub switch_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    pub id: VolumeId,
+    pub size_bytes: u64,
+    pub present: bool,
+    pub trashed: bool,
+    pub fault: Option<Fault>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub id: SnapshotId,
+    pub present: bool,
+    pub fault: Option<Fault>,
+}
+
+/// What a host sends to join, over TLS without a certificate of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub secret: String,
+    pub name: String,
+    /// Certificate signing request, PEM.
+    pub csr: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    pub host: HostId,
+    /// The host's certificate, PEM.
+    pub certificate: String,
+    /// The controller's CA, PEM.
+    pub ca: String,
+}
+
+/// What a join token says, encoded as `amphi-` + hexadecimal of this as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTicket {
+    /// The hosts' face: `https://10.0.0.1:7443`.
+    pub url: String,
+    /// Lower-case hexadecimal SHA-256 of the CA certificate (DER).
+    pub ca_sha256: String,
+    pub secret: String,
+}

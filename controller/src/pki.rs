@@ -1,0 +1,1 @@
+//! The CA, hosts' certificates and join secrets. (to come)
