@@ -149,6 +149,9 @@ pub struct PortDesired {
 pub struct VolumeDesired {
     pub id: VolumeId,
     pub size_bytes: u64,
+    /// The controller has seen it made. Then a host on which it is missing says so and never makes it anew: an empty
+    /// volume in the place of a lost one would be a lie.
+    pub made: bool,
     /// Begin with this snapshot's bytes.
     pub source: Option<SnapshotId>,
     /// In the recycle bin since then.
@@ -158,6 +161,8 @@ pub struct VolumeDesired {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotDesired {
     pub id: SnapshotId,
+    /// As for volumes: once made, never made anew.
+    pub made: bool,
     pub volume: VolumeId,
 }
 
