@@ -1,0 +1,52 @@
+//! Joins the kernel's devices and the switch: a port is wired when its veth pair exists and the
+//! host's end is on the integration bridge under the port's id.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::ovs::{Plug, Switch};
+use super::{Links, NetworkError, PortSpec, host_device};
+
+/// How long ovs-vswitchd may take to make a port of a row; it takes milliseconds when healthy.
+const SETTLE: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Debug)]
+pub struct Wiring {
+    pub links: Links,
+    pub switch: Switch,
+}
+
+impl Wiring {
+    /// Makes the pair and plugs it; answers the guest's device, which waits in this network
+    /// namespace to be moved. On failure nothing is left behind.
+    pub async fn attach(
+        &self,
+        spec: &PortSpec,
+        labels: BTreeMap<String, String>,
+    ) -> Result<String, NetworkError> {
+        let guest = self.links.ensure_pair(spec).await?;
+        let device = host_device(spec.port);
+        let plug = Plug { port: spec.port, device: device.clone(), mac: spec.mac.clone(), labels };
+        if let Err(error) = self.switch.plug(&plug, Some(SETTLE)).await {
+            for cleanup in
+                [self.switch.unplug(&device).await.map(drop), self.links.remove(&device).await.map(drop)]
+            {
+                if let Err(error) = cleanup {
+                    tracing::warn!(%error, device, "left behind for the next sweep");
+                }
+            }
+            return Err(error);
+        }
+        Ok(guest)
+    }
+
+    /// Unplugs and deletes; what is gone already is no error.
+    pub async fn detach(&self, port: Uuid) -> Result<(), NetworkError> {
+        let device = host_device(port);
+        self.switch.unplug(&device).await?;
+        self.links.remove(&device).await?;
+        Ok(())
+    }
+}

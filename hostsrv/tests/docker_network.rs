@@ -1,0 +1,233 @@
+//! Docker's network and IPAM drivers with a real dockerd and a real Open vSwitch.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use amphi_hostsrv::network::ovs::{Attached, Chassis, Datapath};
+use amphi_hostsrv::network::plugin::{
+    NetworkDriver, Records, activation_router, ipam_router, network_router, serve,
+};
+use amphi_hostsrv::network::{Links, Switch, Wiring, host_device};
+use common::engines::{BUSYBOX, SWITCH_ENDPOINT};
+use common::{PrivateHost, eventually, on_private_host, run};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+const SOCKET: &str = "/run/docker/plugins/amphi.sock";
+
+/// The plug-in as its process would run it: everything in it is fresh at each start.
+struct Plugin<'a> {
+    runtime: &'a Runtime,
+    dir: PathBuf,
+    server: JoinHandle<()>,
+}
+
+impl<'a> Plugin<'a> {
+    fn start(runtime: &'a Runtime, dir: &Path) -> Plugin<'a> {
+        Plugin { runtime, dir: dir.to_owned(), server: Plugin::spawn(runtime, dir) }
+    }
+
+    fn spawn(runtime: &Runtime, dir: &Path) -> JoinHandle<()> {
+        let _context = runtime.enter();
+        let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
+        let router = activation_router(&["NetworkDriver", "IpamDriver"])
+            .merge(network_router(Arc::new(NetworkDriver { wiring: wiring(), records })))
+            .merge(ipam_router());
+        std::fs::create_dir_all("/run/docker/plugins").expect("a directory");
+        let listener = tokio::net::UnixListener::bind(SOCKET).expect("a free socket");
+        tokio::spawn(async move { serve(listener, router).await.expect("serves") })
+    }
+
+    fn restart(&mut self) {
+        self.server.abort();
+        let ended = self.runtime.block_on(&mut self.server);
+        assert!(ended.is_err_and(|error| error.is_cancelled()));
+        std::fs::remove_file(SOCKET).expect("the socket was there");
+        self.server = Plugin::spawn(self.runtime, &self.dir);
+    }
+}
+
+fn wiring() -> Wiring {
+    Wiring {
+        links: Links::open().expect("netlink"),
+        switch: Switch::open(SWITCH_ENDPOINT, "br-int").expect("an endpoint"),
+    }
+}
+
+struct Port {
+    id: Uuid,
+    mac: &'static str,
+    address: &'static str,
+}
+
+/// What each container prints first of all, before anything could have been added later.
+const FIRST_WORDS: &str = "echo addr $(ip -o -4 addr show eth0 | awk '{print $4}') mac $(cat /sys/class/net/eth0/address) \
+     mtu $(cat /sys/class/net/eth0/mtu) via $(ip route | awk '/default/{print $3}'); exec sleep 100000";
+
+fn run_container(name: &str, network: &str, port: &Port, mac_flag: bool) -> Vec<String> {
+    let mac = if mac_flag { String::new() } else { format!(",driver-opt=amphi.mac={}", port.mac) };
+    let attach = format!("name={network},ip={},driver-opt=amphi.port={}{mac}", port.address, port.id);
+    let mut args: Vec<String> = ["run", "-d", "--name", name, "--network", &attach].map(str::to_owned).into();
+    if mac_flag {
+        args.extend(["--mac-address".to_owned(), port.mac.to_owned()]);
+    }
+    args.extend([BUSYBOX, "/bin/sh", "-c", FIRST_WORDS].map(str::to_owned));
+    args
+}
+
+fn docker(host: &PrivateHost, args: &[String]) -> String {
+    host.docker(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The container's `starts`-th start printed this port's identity.
+fn assert_identity(host: &PrivateHost, name: &str, port: &Port, starts: usize) {
+    let expected = format!("addr {}/24 mac {} mtu 1400 via 10.7.0.1", port.address, port.mac);
+    eventually(&format!("{name} prints its identity {starts} times"), || {
+        let printed = host.docker(&["logs", name]);
+        let lines: Vec<&str> = printed.lines().collect();
+        assert!(lines.iter().all(|line| *line == expected), "wanted {expected}, got {lines:?}");
+        if lines.len() == starts { Ok(()) } else { Err(printed) }
+    });
+}
+
+fn create_network(host: &PrivateHost, name: &str) {
+    let tag = format!("amphi.network={name}");
+    host.docker(&[
+        "network",
+        "create",
+        "-d",
+        "amphi",
+        "--ipam-driver",
+        "amphi",
+        "--ipam-opt",
+        &tag,
+        "--subnet",
+        "10.7.0.0/24",
+        "--gateway",
+        "10.7.0.1",
+        "-o",
+        "amphi.mtu=1400",
+        name,
+    ]);
+}
+
+#[test]
+fn containers_keep_their_ports() {
+    on_private_host("containers_keep_their_ports", |host| {
+        let runtime = Runtime::new().expect("a runtime");
+        host.start_switch();
+        let wiring = runtime.block_on(async { wiring() });
+        prepare_switch(&runtime, &wiring.switch);
+        let mut plugin = Plugin::start(&runtime, &host.dir);
+        host.start_docker();
+        let observe = || runtime.block_on(wiring.switch.observe()).expect("observable");
+
+        create_network(host, "net-a");
+        create_network(host, "net-b");
+        let one = Port { id: Uuid::new_v4(), mac: "0a:00:27:00:00:05", address: "10.7.0.5" };
+        let two = Port { id: Uuid::new_v4(), mac: "0a:00:27:00:00:06", address: "10.7.0.6" };
+        let twin = Port { id: Uuid::new_v4(), mac: "0a:00:27:00:00:15", address: "10.7.0.5" };
+
+        docker(host, &run_container("one", "net-a", &one, true));
+        assert_identity(host, "one", &one, 1);
+        let attached = observe();
+        assert_eq!(attached.len(), 1, "{attached:?}");
+        let Attached { device, port, mac, ofport, .. } = &attached[0];
+        assert_eq!((device, port, mac.as_deref()), (&host_device(one.id), &one.id, Some(one.mac)));
+        assert!(ofport.is_some_and(|number| number > 0));
+
+        plugin.restart();
+        host.docker(&["restart", "-t", "0", "one"]);
+        assert_identity(host, "one", &one, 2);
+        plugin.restart();
+        host.docker(&["kill", "one"]);
+        host.docker(&["start", "one"]);
+        assert_identity(host, "one", &one, 3);
+
+        // The same subnet and address in another network; the MAC as a driver option.
+        docker(host, &run_container("twin", "net-b", &twin, false));
+        assert_identity(host, "twin", &twin, 1);
+        assert_identity(host, "one", &one, 3);
+
+        // Frames of every size pass, checksums included.
+        run("ovs-ofctl", &["add-flow", "br-int", "actions=NORMAL"]);
+        docker(host, &run_container("two", "net-a", &two, true));
+        host.docker(&["stop", "-t", "0", "twin"]);
+        host.docker(&["exec", "one", "ping", "-c", "2", "-w", "20", two.address]);
+        let offer = "dd if=/dev/zero of=/tmp/big bs=1M count=8 && exec nc -ll -p 80 -e cat /tmp/big";
+        host.docker(&["exec", "-d", "two", "/bin/sh", "-c", offer]);
+        let fetch = format!("timeout 20 nc -w 5 {} 80 </dev/null | wc -c", two.address);
+        eventually("8 MiB arrive over TCP", || {
+            match host.docker(&["exec", "one", "/bin/sh", "-c", &fetch]).as_str() {
+                "8388608" => Ok(()),
+                got => Err(got.to_owned()),
+            }
+        });
+        host.docker(&["start", "twin"]);
+        assert_identity(host, "twin", &twin, 2);
+
+        host.docker(&["rm", "-f", "twin"]);
+        assert_eq!(observe().len(), 2);
+
+        refusals(host, &one);
+
+        // All the way back to nothing.
+        plugin.restart();
+        host.docker(&["rm", "-f", "one", "two"]);
+        host.docker(&["network", "rm", "net-a", "net-b"]);
+        assert_eq!(observe(), []);
+        assert_eq!(runtime.block_on(wiring.links.observe()).expect("observable"), Vec::<String>::new());
+        for dir in ["state/docker/networks", "run/docker/endpoints"] {
+            let left: Vec<_> = std::fs::read_dir(host.path(dir)).expect("a directory").flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    });
+}
+
+/// A plain Docker user is told what is missing, and nothing is left of the attempt.
+fn refusals(host: &PrivateHost, taken: &Port) {
+    let refused = |arguments: &[&str], reason: &str| {
+        let fixed = ["run", "--rm", "--name", "refused", "--network"];
+        let said = host.docker_refused(&[&fixed, arguments, &[BUSYBOX, "true"]].concat());
+        assert!(said.contains(reason), "wanted `{reason}`, got {said}");
+        eventually("the refused container is gone", || {
+            let left = host.docker(&["ps", "-aq", "--filter", "name=refused"]);
+            if left.is_empty() { Ok(()) } else { Err(host.docker(&["rm", "-f", "refused"])) }
+        });
+    };
+    let fresh = Uuid::new_v4();
+    refused(&["net-a"], "pass the port's own with --ip");
+    refused(&["name=net-a,ip=10.7.0.9"], "driver-opt=amphi.port=UUID");
+    refused(&[&format!("name=net-a,ip=10.7.0.9,driver-opt=amphi.port={fresh}")], "--mac-address");
+    let double = format!(
+        "name=net-a,ip=10.7.0.5,driver-opt=amphi.port={},driver-opt=amphi.mac={}",
+        taken.id, taken.mac
+    );
+    refused(&[&double], "in use by another container");
+    let outside =
+        format!("name=net-a,ip=10.8.0.9,driver-opt=amphi.port={fresh},driver-opt=amphi.mac={}", taken.mac);
+    refused(&[&outside], "10.8.0.9");
+}
+
+fn prepare_switch(runtime: &Runtime, switch: &Switch) {
+    let chassis = Chassis {
+        name: "h1".to_owned(),
+        remote: "tcp:127.0.0.1:6642".to_owned(),
+        encap_ip: "127.0.0.1".parse().expect("an address"),
+        datapath: Datapath::Userspace,
+    };
+    runtime.block_on(async {
+        for _ in 0..2 {
+            switch.ensure_bridge(Datapath::Userspace).await.expect("a bridge");
+            switch.ensure_chassis(&chassis).await.expect("a chassis");
+        }
+        let facts = switch.facts().await.expect("facts");
+        assert_eq!(
+            (facts.system_id.as_deref(), facts.bridge_datapath.as_deref()),
+            (Some("h1"), Some("netdev"))
+        );
+    });
+}
