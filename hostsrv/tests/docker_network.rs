@@ -169,8 +169,34 @@ fn containers_keep_their_ports() {
         host.docker(&["start", "twin"]);
         assert_identity(host, "twin", &twin, 2);
 
+        // A restarted dockerd finds its containers on the network, and plugs the next start.
+        host.stop("dockerd");
+        plugin.restart();
+        host.start_dockerd();
+        host.docker(&["exec", "one", "ping", "-c", "1", "-w", "20", two.address]);
+        assert_identity(host, "one", &one, 3);
+        host.docker(&["restart", "-t", "0", "one"]);
+        assert_identity(host, "one", &one, 4);
+
+        // Without the records of a running container (a new boot's empty run directory), its end
+        // still clears the switch, by what the switch itself knows.
+        std::fs::remove_dir_all(host.path("run")).expect("records");
+        plugin.restart();
         host.docker(&["rm", "-f", "twin"]);
         assert_eq!(observe().len(), 2);
+        host.docker(&["restart", "-t", "0", "one"]);
+        assert_identity(host, "one", &one, 5);
+        host.docker(&["restart", "-t", "0", "two"]);
+
+        // With the switch's database away a start fails with the reason, and works when it is back.
+        host.docker(&["stop", "-t", "0", "one"]);
+        host.kill("ovsdb-server");
+        let said = host.docker_refused(&["start", "one"]);
+        assert!(said.contains("plug") && said.contains("not connected"), "{said}");
+        std::fs::remove_file("/run/openvswitch/db.sock").expect("the dead server's socket");
+        host.start_switch_database();
+        host.docker(&["start", "one"]);
+        assert_identity(host, "one", &one, 6);
 
         refusals(host, &one);
 

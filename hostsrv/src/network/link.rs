@@ -60,11 +60,14 @@ impl Links {
             other => other,
         }
         .map_err(|refusal| refusal.into_error("create", &host))?;
-        offload::disable_tx_checksum(&guest).map_err(|error| NetworkError::Link {
-            doing: "switch the checksum offload off on",
-            device: guest.clone(),
-            reason: error.to_string(),
-        })?;
+        if let Err(error) = offload::disable_tx_checksum(&guest) {
+            self.remove(&host).await?;
+            return Err(NetworkError::Link {
+                doing: "switch the checksum offload off on",
+                device: guest,
+                reason: error.to_string(),
+            });
+        }
         Ok(guest)
     }
 

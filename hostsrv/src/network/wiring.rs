@@ -30,16 +30,21 @@ impl Wiring {
         let device = host_device(spec.port);
         let plug = Plug { port: spec.port, device: device.clone(), mac: spec.mac.clone(), labels };
         if let Err(error) = self.switch.plug(&plug, Some(SETTLE)).await {
-            for cleanup in
-                [self.switch.unplug(&device).await.map(drop), self.links.remove(&device).await.map(drop)]
-            {
-                if let Err(error) = cleanup {
-                    tracing::warn!(%error, device, "left behind for the next sweep");
-                }
-            }
+            self.undo(&device, &error).await;
             return Err(error);
         }
         Ok(guest)
+    }
+
+    async fn undo(&self, device: &str, error: &NetworkError) {
+        let removed = self.links.remove(device).await.map(drop);
+        // What was never sent needs no undoing, and asking would only take the same time again.
+        let untouched =
+            matches!(error, NetworkError::Switch { source: amphi_ovsdb::Error::Unavailable { .. }, .. });
+        let unplugged = if untouched { Ok(()) } else { self.switch.unplug(device).await.map(drop) };
+        for error in [removed, unplugged].into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, device, "left behind for the next sweep");
+        }
     }
 
     /// Unplugs and deletes; what is gone already is no error.

@@ -40,7 +40,7 @@ impl PrivateHost {
         });
     }
 
-    /// dockerd without a bridge and without iptables, with the busybox image imported.
+    /// dockerd without a bridge and without iptables, whose restart leaves containers running, with the busybox image imported.
     pub fn start_docker(&mut self) {
         self.start_dockerd();
         let root = self.path("busybox");
@@ -60,6 +60,7 @@ impl PrivateHost {
         self.start(
             "dockerd",
             Command::new("/usr/sbin/dockerd")
+                .arg("--live-restore")
                 .args(["-H", DOCKER_SOCKET, "--bridge=none", "--iptables=false", "--pidfile=/run/docker.pid"])
                 .arg(cgroup)
                 .arg("--data-root")

@@ -57,10 +57,22 @@ impl PrivateHost {
 
     /// SIGKILL.
     pub fn kill(&mut self, name: &str) {
-        let position = self.daemons.iter().position(|(daemon, _)| *daemon == name).expect("a running daemon");
-        let (_, mut child) = self.daemons.remove(position);
+        let mut child = self.take(name);
         child.kill().expect("killable");
         child.wait().expect("waitable");
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self, name: &str) {
+        let mut child = self.take(name);
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("killable");
+        eventually(&format!("{name} ends"), || child.try_wait().expect("waitable").ok_or("still running"));
+    }
+
+    fn take(&mut self, name: &str) -> Child {
+        let position = self.daemons.iter().position(|(daemon, _)| *daemon == name).expect("a running daemon");
+        self.daemons.remove(position).1
     }
 
     /// Fails at once when the daemon has ended, instead of at the deadline.

@@ -88,7 +88,11 @@ impl Switch {
     /// Connects in the background; a switch that is away is reported by the calls.
     pub fn open(endpoint: &str, bridge: &str) -> Result<Switch, NetworkError> {
         // Docker gives a plug-in's call a few seconds; fail with a reason before it gives up.
-        let options = Options { timeout: Duration::from_secs(5), ..Options::default() };
+        let options = Options {
+            timeout: Duration::from_secs(5),
+            backoff_limit: Duration::from_millis(500),
+            ..Options::default()
+        };
         let client = Client::new(endpoint, "Open_vSwitch", options).map_err(|source| {
             NetworkError::Switch { doing: "open the switch's database".to_owned(), source }
         })?;
