@@ -1,0 +1,654 @@
+//! `VolumeDriver` on LVM: the order of steps, each of which may be the last before a crash.
+//!
+//! State is LVM's metadata (names and tags), the kernel's tables of windows and mounts, and the open files
+//! that keep the windows of raw devices alive. Nothing is remembered elsewhere, so a fresh driver finds all.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use super::activation::loop_device::{self, Place, Window};
+use super::activation::dm;
+use super::filesystem::{self, Mount};
+use super::lock::VolumeLocks;
+use super::lvm::{Lvm, LvmCommand};
+use super::placement;
+use super::report::{EXT4_TAG, GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG};
+use super::{
+    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts, VolumeDriver,
+    VolumeKind, VolumeSpec, copy, holders, recycle,
+};
+
+/// How long a device may take to become free after its last user has gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone)]
+pub struct LvmConfig {
+    pub volume_group: String,
+    /// Volumes are mounted below `state_dir/volumes`.
+    pub state_dir: PathBuf,
+    /// Lock file and adapted LVM configuration; best on a tmpfs.
+    pub run_dir: PathBuf,
+    /// LVM's own configuration directory.
+    pub lvm_dir: PathBuf,
+    /// Whether this process keeps the windows of raw devices open (loop activation). The agent does;
+    /// a Docker plug-in beside it must not, or nothing could be detached.
+    pub keeps_devices: bool,
+    /// How long a file system may stay frozen, or a guest paused, for a copy (loop activation only).
+    pub freeze_limit: Duration,
+    /// The bound for copying or wiping one volume.
+    pub copy_limit: Duration,
+}
+
+impl LvmConfig {
+    pub fn new(volume_group: &str, state_dir: &Path, run_dir: &Path) -> Self {
+        let lvm_dir = std::env::var_os("LVM_SYSTEM_DIR").map_or_else(|| "/etc/lvm".into(), PathBuf::from);
+        LvmConfig {
+            volume_group: volume_group.to_owned(),
+            state_dir: state_dir.to_owned(),
+            run_dir: run_dir.to_owned(),
+            lvm_dir,
+            keeps_devices: true,
+            freeze_limit: Duration::from_secs(30),
+            copy_limit: Duration::from_secs(900),
+        }
+    }
+}
+
+pub struct LvmDriver {
+    pub(super) config: LvmConfig,
+    pub(super) lvm: Lvm,
+    pub(super) locks: VolumeLocks,
+    /// Windows of raw devices, by volume (loop activation).
+    held: Mutex<HashMap<Uuid, File>>,
+    version: OnceCell<String>,
+}
+
+/// An LV made active; `file` keeps a loop window alive.
+pub(super) struct Active {
+    pub path: PathBuf,
+    pub file: Option<File>,
+    /// It was active before, so somebody may be using it.
+    pub found: bool,
+}
+
+pub(super) fn lv_name(id: Uuid, kind: VolumeKind) -> String {
+    match kind {
+        VolumeKind::Volume => format!("vol-{id}"),
+        VolumeKind::Snapshot { .. } => format!("snap-{id}"),
+    }
+}
+
+impl LvmDriver {
+    /// Detects the activation, prepares the directories and thaws what a crashed predecessor left frozen.
+    /// The volume group itself may still be missing; `probe` says so.
+    pub async fn open(config: LvmConfig) -> Result<LvmDriver, StorageError> {
+        let activation = dm::detect().await?;
+        let (volumes, run) = (config.state_dir.join("volumes"), config.run_dir.clone());
+        let object = volumes.display().to_string();
+        blocking("preparing", &object, move || {
+            std::fs::create_dir_all(&run)?;
+            std::fs::create_dir_all(&volumes)?;
+            std::fs::set_permissions(&volumes, std::fs::Permissions::from_mode(0o700))?;
+            filesystem::share(&volumes)?;
+            for mount in filesystem::mounts()? {
+                if mount.point.parent() == Some(&volumes) {
+                    filesystem::thaw_leftover(&mount.point);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        let lvm = Lvm::new(&config.volume_group, activation, &config.lvm_dir, &config.run_dir.join("lvm"))?;
+        let locks = VolumeLocks::new(config.run_dir.join("volumes.lock"));
+        Ok(LvmDriver { config, lvm, locks, held: Mutex::default(), version: OnceCell::new() })
+    }
+
+    pub fn mount_point(&self, id: Uuid) -> PathBuf {
+        self.config.state_dir.join("volumes").join(id.to_string())
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Uuid, File>> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) async fn is_mounted(&self, id: Uuid) -> Result<bool, StorageError> {
+        let point = self.mount_point(id);
+        blocking("reading mounts for", &id.to_string(), move || filesystem::is_mounted(&point)).await
+    }
+
+    pub(super) fn place(&self, report: &GroupReport, lv: &LvReport) -> Result<Place, StorageError> {
+        let range = lv.contiguous();
+        let found = range.as_ref().and_then(|range| Some((range, report.offset(range)?)));
+        let (range, offset) = found.ok_or_else(|| StorageError::Lvm {
+            operation: "loop activation",
+            object: format!("{}/{}", self.lvm.group(), lv.name),
+            detail: "the LV is not one contiguous piece".to_owned(),
+        })?;
+        Ok(Place { pv: PathBuf::from(&range.pv), offset, size: lv.size_bytes })
+    }
+
+    pub(super) async fn activate(&self, report: &GroupReport, lv: &LvReport) -> Result<Active, StorageError> {
+        match self.lvm.activation() {
+            Activation::Dm => {
+                if !lv.active {
+                    self.lvm.run(LvmCommand::Activate { name: &lv.name }).await?;
+                }
+                Ok(Active { path: dm::path(self.lvm.group(), &lv.name), file: None, found: lv.active })
+            }
+            Activation::Loop => {
+                let place = self.place(report, lv)?;
+                let open = blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
+                Ok(Active { path: open.device, file: Some(open.file), found: open.found })
+            }
+        }
+    }
+
+    async fn deactivate(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
+        let holder = match self.lvm.activation() {
+            Activation::Dm if !lv.active => None,
+            Activation::Dm => match self.lvm.run(LvmCommand::Deactivate { name: &lv.name }).await {
+                Ok(_) => None,
+                Err(StorageError::Lvm { detail, .. }) if detail.contains("in use") || detail.contains("busy") => {
+                    Some(dm::path(self.lvm.group(), &lv.name))
+                }
+                Err(error) => return Err(error),
+            },
+            Activation::Loop => {
+                let place = self.place(report, lv)?;
+                self.held().remove(&id);
+                // If somebody else still has it, the next look keeps it open again.
+                blocking("closing the window of", &lv.name, move || loop_device::close(&place, PATIENCE)).await?
+            }
+        };
+        let Some(device) = holder else { return Ok(()) };
+        Err(self.busy(id, &device).await)
+    }
+
+    async fn busy(&self, id: Uuid, device: &Path) -> StorageError {
+        let device = device.to_owned();
+        let found = blocking("looking for holders of", &id.to_string(), move || Ok(holders::holders(&device))).await;
+        StorageError::Busy { id, holders: holders::describe(&found.unwrap_or_default()) }
+    }
+
+    pub(super) async fn detach_locked(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let point = self.mount_point(id);
+        let unmounted = blocking("unmounting", &id.to_string(), move || filesystem::unmount(&point)).await;
+        match unmounted {
+            Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                let device = self.device_of_mounted(report, lv).await?;
+                return Err(self.busy(id, &device).await);
+            }
+            other => other?,
+        }
+        self.deactivate(id, report, lv).await
+    }
+
+    async fn device_of_mounted(&self, report: &GroupReport, lv: &LvReport) -> Result<PathBuf, StorageError> {
+        Ok(self.activate(report, lv).await?.path)
+    }
+
+    pub(super) async fn retag(&self, name: &str, add: &[String], remove: &[String]) -> Result<(), StorageError> {
+        let _changes = self.lvm.changes.lock().await;
+        self.lvm.run(LvmCommand::Tag { name, add, remove }).await.map(drop)
+    }
+
+    /// Takes room for a new LV. The caller holds `changes` since before `report` was made.
+    pub(super) async fn create_lv(
+        &self,
+        report: &mut GroupReport,
+        name: &str,
+        extents: u64,
+        tags: Vec<String>,
+        grows: bool,
+    ) -> Result<LvReport, StorageError> {
+        let range = match self.lvm.activation() {
+            Activation::Dm => {
+                self.check_free(report, extents)?;
+                None
+            }
+            Activation::Loop => {
+                self.check_free(report, extents)?;
+                let range = placement::place(&report.extents(), &report.taken, extents, grows);
+                Some(range.map_err(|no| StorageError::NoContiguousRoom {
+                    group: self.lvm.group().to_owned(),
+                    needed: extents * report.extent_bytes,
+                    largest: no.largest * report.extent_bytes,
+                    free: no.free * report.extent_bytes,
+                })?)
+            }
+        };
+        self.lvm.run(LvmCommand::Create { name, extents, tags: &tags, range: range.as_ref() }).await?;
+        let lv = LvReport {
+            name: name.to_owned(),
+            size_bytes: extents * report.extent_bytes,
+            tags,
+            active: self.lvm.activation() == Activation::Dm,
+            origin: None,
+            ranges: range.into_iter().collect(),
+        };
+        report.lvs.push(lv.clone());
+        Ok(lv)
+    }
+
+    fn check_free(&self, report: &GroupReport, extents: u64) -> Result<(), StorageError> {
+        let needed = extents.saturating_mul(report.extent_bytes);
+        if needed <= report.free_bytes {
+            return Ok(());
+        }
+        Err(StorageError::Full { group: self.lvm.group().to_owned(), needed, free: report.free_bytes })
+    }
+
+    /// Finishes an LV that carries the `making` tag: its content, then the tag.
+    async fn fill(
+        &self,
+        spec: &VolumeSpec,
+        report: &GroupReport,
+        lv: &LvReport,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError> {
+        let mut add = Vec::new();
+        if let Some(source) = spec.source {
+            let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
+            if from.fs() != spec.fs {
+                let reason = format!("its file system {:?} is not that of its source, {:?}", spec.fs, from.fs());
+                return Err(StorageError::Invalid { id: spec.id, reason });
+            }
+            self.copy_at_one_point(source, report, from, lv, quiesce).await?;
+        } else if spec.fs.is_some() {
+            let active = self.activate(report, lv).await?;
+            filesystem::format(&active.path).await?;
+        }
+        if spec.fs.is_some() {
+            add.push(EXT4_TAG.to_owned());
+        }
+        self.retag(&lv.name, &add, &[MAKING_TAG.to_owned()]).await
+    }
+
+    /// Brings an existing LV to `extents`.
+    async fn grow_lv(&self, spec: &VolumeSpec, extents: u64) -> Result<GroupReport, StorageError> {
+        let _changes = self.lvm.changes.lock().await;
+        let report = self.lvm.report().await?;
+        let (lv, _) = report.of(spec.id).ok_or(StorageError::Unknown { id: spec.id })?;
+        let has = lv.size_bytes / report.extent_bytes;
+        if has >= extents {
+            return Ok(report);
+        }
+        self.check_free(&report, extents - has)?;
+        let range = match self.lvm.activation() {
+            Activation::Dm => None,
+            Activation::Loop => {
+                self.place(&report, lv)?;
+                let current = lv.contiguous().ok_or(StorageError::Unknown { id: spec.id })?;
+                let range = placement::extend(&report.extents(), &report.taken, &current, extents - has);
+                Some(range.map_err(|no| StorageError::NoRoomBehind {
+                    id: spec.id,
+                    needed: (extents - has) * report.extent_bytes,
+                    behind: no.largest * report.extent_bytes,
+                    free: no.free * report.extent_bytes,
+                })?)
+            }
+        };
+        let extend = LvmCommand::Extend { name: &lv.name, more: extents - has, range: range.as_ref() };
+        self.lvm.run(extend).await?;
+        self.lvm.report().await
+    }
+
+    /// Makes an active device, and a mounted file system on it, as large as the LV.
+    async fn settle_size(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
+        let is_active = match self.lvm.activation() {
+            Activation::Dm => lv.active,
+            Activation::Loop => {
+                let place = self.place(report, lv)?;
+                blocking("looking for the window of", &lv.name, move || {
+                    Ok(loop_device::find(&loop_device::windows()?, &place).is_some())
+                })
+                .await?
+            }
+        };
+        if !is_active {
+            return Ok(());
+        }
+        let active = self.activate(report, lv).await?;
+        if self.is_mounted(id).await? { self.grow_filesystem(&active.path, lv).await } else { Ok(()) }
+    }
+
+    async fn grow_filesystem(&self, device: &Path, lv: &LvReport) -> Result<(), StorageError> {
+        let (path, size) = (device.to_owned(), lv.size_bytes);
+        let fits = blocking("reading the superblock of", &lv.name, move || {
+            // resize2fs leaves out a last group that is too small to be one, at most 128 MiB.
+            Ok(filesystem::superblock(&path)?.is_none_or(|ext4| ext4.size_bytes >= size))
+        })
+        .await?;
+        if fits { Ok(()) } else { filesystem::grow(device).await }
+    }
+
+    async fn mount(&self, id: Uuid, lv: &LvReport, active: &Active) -> Result<(), StorageError> {
+        if active.found {
+            // Whoever has the raw device open could write under the file system.
+            let device = active.path.clone();
+            let found = blocking("looking for holders of", &lv.name, move || Ok(holders::holders(&device))).await?;
+            if !found.is_empty() {
+                return Err(StorageError::Busy { id, holders: holders::describe(&found) });
+            }
+        }
+        let device = active.path.clone();
+        let ext4 = blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
+        let Some(ext4) = ext4 else { return Err(StorageError::NoFilesystem { id }) };
+        if ext4.errors {
+            filesystem::check(&active.path).await?;
+        }
+        let try_mount = || {
+            let (device, point) = (active.path.clone(), self.mount_point(id));
+            blocking("mounting", &lv.name, move || filesystem::mount_ext4(&device, &point))
+        };
+        if let Err(error) = try_mount().await {
+            tracing::warn!(volume = %id, %error, "mount failed; checking the file system");
+            filesystem::check(&active.path).await?;
+            try_mount().await?;
+        }
+        self.grow_filesystem(&active.path, lv).await
+    }
+}
+
+/// Runs blocking work off the async threads and names it in the error.
+pub(super) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    object: &str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, StorageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(StorageError::io(operation, object))
+}
+
+#[async_trait]
+impl VolumeDriver for LvmDriver {
+    async fn probe(&self) -> Result<StorageFacts, StorageError> {
+        let report = self.lvm.report().await?;
+        let version = self.version.get_or_try_init(|| self.lvm.version()).await?;
+        Ok(StorageFacts {
+            volume_group: self.lvm.group().to_owned(),
+            size_bytes: report.size_bytes,
+            free_bytes: report.free_bytes,
+            extent_bytes: report.extent_bytes,
+            activation: self.lvm.activation(),
+            lvm_version: version.clone(),
+        })
+    }
+
+    async fn observe(&self) -> Result<Vec<ObservedVolume>, StorageError> {
+        let report = self.lvm.report().await?;
+        let (windows, mounts) =
+            blocking("reading windows and mounts of", self.lvm.group(), || {
+                Ok((loop_device::windows()?, filesystem::mounts()?))
+            })
+            .await?;
+        let mut seen: Vec<ObservedVolume> = Vec::new();
+        for lv in &report.lvs {
+            let Some((id, kind)) = lv.identity() else { continue };
+            let observed = self.observed(id, kind, &report, lv, &windows, &mounts);
+            self.keep_device(&observed, &report, lv).await?;
+            seen.push(observed);
+        }
+        seen.sort_by_key(|volume| volume.id);
+        Ok(seen)
+    }
+
+    async fn ensure(&self, spec: &VolumeSpec) -> Result<(), StorageError> {
+        let id = spec.id;
+        if spec.size_bytes == 0 {
+            return Err(StorageError::Invalid { id, reason: "its size is zero".to_owned() });
+        }
+        let ids: Vec<Uuid> = spec.source.into_iter().chain([id]).collect();
+        let _lock = self.locks.lock(&ids).await?;
+        let changes = self.lvm.changes.lock().await;
+        let mut report = self.lvm.report().await?;
+        let extents = spec.size_bytes.div_ceil(report.extent_bytes);
+        let existing = report.of(id).map(|(lv, kind)| (lv.clone(), kind));
+        let (lv, kind) = match existing {
+            Some(existing) => existing,
+            None => {
+                if let Some(source) = spec.source {
+                    let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
+                    if from.is_making() {
+                        return Err(StorageError::NotReady { id: source });
+                    }
+                    if from.size_bytes > extents * report.extent_bytes {
+                        let (has, wanted) = (from.size_bytes, spec.size_bytes);
+                        let reason = format!("its source has {has} bytes, more than its {wanted}");
+                        return Err(StorageError::Invalid { id, reason });
+                    }
+                }
+                let mut tags = vec![TAG.to_owned(), format!("amphi.volume={id}")];
+                if spec.fs.is_some() || spec.source.is_some() {
+                    tags.push(MAKING_TAG.to_owned());
+                }
+                let name = lv_name(id, VolumeKind::Volume);
+                let lv = self.create_lv(&mut report, &name, extents, tags, true).await?;
+                (lv, VolumeKind::Volume)
+            }
+        };
+        drop(changes);
+        if kind != VolumeKind::Volume {
+            return Err(StorageError::Invalid { id, reason: "it is a snapshot".to_owned() });
+        }
+        if let Some(since) = lv.trashed_at() {
+            return Err(StorageError::Trashed { id, since });
+        }
+        if lv.is_making() {
+            self.fill(spec, &report, &lv, &Quiesce::Filesystem).await?;
+        } else if lv.fs() != spec.fs {
+            let reason = format!("its file system is {:?}, not {:?}", lv.fs(), spec.fs);
+            return Err(StorageError::Invalid { id, reason });
+        }
+        let has = lv.size_bytes / report.extent_bytes;
+        if extents < has {
+            return Err(StorageError::Shrink { id, has: lv.size_bytes, wanted: spec.size_bytes });
+        }
+        if extents > has {
+            report = self.grow_lv(spec, extents).await?;
+        }
+        let (lv, _) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        self.settle_size(id, &report, lv).await
+    }
+
+    async fn attach(&self, id: Uuid, how: Attach) -> Result<Attached, StorageError> {
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        let (lv, kind) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        if kind != VolumeKind::Volume {
+            let reason = "it is a snapshot; make a volume from it".to_owned();
+            return Err(StorageError::Invalid { id, reason });
+        }
+        if let Some(since) = lv.trashed_at() {
+            return Err(StorageError::Trashed { id, since });
+        }
+        if lv.is_making() {
+            return Err(StorageError::NotReady { id });
+        }
+        let point = self.mount_point(id);
+        let mounted = self.is_mounted(id).await?;
+        if how == Attach::Device && mounted {
+            return Err(StorageError::Busy { id, holders: format!("mounted at {}", point.display()) });
+        }
+        if how == Attach::Mounted && lv.fs().is_none() {
+            return Err(StorageError::NoFilesystem { id });
+        }
+        let active = self.activate(&report, lv).await?;
+        match how {
+            Attach::Device => {
+                if let Some(file) = active.file.filter(|_| self.config.keeps_devices) {
+                    self.held().insert(id, file);
+                }
+                Ok(Attached { device: active.path, mount: None })
+            }
+            Attach::Mounted => {
+                if mounted {
+                    self.grow_filesystem(&active.path, lv).await?;
+                } else {
+                    self.mount(id, lv, &active).await?;
+                }
+                // From here on the mount keeps the window.
+                self.held().remove(&id);
+                Ok(Attached { device: active.path, mount: Some(point) })
+            }
+        }
+    }
+
+    async fn detach(&self, id: Uuid) -> Result<(), StorageError> {
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        match report.of(id) {
+            Some((lv, _)) => self.detach_locked(id, &report, lv).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn snapshot(&self, id: Uuid, snapshot: Uuid, quiesce: &Quiesce) -> Result<(), StorageError> {
+        let _lock = self.locks.lock(&[id, snapshot]).await?;
+        let changes = self.lvm.changes.lock().await;
+        let mut report = self.lvm.report().await?;
+        let (origin, _) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        let origin = origin.clone();
+        if origin.is_making() {
+            return Err(StorageError::NotReady { id });
+        }
+        let kind = VolumeKind::Snapshot { of: id };
+        let copy = match report.of(snapshot).map(|(lv, kind)| (lv.clone(), kind)) {
+            Some((_, other)) if other != kind => {
+                let reason = "its id belongs to something else".to_owned();
+                return Err(StorageError::Invalid { id: snapshot, reason });
+            }
+            Some((lv, _)) if !lv.is_making() => return Ok(()),
+            Some((lv, _)) if lv.size_bytes == origin.size_bytes => lv,
+            Some((lv, _)) => {
+                // Cut short before the origin grew: nothing in it counts yet.
+                self.deactivate(snapshot, &report, &lv).await?;
+                self.lvm.run(LvmCommand::Remove { name: &lv.name }).await?;
+                report = self.lvm.report().await?;
+                self.new_snapshot(&mut report, &origin, id, snapshot).await?
+            }
+            None => self.new_snapshot(&mut report, &origin, id, snapshot).await?,
+        };
+        drop(changes);
+        self.copy_at_one_point(id, &report, &origin, &copy, quiesce).await?;
+        let add: Vec<String> = origin.fs().iter().map(|_| EXT4_TAG.to_owned()).collect();
+        self.retag(&copy.name, &add, &[MAKING_TAG.to_owned()]).await
+    }
+
+    async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        let lv = match (report.of(id), order) {
+            (Some((lv, _)), _) => lv,
+            (None, BinOrder::Purge) => return Ok(()),
+            (None, _) => return Err(StorageError::Unknown { id }),
+        };
+        match order {
+            BinOrder::Trash { .. } if lv.trashed_at().is_some() => Ok(()),
+            BinOrder::Trash { at } => {
+                self.detach_locked(id, &report, lv).await?;
+                self.retag(&lv.name, &[recycle::trash_tag(at)], &[]).await
+            }
+            BinOrder::Restore => {
+                let tags: Vec<String> =
+                    lv.tags.iter().filter(|tag| tag.starts_with(recycle::TRASH_TAG)).cloned().collect();
+                if tags.is_empty() { Ok(()) } else { self.retag(&lv.name, &[], &tags).await }
+            }
+            BinOrder::Purge => self.purge(id, &report, lv).await,
+        }
+    }
+}
+
+impl LvmDriver {
+    fn observed(
+        &self,
+        id: Uuid,
+        kind: VolumeKind,
+        report: &GroupReport,
+        lv: &LvReport,
+        windows: &[Window],
+        mounts: &[Mount],
+    ) -> ObservedVolume {
+        let point = self.mount_point(id);
+        let device = match self.lvm.activation() {
+            Activation::Dm => lv.active.then(|| dm::path(self.lvm.group(), &lv.name)),
+            Activation::Loop => self
+                .place(report, lv)
+                .ok()
+                .and_then(|place| loop_device::find(windows, &place).map(|window| window.device.clone())),
+        };
+        ObservedVolume {
+            id,
+            kind,
+            size_bytes: lv.size_bytes,
+            fs: lv.fs(),
+            complete: !lv.is_making(),
+            trashed_at: lv.trashed_at(),
+            device,
+            mounted: mounts.iter().any(|mount| mount.point == point).then_some(point),
+            tags: lv.tags.clone(),
+        }
+    }
+
+    /// After a restart of the agent a guest alone keeps its window; take part in that again.
+    async fn keep_device(
+        &self,
+        seen: &ObservedVolume,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let raw = self.lvm.activation() == Activation::Loop && seen.device.is_some() && seen.mounted.is_none();
+        if !raw || !self.config.keeps_devices || seen.trashed_at.is_some() || self.held().contains_key(&seen.id) {
+            return Ok(());
+        }
+        // Somebody who works on it decides about it; the next look will find it if it stays.
+        let Some(_lock) = self.locks.try_lock(seen.id)? else { return Ok(()) };
+        let place = self.place(report, lv)?;
+        let open = blocking("keeping the window of", &lv.name, move || loop_device::open_existing(&place)).await?;
+        if let Some(open) = open {
+            self.held().insert(seen.id, open.file);
+        }
+        Ok(())
+    }
+
+    async fn new_snapshot(
+        &self,
+        report: &mut GroupReport,
+        origin: &LvReport,
+        id: Uuid,
+        snapshot: Uuid,
+    ) -> Result<LvReport, StorageError> {
+        let extents = origin.size_bytes / report.extent_bytes;
+        let own = format!("amphi.volume={snapshot}");
+        let tags = vec![TAG.to_owned(), own, format!("{OF_TAG}{id}"), MAKING_TAG.to_owned()];
+        let name = lv_name(snapshot, VolumeKind::Snapshot { of: id });
+        self.create_lv(report, &name, extents, tags, false).await
+    }
+
+    /// Wipes before it removes, so that free extents never carry anybody's bytes into the next volume.
+    async fn purge(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
+        self.detach_locked(id, report, lv).await?;
+        let inactive = LvReport { active: false, ..lv.clone() };
+        let active = self.activate(report, &inactive).await?;
+        let (path, size, deadline) = (active.path.clone(), lv.size_bytes, Instant::now() + self.config.copy_limit);
+        blocking("wiping", &lv.name, move || copy::wipe(&path, size, copy::Wipe::Whole, deadline)).await?;
+        drop(active);
+        let active = LvReport { active: true, ..lv.clone() };
+        self.deactivate(id, report, &active).await?;
+        let _changes = self.lvm.changes.lock().await;
+        self.lvm.run(LvmCommand::Remove { name: &lv.name }).await.map(drop)
+    }
+}

@@ -1,0 +1,150 @@
+//! Copies of a volume at one point in time.
+//!
+//! With device-mapper a temporary copy-on-write snapshot pins the instant (a mounted file system is frozen
+//! by LVM, a guest paused for milliseconds) and is copied at leisure, then removed: an LV that still had such
+//! a snapshot could not be extended online. With loop activation the writer is held for the whole copy.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::activation::dm;
+use super::driver::{LvmDriver, blocking};
+use super::filesystem::Frozen;
+use super::lvm::LvmCommand;
+use super::report::{GroupReport, LvReport};
+use super::{Activation, Quiesce, StorageError, copy};
+
+/// A paused guest may need longer than a metadata command, yet not for ever.
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Resumes the guest when it goes, unless that was done in order.
+struct Paused(Option<Quiesce>);
+
+impl Paused {
+    async fn pause(id: Uuid, quiesce: &Quiesce) -> Result<Paused, StorageError> {
+        let Quiesce::Guest(guest) = quiesce else { return Ok(Paused(None)) };
+        // Armed first: a pause that is cut short may have paused all the same.
+        let paused = Paused(Some(quiesce.clone()));
+        match tokio::time::timeout(PAUSE_LIMIT, guest.pause()).await {
+            Ok(Ok(())) => Ok(paused),
+            Ok(Err(reason)) => {
+                Err(StorageError::Invalid { id, reason: format!("its guest cannot be paused: {reason}") })
+            }
+            Err(_) => Err(StorageError::Timeout {
+                operation: "pausing the guest",
+                object: id.to_string(),
+                seconds: PAUSE_LIMIT.as_secs(),
+            }),
+        }
+    }
+
+    async fn resume(mut self) {
+        if let Some(quiesce) = self.0.take() {
+            resume(quiesce).await;
+        }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let (Some(quiesce), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(resume(quiesce));
+        }
+    }
+}
+
+async fn resume(quiesce: Quiesce) {
+    let Quiesce::Guest(guest) = quiesce else { return };
+    match tokio::time::timeout(PAUSE_LIMIT, guest.resume()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => tracing::error!(reason, "a paused guest could not be resumed"),
+        Err(_) => tracing::error!("resuming a paused guest took too long"),
+    }
+}
+
+impl LvmDriver {
+    /// Fills `to` with the bytes of `from` (volume or snapshot `id`). The caller holds the locks of both.
+    pub(super) async fn copy_at_one_point(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        from: &LvReport,
+        to: &LvReport,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError> {
+        let target = self.activate(report, to).await?;
+        let copied = match self.lvm.activation() {
+            Activation::Dm if from.active => self.copy_through_snapshot(id, report, from, &target.path, quiesce).await,
+            _ => self.copy_held(id, report, from, &target.path, quiesce).await,
+        };
+        drop(target.file);
+        copied
+    }
+
+    async fn copy_held(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        from: &LvReport,
+        to: &std::path::Path,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError> {
+        let source = self.activate(report, from).await?;
+        let mounted = self.is_mounted(id).await?;
+        let paused = Paused::pause(id, quiesce).await?;
+        let is_held = source.found && (mounted || matches!(quiesce, Quiesce::Guest(_)));
+        let limit = if is_held { self.config.freeze_limit } else { self.config.copy_limit };
+        let (path, target, size) = (source.path.clone(), to.to_owned(), from.size_bytes);
+        let point = mounted.then(|| self.mount_point(id));
+        let copied = blocking("copying", &from.name, move || {
+            let _frozen = point.as_deref().map(Frozen::freeze).transpose()?;
+            copy::copy(&path, &target, size, Instant::now() + limit)
+        })
+        .await;
+        paused.resume().await;
+        if self.lvm.activation() == Activation::Dm && !source.found {
+            self.lvm.run(LvmCommand::Deactivate { name: &from.name }).await?;
+        }
+        copied.map(drop)
+    }
+
+    async fn copy_through_snapshot(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        from: &LvReport,
+        to: &std::path::Path,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError> {
+        let name = format!("tmp-{id}");
+        if report.lv(&name).is_some() {
+            // Left by a crash; nobody else works on this volume while we hold its lock.
+            self.lvm.run(LvmCommand::Remove { name: &name }).await?;
+        }
+        {
+            let _changes = self.lvm.changes.lock().await;
+            let now = self.lvm.report().await?;
+            let free = now.free_bytes / now.extent_bytes;
+            // Room for every block of the origin to change, and the exception table beside it.
+            let whole = from.size_bytes / now.extent_bytes;
+            let extents = (whole + whole / 64 + 1).min(free);
+            if extents == 0 {
+                let group = self.lvm.group().to_owned();
+                return Err(StorageError::Full { group, needed: now.extent_bytes, free: now.free_bytes });
+            }
+            let paused = Paused::pause(id, quiesce).await?;
+            let taken = self.lvm.run(LvmCommand::Snapshot { name: &name, of: &from.name, extents }).await;
+            paused.resume().await;
+            taken?;
+        }
+        let path = dm::path(self.lvm.group(), &name);
+        let (target, size, deadline) = (to.to_owned(), from.size_bytes, Instant::now() + self.config.copy_limit);
+        let copied =
+            blocking("copying", &from.name, move || copy::copy(&path, &target, size, deadline)).await;
+        let _changes = self.lvm.changes.lock().await;
+        let removed = self.lvm.run(LvmCommand::Remove { name: &name }).await;
+        copied?;
+        removed.map(drop)
+    }
+}
