@@ -2,60 +2,13 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
 use amphi_hostsrv::network::ovs::{Attached, Chassis, Datapath};
-use amphi_hostsrv::network::plugin::{
-    NetworkDriver, Records, activation_router, ipam_router, network_router, serve,
-};
-use amphi_hostsrv::network::{Links, Switch, Wiring, host_device};
-use common::engines::{BUSYBOX, SWITCH_ENDPOINT};
+use amphi_hostsrv::network::{Switch, host_device};
+use common::engines::BUSYBOX;
+use common::plugin::{Plugin, wiring};
 use common::{PrivateHost, eventually, on_private_host, run};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
 use uuid::Uuid;
-
-const SOCKET: &str = "/run/docker/plugins/amphi.sock";
-
-/// The plug-in as its process would run it: everything in it is fresh at each start.
-struct Plugin<'a> {
-    runtime: &'a Runtime,
-    dir: PathBuf,
-    server: JoinHandle<()>,
-}
-
-impl<'a> Plugin<'a> {
-    fn start(runtime: &'a Runtime, dir: &Path) -> Plugin<'a> {
-        Plugin { runtime, dir: dir.to_owned(), server: Plugin::spawn(runtime, dir) }
-    }
-
-    fn spawn(runtime: &Runtime, dir: &Path) -> JoinHandle<()> {
-        let _context = runtime.enter();
-        let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
-        let router = activation_router(&["NetworkDriver", "IpamDriver"])
-            .merge(network_router(Arc::new(NetworkDriver { wiring: wiring(), records })))
-            .merge(ipam_router());
-        std::fs::create_dir_all("/run/docker/plugins").expect("a directory");
-        let listener = tokio::net::UnixListener::bind(SOCKET).expect("a free socket");
-        tokio::spawn(async move { serve(listener, router).await.expect("serves") })
-    }
-
-    fn restart(&mut self) {
-        self.server.abort();
-        let ended = self.runtime.block_on(&mut self.server);
-        assert!(ended.is_err_and(|error| error.is_cancelled()));
-        std::fs::remove_file(SOCKET).expect("the socket was there");
-        self.server = Plugin::spawn(self.runtime, &self.dir);
-    }
-}
-
-fn wiring() -> Wiring {
-    Wiring {
-        links: Links::open().expect("netlink"),
-        switch: Switch::open(SWITCH_ENDPOINT, "br-int").expect("an endpoint"),
-    }
-}
 
 struct Port {
     id: Uuid,
@@ -121,7 +74,7 @@ fn containers_keep_their_ports() {
         host.start_switch();
         let wiring = runtime.block_on(async { wiring() });
         prepare_switch(&runtime, &wiring.switch);
-        let mut plugin = Plugin::start(&runtime, &host.dir);
+        let mut plugin = Plugin::start(&runtime, &host.dir, None);
         host.start_docker();
         let observe = || runtime.block_on(wiring.switch.observe()).expect("observable");
 
@@ -224,6 +177,9 @@ fn refusals(host: &PrivateHost, taken: &Port) {
             if left.is_empty() { Ok(()) } else { Err(host.docker(&["rm", "-f", "refused"])) }
         });
     };
+    let said =
+        host.docker_refused(&["network", "create", "-d", "amphi", "--ipam-driver", "amphi", "nowhere"]);
+    assert!(said.contains("--subnet"), "{said}");
     let fresh = Uuid::new_v4();
     refused(&["net-a"], "pass the port's own with --ip");
     refused(&["name=net-a,ip=10.7.0.9"], "driver-opt=amphi.port=UUID");

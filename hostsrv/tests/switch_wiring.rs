@@ -7,20 +7,13 @@ use std::time::{Duration, Instant};
 
 use amphi_hostsrv::network::ovs::{Datapath, Plug};
 use amphi_hostsrv::network::sweep::Sweep;
-use amphi_hostsrv::network::{Links, NetworkError, PortSpec, Switch, Wiring, host_device, link};
-use common::engines::SWITCH_ENDPOINT;
+use amphi_hostsrv::network::{NetworkError, PortSpec, Wiring, host_device, link};
+use common::plugin::wiring;
 use common::{on_private_host, run};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 const SETTLE: Option<Duration> = Some(Duration::from_secs(10));
-
-fn wiring() -> Wiring {
-    Wiring {
-        links: Links::open().expect("netlink"),
-        switch: Switch::open(SWITCH_ENDPOINT, "br-int").expect("an endpoint"),
-    }
-}
 
 fn spec(number: u8) -> PortSpec {
     PortSpec {

@@ -5,6 +5,8 @@ use std::process::Command;
 use super::{PrivateHost, eventually, exists, run, run_refused};
 
 pub const SWITCH_ENDPOINT: &str = "unix:/run/openvswitch/db.sock";
+pub const OVN_NORTHBOUND: &str = "unix:/run/ovn/ovnnb_db.sock";
+pub const OVN_SOUTHBOUND: &str = "unix:/run/ovn/ovnsb_db.sock";
 pub const DOCKER_SOCKET: &str = "unix:///run/docker.sock";
 /// An image with busybox and nothing else.
 pub const BUSYBOX: &str = "busybox:test";
@@ -38,6 +40,36 @@ impl PrivateHost {
             self.assert_alive("ovsdb-server");
             exists("/run/openvswitch/db.sock")
         });
+    }
+
+    /// OVN whole: both databases, ovn-northd, and this host's ovn-controller. The switch runs already
+    /// and names `OVN_SOUTHBOUND` as its ovn-remote.
+    pub fn start_ovn(&mut self) {
+        std::fs::create_dir_all("/run/ovn").expect("a directory");
+        for (name, short) in [("ovn-nb", "ovnnb"), ("ovn-sb", "ovnsb")] {
+            let file = format!("/etc/ovn/{short}_db.db");
+            run("ovsdb-tool", &["create", &file, &format!("/usr/share/ovn/{name}.ovsschema")]);
+            let socket = format!("/run/ovn/{short}_db.sock");
+            self.start(
+                name,
+                Command::new("ovsdb-server")
+                    .arg(format!("--remote=punix:{socket}"))
+                    .arg(format!("--unixctl=/run/ovn/{short}_db.ctl"))
+                    .arg(file),
+            );
+            eventually(&format!("{name} listens"), || {
+                self.assert_alive(name);
+                exists(&socket)
+            });
+        }
+        run("ovn-nbctl", &[&format!("--db={OVN_NORTHBOUND}"), "init"]);
+        self.start(
+            "ovn-northd",
+            Command::new("ovn-northd")
+                .arg(format!("--ovnnb-db={OVN_NORTHBOUND}"))
+                .arg(format!("--ovnsb-db={OVN_SOUTHBOUND}")),
+        );
+        self.start("ovn-controller", Command::new("ovn-controller").arg(SWITCH_ENDPOINT));
     }
 
     /// dockerd without a bridge and without iptables, whose restart leaves containers running, with the busybox image imported.

@@ -17,6 +17,7 @@
 
 pub mod engines;
 pub mod namespace;
+pub mod plugin;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

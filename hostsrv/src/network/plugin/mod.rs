@@ -9,6 +9,8 @@ mod network;
 mod options;
 mod records;
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -20,7 +22,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 pub use ipam::ipam_router;
 pub use network::{NetworkDriver, network_router};
@@ -28,6 +30,9 @@ pub use records::Records;
 
 /// Bound on one request. Longer than any single bound inside, shorter than Docker's patience.
 const REQUEST: Duration = Duration::from_secs(25);
+
+/// Bound on finding out whether somebody listens already.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// Why a call failed, as Docker shows it to its user.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,20 @@ pub fn activation_router(implements: &[&str]) -> Router {
         .route("/Plugin.Activate", post(move || async move { Json(json!({"Implements": implements})) }))
 }
 
+/// Listens at a path, in place of a dead socket of an earlier run; a live one is refused.
+pub async fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    match tokio::time::timeout(PROBE, UnixStream::connect(path)).await {
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {}
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(_)) | Err(_) => return Err(ErrorKind::AddrInUse.into()),
+    }
+    UnixListener::bind(path)
+}
+
 /// Serves until the task is dropped or the listener fails.
 pub async fn serve(listener: UnixListener, router: Router) -> std::io::Result<()> {
     let router = router.fallback(|request: Request| async move {
@@ -86,4 +105,42 @@ async fn frame(request: Request, next: Next) -> Response {
     let kind = header::HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn post(path: &Path, call: &str) -> String {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        let request =
+            format!("POST {call} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plugins/amphi.sock");
+        drop(bind(&path).await.unwrap());
+        let listener = bind(&path).await.unwrap();
+        assert_eq!(bind(&path).await.unwrap_err().kind(), ErrorKind::AddrInUse);
+        tokio::spawn(serve(listener, activation_router(&["NetworkDriver"]).merge(ipam_router())));
+        let answer = post(&path, "/Plugin.Activate").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("{\"Implements\":[\"NetworkDriver\"]}"),
+            "{answer}"
+        );
+        let answer = post(&path, "/NetworkDriver.Nonsense").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 500") && answer.contains("no call /NetworkDriver.Nonsense"),
+            "{answer}"
+        );
+        let answer = post(&path, "/IpamDriver.RequestPool").await;
+        assert!(answer.contains("--subnet"), "{answer}");
+    }
 }

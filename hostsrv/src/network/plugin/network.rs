@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -26,6 +27,10 @@ const ENDPOINT: &str = "amphi-endpoint";
 pub struct NetworkDriver {
     pub wiring: Wiring,
     pub records: Records,
+    /// How long a Join may wait for ovn-controller to install the port's flows, so that the
+    /// container's first packet passes. A Join goes on without them at the end: containers have to
+    /// start while OVN's databases are away. None where no OVN runs.
+    pub await_flows: Option<Duration>,
 }
 
 type Answer = Result<Json<Value>, Refusal>;
@@ -125,6 +130,12 @@ async fn join(State(driver): Driver, body: Bytes) -> Answer {
         ("amphi-docker-network".to_owned(), request.network.clone()),
     ]);
     let guest = driver.wiring.attach(&record.spec, labels).await?;
+    if let Some(within) = driver.await_flows {
+        let device = host_device(record.spec.port);
+        if let Err(error) = driver.wiring.switch.wait_installed(&device, within).await {
+            tracing::warn!(%error, port = %record.spec.port, "joined without OVN's flows");
+        }
+    }
     let routes: Vec<Value> = record
         .routes
         .iter()
