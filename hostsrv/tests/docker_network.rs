@@ -3,6 +3,7 @@
 mod common;
 
 use amphi_hostsrv::network::ovs::{Attached, Chassis, Datapath};
+use amphi_hostsrv::network::sweep::Sweep;
 use amphi_hostsrv::network::{Switch, host_device};
 use common::engines::BUSYBOX;
 use common::plugin::{Plugin, wiring};
@@ -146,8 +147,15 @@ fn containers_keep_their_ports() {
         host.kill("ovsdb-server");
         let said = host.docker_refused(&["start", "one"]);
         assert!(said.contains("plug") && said.contains("not connected"), "{said}");
+        // Meanwhile a container can end; what that leaves is told apart and swept.
+        host.docker(&["rm", "-f", "two"]);
         std::fs::remove_file("/run/openvswitch/db.sock").expect("the dead server's socket");
         host.start_switch_database();
+        let mut sweep = Sweep::default();
+        eventually("the ended container's row is swept", || {
+            let removed = runtime.block_on(sweep.run(&wiring)).map_err(|error| error.to_string())?;
+            if removed.rows.contains(&host_device(two.id)) { Ok(()) } else { Err(format!("{removed:?}")) }
+        });
         host.docker(&["start", "one"]);
         assert_identity(host, "one", &one, 6);
 
@@ -155,7 +163,7 @@ fn containers_keep_their_ports() {
 
         // All the way back to nothing.
         plugin.restart();
-        host.docker(&["rm", "-f", "one", "two"]);
+        host.docker(&["rm", "-f", "one"]);
         host.docker(&["network", "rm", "net-a", "net-b"]);
         assert_eq!(observe(), []);
         assert_eq!(runtime.block_on(wiring.links.observe()).expect("observable"), Vec::<String>::new());

@@ -81,7 +81,10 @@ fn the_first_instruction_reaches_the_neighbour() {
         run_container(host, "two", &two, "exec sleep 100000");
         let device = host_device(two.id);
         let installed = wiring.switch.wait_installed(&device, Duration::from_secs(30));
-        runtime.block_on(installed).expect("installed");
+        if let Err(error) = runtime.block_on(installed) {
+            host.assert_alive("ovn-controller");
+            panic!("{error}");
+        }
 
         let first = format!(
             "ping -c 1 -w 1 {} >/dev/null && echo reached || echo alone; exec sleep 100000",

@@ -69,7 +69,9 @@ impl PrivateHost {
                 .arg(format!("--ovnnb-db={OVN_NORTHBOUND}"))
                 .arg(format!("--ovnsb-db={OVN_SOUTHBOUND}")),
         );
-        self.start("ovn-controller", Command::new("ovn-controller").arg(SWITCH_ENDPOINT));
+        // ovn-controller 23.03 dies of SIGSEGV in one of several first starts, while northd still
+        // fills the southbound database; `--monitor`, as in OVN's own init scripts, starts it again.
+        self.start("ovn-controller", Command::new("ovn-controller").arg("--monitor").arg(SWITCH_ENDPOINT));
     }
 
     /// dockerd without a bridge and without iptables, whose restart leaves containers running, with the busybox image imported.

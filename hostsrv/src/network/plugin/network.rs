@@ -17,8 +17,9 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::options::{Interface, IpamData, read_endpoint, read_network};
+use super::records::RecordError;
 use super::{Records, Refusal, parse};
-use crate::network::{Wiring, host_device, link};
+use crate::network::{NetworkError, Wiring, host_device, link};
 
 /// The external_ids key by which an interface names its Docker endpoint.
 const ENDPOINT: &str = "amphi-endpoint";
@@ -169,20 +170,38 @@ async fn delete_endpoint(State(driver): Driver, body: Bytes) -> Answer {
     Ok(Json(json!({})))
 }
 
+/// A switch that is away must not keep a container from ending: its device is gone by then, and
+/// what is left of it in the switch's database has no device and is swept later.
 async fn detach(driver: &NetworkDriver, endpoint: &str) -> Result<(), Refusal> {
-    match find_port(driver, endpoint).await? {
-        Some(port) => Ok(driver.wiring.detach(port).await?),
-        None => Ok(()),
+    let detached = match find_port(driver, endpoint).await {
+        Ok(Some(port)) => driver.wiring.detach(port).await.map_err(Cause::Network),
+        Ok(None) => Ok(()),
+        Err(cause) => Err(cause),
+    };
+    match detached {
+        Err(Cause::Network(error)) if error.is_transient() => {
+            tracing::warn!(%error, endpoint, "the endpoint ends while the switch is away");
+            Ok(())
+        }
+        other => other.map_err(|cause| match cause {
+            Cause::Network(error) => error.into(),
+            Cause::Record(error) => error.into(),
+        }),
     }
+}
+
+enum Cause {
+    Network(NetworkError),
+    Record(RecordError),
 }
 
 /// By the record, or after a power cut (when the run directory is empty) by the switch's rows,
 /// unless the port belongs to a younger endpoint by now.
-async fn find_port(driver: &NetworkDriver, endpoint: &str) -> Result<Option<Uuid>, Refusal> {
-    if let Some(record) = driver.records.endpoint(endpoint)? {
+async fn find_port(driver: &NetworkDriver, endpoint: &str) -> Result<Option<Uuid>, Cause> {
+    if let Some(record) = driver.records.endpoint(endpoint).map_err(Cause::Record)? {
         return Ok(Some(record.spec.port));
     }
-    let attached = driver.wiring.switch.observe().await?;
+    let attached = driver.wiring.switch.observe().await.map_err(Cause::Network)?;
     let ours = |ids: &BTreeMap<String, String>| ids.get(ENDPOINT).is_some_and(|label| label == endpoint);
     Ok(attached.into_iter().find(|found| ours(&found.external_ids)).map(|found| found.port))
 }
