@@ -6,6 +6,14 @@
 //! - A commit is all or nothing, and durable (it survives a power cut) before it is acknowledged.
 //! - A watch delivers every commit from a revision on, in order, after it is durable.
 
+mod check;
+pub mod conformance;
+mod disk;
+mod memory;
+mod sled;
+
+pub use sled::SledStore;
+
 use async_trait::async_trait;
 use std::time::Duration;
 use tokio::sync::mpsc;
