@@ -1,1 +1,85 @@
-//! (to come)
+//! The hosts' face: where agents join, connect and fetch blobs. Mutual TLS; only `join` works without a certificate.
+//! Owns the links. Refuses to know what a desired state is made of: that comes from a [`HostSide`].
+
+mod blobs;
+mod join;
+mod link;
+mod tls;
+
+pub use link::{AskError, Links};
+pub use tls::serve;
+
+use crate::images::BlobStore;
+use amphi_api::host::{Engine, HostSpec};
+use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
+use amphi_api::{ErrorBody, ErrorCode, HostId};
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Why a host is refused: becomes an [`ErrorBody`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+impl Refusal {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let error = amphi_api::error::ErrorDetail { code: self.code, message: self.message, field: None };
+        (status, axum::Json(ErrorBody { error })).into_response()
+    }
+}
+
+/// What the records have to say to hosts, and take from them.
+#[async_trait]
+pub trait HostSide: Send + Sync + 'static {
+    /// Checks the secret, spends it, makes the host's record and signs its certificate.
+    async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Refusal>;
+    /// A host has connected and says what it is. Answers where OVN's southbound database is.
+    async fn hello(&self, host: HostId, spec: HostSpec) -> Result<String, Refusal>;
+    /// The host is there. Called every few seconds by every host: must cost nearly nothing.
+    async fn heartbeat(&self, host: HostId, engines: Vec<Engine>, volume_group_free_bytes: u64);
+    async fn status(&self, host: HostId, status: HostStatus);
+    /// The host's link has ended and no newer one has taken its place.
+    async fn gone(&self, host: HostId);
+    /// The whole desired state of the host.
+    async fn desired(&self, host: HostId) -> Arc<HostDesired>;
+    /// Changes whenever `desired` may have changed.
+    fn desired_generation(&self, host: HostId) -> watch::Receiver<u64>;
+    /// Whether the host may have this blob: it belongs to an image that its desired state names.
+    async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool;
+}
+
+/// Shared by the handlers.
+#[derive(Clone)]
+pub struct State {
+    pub side: Arc<dyn HostSide>,
+    pub links: Arc<Links>,
+    pub blobs: Arc<BlobStore>,
+}
+
+/// Largest body of a join request, in bytes: a CSR and two short strings.
+const JOIN_MAX: usize = 32 << 10;
+
+/// All routes of the face.
+pub fn router(state: State) -> Router {
+    Router::new()
+        .route("/hosts/v1/join", post(join::join).layer(DefaultBodyLimit::max(JOIN_MAX)))
+        .route("/hosts/v1/blobs/{sha256}", get(blobs::blob))
+        .route("/hosts/v1/link", get(link::link))
+        .with_state(state)
+}

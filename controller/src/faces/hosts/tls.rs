@@ -1,0 +1,112 @@
+//! The TLS listener: a client certificate is optional (a host that joins has none yet) but, once shown, must be of our
+//! CA. Who it is reaches the handlers as [`Peer`]. A slow handshake holds up nobody else.
+
+use super::{Refusal, State, router};
+use amphi_api::{ErrorCode, HostId};
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::server::TlsStream;
+
+/// A handshake takes at most this long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes under way at once; more connections wait in the kernel's queue.
+const HANDSHAKES: usize = 256;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// From the certificate. None: it showed none.
+    pub certified: Option<HostId>,
+}
+
+impl Peer {
+    pub fn host(&self) -> Result<HostId, Refusal> {
+        self.certified
+            .ok_or_else(|| Refusal::new(ErrorCode::Unauthenticated, "a host's certificate is needed here"))
+    }
+}
+
+impl Connected<IncomingStream<'_, Accepted>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Accepted>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+/// Connections with their handshake done.
+pub struct Accepted {
+    done: mpsc::Receiver<(TlsStream<TcpStream>, Peer)>,
+    local: SocketAddr,
+}
+
+impl Listener for Accepted {
+    type Io = TlsStream<TcpStream>;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.done.recv().await {
+            Some(accepted) => accepted,
+            // The accepting task has ended with the runtime: nothing will ever come.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        Ok(Peer { address: self.local, certified: None })
+    }
+}
+
+/// Serves the face until `until` is done.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    state: State,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let local = listener.local_addr()?;
+    let (sender, done) = mpsc::channel(64);
+    let accepting = tokio::spawn(accept_all(listener, tokio_rustls::TlsAcceptor::from(tls), sender));
+    let service = router(state).into_make_service_with_connect_info::<Peer>();
+    let served = axum::serve(Accepted { done, local }, service).with_graceful_shutdown(until).await;
+    accepting.abort();
+    served
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    acceptor: tokio_rustls::TlsAcceptor,
+    done: mpsc::Sender<(TlsStream<TcpStream>, Peer)>,
+) {
+    let room = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let (tcp, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly: waiting is all that helps.
+                tracing::warn!(%error, "the hosts' face cannot accept");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let (acceptor, done) = (acceptor.clone(), done.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = tcp.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+                Ok(Ok(stream)) => {
+                    let chain = stream.get_ref().1.peer_certificates();
+                    let certified = chain.and_then(|c| c.first()).and_then(|c| crate::pki::host_of(c));
+                    let _ = done.send((stream, Peer { address, certified })).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+            }
+        });
+    }
+}
