@@ -1,1 +1,197 @@
-fn main() {}
+//! `amphi-lab`: the lab by hand. Owns the words of the command line; everything they do is in the library.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use amphi_integration::lab::{
+    Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, run_node, run_underlay,
+};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use nix::sys::signal::Signal;
+
+#[derive(Parser)]
+#[command(
+    name = "amphi-lab",
+    about = "Several real hosts on one machine; state in $AMPHI_LAB_DIR, else target/lab"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start a lab and leave it running
+    Up {
+        #[arg(long, default_value_t = 2)]
+        hosts: u8,
+        /// Without amphi-controller and amphi-hostsrv
+        #[arg(long)]
+        engines_only: bool,
+    },
+    /// End the lab and remove what it made
+    Down,
+    /// Every daemon of every party
+    Status,
+    /// Kill a party whole, at once
+    PowerCut { host: String },
+    /// Power a party on again
+    Return { host: String },
+    /// Drop everything between two parties
+    Cut {
+        a: String,
+        b: String,
+        /// Only what A sends to B
+        #[arg(long)]
+        one_way: bool,
+    },
+    /// Undo a cut, both ways
+    Heal { a: String, b: String },
+    /// Freeze a party (h1) or one daemon (h1/dockerd)
+    Pause { what: String },
+    /// Undo a pause
+    Resume { what: String },
+    /// Send a signal to a daemon
+    Kill {
+        host: String,
+        daemon: String,
+        #[arg(default_value = "KILL")]
+        signal: String,
+    },
+    /// Start a daemon that has ended
+    Start { host: String, daemon: String },
+    /// Leave no room on a party's disk
+    DiskFull { host: String },
+    /// Undo disk-full
+    DiskFree { host: String },
+    /// A shell, or a command, on a party
+    Shell {
+        host: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// What a lab that is down has left on the machine; fails when there is anything
+    Leftovers,
+    #[command(hide = true)]
+    Supervise {
+        #[arg(long)]
+        hosts: u8,
+        #[arg(long)]
+        engines_only: bool,
+        #[arg(long)]
+        pv_bytes: u64,
+    },
+    #[command(hide = true)]
+    Underlay {
+        nodes: Vec<String>,
+        #[arg(long)]
+        engines_only: bool,
+    },
+    #[command(hide = true)]
+    Node {
+        name: String,
+        #[arg(long)]
+        engines_only: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("amphi-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    let layout = Layout::from_env()?;
+    match verb {
+        Verb::Supervise { hosts, engines_only, pv_bytes } => guard(&layout, hosts, engines_only, pv_bytes)?,
+        Verb::Underlay { nodes, engines_only } => run_underlay(&layout, &nodes, engines_only)?,
+        Verb::Node { name, engines_only } => run_node(&layout, &name, engines_only)?,
+        Verb::Up { hosts, engines_only } => up(layout, hosts, engines_only)?,
+        Verb::Down => match Lab::attach(layout.clone()) {
+            Ok(lab) => lab.down()?,
+            Err(_) => end(&layout)?,
+        },
+        Verb::Leftovers => {
+            let found = leftovers(&layout);
+            found.iter().for_each(|line| println!("{line}"));
+            ensure!(found.is_empty(), "{} leftovers", found.len());
+        }
+        Verb::Shell { host, command } => {
+            let words: Vec<&str> =
+                if command.is_empty() { vec!["bash"] } else { command.iter().map(String::as_str).collect() };
+            return Err(Lab::attach(layout)?.command(&host, &words)?.exec()).context("start the shell");
+        }
+        other => act(&Lab::attach(layout)?, other)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn act(lab: &Lab, verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Status => status(lab),
+        Verb::PowerCut { host } => lab.power_cut(&host),
+        Verb::Return { host } => lab.restore(&host, show),
+        Verb::Cut { a, b, one_way } => lab.cut(&a, &b, one_way),
+        Verb::Heal { a, b } => lab.heal(&a, &b),
+        Verb::Pause { what } => lab.pause(&what),
+        Verb::Resume { what } => lab.resume(&what),
+        Verb::Kill { host, daemon, signal } => lab.kill(&host, &daemon, parse_signal(&signal)?),
+        Verb::Start { host, daemon } => lab.start(&host, &daemon),
+        Verb::DiskFull { host } => lab.disk_full(&host),
+        Verb::DiskFree { host } => lab.disk_free(&host),
+        _ => bail!("not a verb for a running lab"),
+    }
+}
+
+fn up(layout: Layout, hosts: u8, engines_only: bool) -> Result<()> {
+    let began = std::time::Instant::now();
+    let mut options = UpOptions::new(layout, std::env::current_exe().context("find own program")?, hosts);
+    options.engines_only = engines_only;
+    // Ctrl-C before the end closes the connection that the lab lives by: it goes down by itself.
+    let mut lab = Lab::up(&options, show)?;
+    lab.detach()?;
+    println!("lab up in {:.1} s: {}", began.elapsed().as_secs_f64(), lab.layout().root().display());
+    if lab.layout().env().exists() {
+        println!(". {}", lab.layout().env().display());
+    }
+    Ok(())
+}
+
+/// One line per unit that came up or was lost.
+fn show(unit: &UnitStatus) {
+    if matches!(unit.state.as_str(), "waiting" | "starting") {
+        return;
+    }
+    println!(
+        "  {:<10} {:<16} {:<7} {:>6.2} s  {}",
+        unit.node, unit.name, unit.state, unit.seconds, unit.detail
+    );
+    let _ = std::io::stdout().flush();
+}
+
+fn status(lab: &Lab) -> Result<()> {
+    for party in lab.parties()? {
+        if !party.powered {
+            println!("  {:<10} no power", party.name);
+            continue;
+        }
+        match lab.status(&party.name) {
+            Ok(status) => status.units.iter().for_each(show),
+            Err(error) => println!("  {:<10} does not answer: {error:#}", party.name),
+        }
+    }
+    Ok(())
+}
+
+fn parse_signal(text: &str) -> Result<Signal> {
+    let name = text.to_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse().with_context(|| format!("no signal {text}"))
+}

@@ -1,0 +1,37 @@
+# The README's commands. Everything here runs as root; anybody else goes through sudo.
+SHELL := /bin/bash
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,CI)
+LAB := $(SUDO) target/debug/amphi-lab
+
+.PHONY: run up down test bench lint install build images
+
+# Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
+run: install build images
+	$(LAB) run-story
+
+# The same lab, detached; `. target/lab/env` gives clients its address and token.
+up: install build images
+	$(LAB) up --hosts 2
+
+down:
+	$(LAB) down
+
+test: install build images
+	$(SUDO) cargo nextest run --workspace
+	$(SUDO) scripts/uml-lane.sh
+
+bench: install build images
+	$(LAB) bench
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+install:
+	scripts/install.sh
+
+build:
+	cargo build --workspace
+
+images:
+	$(SUDO) scripts/make-images.sh
