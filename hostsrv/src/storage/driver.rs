@@ -38,6 +38,8 @@ pub struct LvmConfig {
     pub run_dir: PathBuf,
     /// LVM's own configuration directory.
     pub lvm_dir: PathBuf,
+    /// `None`: whatever the kernel can do. A loop window works on every kernel, device-mapper does not.
+    pub activation: Option<Activation>,
     /// Whether this process keeps the windows of raw devices open (loop activation). The agent does;
     /// a Docker plug-in beside it must not, or nothing could be detached.
     pub keeps_devices: bool,
@@ -55,6 +57,7 @@ impl LvmConfig {
             state_dir: state_dir.to_owned(),
             run_dir: run_dir.to_owned(),
             lvm_dir,
+            activation: None,
             keeps_devices: true,
             freeze_limit: Duration::from_secs(30),
             copy_limit: Duration::from_secs(900),
@@ -90,7 +93,10 @@ impl LvmDriver {
     /// Detects the activation, prepares the directories and thaws what a crashed predecessor left frozen.
     /// The volume group itself may still be missing; `probe` says so.
     pub async fn open(config: LvmConfig) -> Result<LvmDriver, StorageError> {
-        let activation = dm::detect().await?;
+        let activation = match config.activation {
+            Some(activation) => activation,
+            None => dm::detect().await?,
+        };
         let (volumes, run) = (config.state_dir.join("volumes"), config.run_dir.clone());
         let object = volumes.display().to_string();
         blocking("preparing", &object, move || {
@@ -301,6 +307,7 @@ impl LvmDriver {
                 })?)
             }
         };
+        self.remove_leftover(spec.id, &report).await?;
         let extend = LvmCommand::Extend { name: &lv.name, more: extents - has, range: range.as_ref() };
         self.lvm.run(extend).await?;
         self.lvm.report().await
@@ -322,17 +329,20 @@ impl LvmDriver {
             return Ok(());
         }
         let active = self.activate(report, lv).await?;
-        if self.is_mounted(id).await? { self.grow_filesystem(&active.path, lv).await } else { Ok(()) }
+        if !self.is_mounted(id).await? || self.grow_mounted(&active.path, lv).await? {
+            return Ok(());
+        }
+        Err(StorageError::GrowsLater { id })
     }
 
-    async fn grow_filesystem(&self, device: &Path, lv: &LvReport) -> Result<(), StorageError> {
+    /// False when the file system must grow and only an unmounted one can here.
+    async fn grow_mounted(&self, device: &Path, lv: &LvReport) -> Result<bool, StorageError> {
         let (path, size) = (device.to_owned(), lv.size_bytes);
         let fits = blocking("reading the superblock of", &lv.name, move || {
-            // resize2fs leaves out a last group that is too small to be one, at most 128 MiB.
             Ok(filesystem::superblock(&path)?.is_none_or(|ext4| ext4.size_bytes >= size))
         })
         .await?;
-        if fits { Ok(()) } else { filesystem::grow(device).await }
+        if fits { Ok(true) } else { filesystem::grow_online(device).await }
     }
 
     async fn mount(&self, id: Uuid, lv: &LvReport, active: &Active) -> Result<(), StorageError> {
@@ -359,7 +369,13 @@ impl LvmDriver {
             filesystem::check(&active.path).await?;
             try_mount().await?;
         }
-        self.grow_filesystem(&active.path, lv).await
+        if !self.grow_mounted(&active.path, lv).await? {
+            let point = self.mount_point(id);
+            blocking("unmounting", &lv.name, move || filesystem::unmount(&point)).await?;
+            filesystem::grow_offline(&active.path).await?;
+            try_mount().await?;
+        }
+        Ok(())
     }
 }
 
@@ -495,9 +511,8 @@ impl VolumeDriver for LvmDriver {
                 Ok(Attached { device: active.path, mount: None })
             }
             Attach::Mounted => {
-                if mounted {
-                    self.grow_filesystem(&active.path, lv).await?;
-                } else {
+                // One that is mounted already was brought to its size by `ensure`.
+                if !mounted {
                     self.mount(id, lv, &active).await?;
                 }
                 // From here on the mount keeps the window.
@@ -640,6 +655,7 @@ impl LvmDriver {
 
     /// Wipes before it removes, so that free extents never carry anybody's bytes into the next volume.
     async fn purge(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
+        self.remove_leftover(id, report).await?;
         self.detach_locked(id, report, lv).await?;
         let inactive = LvReport { active: false, ..lv.clone() };
         let active = self.activate(report, &inactive).await?;

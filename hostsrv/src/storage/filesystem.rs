@@ -25,8 +25,18 @@ pub async fn check(device: &Path) -> Result<(), StorageError> {
     ext4_tool("e2fsck", &["-p"], device, &[0, 1]).await
 }
 
-/// Grows the file system to its device, mounted or not.
-pub async fn grow(device: &Path) -> Result<(), StorageError> {
+/// Grows a mounted file system to its device. The kernel wants CAP_SYS_RESOURCE for that, which a root of
+/// limited capabilities (a container's) lacks; `Ok(false)` then.
+pub async fn grow_online(device: &Path) -> Result<bool, StorageError> {
+    match ext4_tool("resize2fs", &[], device, &[0]).await {
+        Err(StorageError::Program { detail, .. }) if detail.contains("Permission denied to resize") => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Grows an unmounted file system to its device; resize2fs insists on a full check before.
+pub async fn grow_offline(device: &Path) -> Result<(), StorageError> {
+    ext4_tool("e2fsck", &["-f", "-p"], device, &[0, 1]).await?;
     ext4_tool("resize2fs", &[], device, &[0]).await
 }
 

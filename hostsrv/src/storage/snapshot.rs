@@ -12,7 +12,7 @@ use super::activation::dm;
 use super::driver::{LvmDriver, blocking};
 use super::filesystem::Frozen;
 use super::lvm::LvmCommand;
-use super::report::{GroupReport, LvReport};
+use super::report::{GroupReport, LvReport, TAG};
 use super::{Activation, Quiesce, StorageError, copy};
 
 /// A paused guest may need longer than a metadata command, yet not for ever.
@@ -63,6 +63,10 @@ async fn resume(quiesce: Quiesce) {
     }
 }
 
+fn leftover(id: Uuid) -> String {
+    format!("tmp-{id}")
+}
+
 impl LvmDriver {
     /// Fills `to` with the bytes of `from` (volume or snapshot `id`). The caller holds the locks of both.
     pub(super) async fn copy_at_one_point(
@@ -80,6 +84,14 @@ impl LvmDriver {
         };
         drop(target.file);
         copied
+    }
+
+    /// Removes a temporary snapshot that a crash left: nobody else works on a volume whose lock we hold.
+    /// It would keep its origin from growing and from being deactivated.
+    pub(super) async fn remove_leftover(&self, id: Uuid, report: &GroupReport) -> Result<(), StorageError> {
+        let name = leftover(id);
+        let is_ours = report.lv(&name).is_some_and(|lv| lv.has(TAG));
+        if is_ours { self.lvm.run(LvmCommand::Remove { name: &name }).await.map(drop) } else { Ok(()) }
     }
 
     async fn copy_held(
@@ -117,11 +129,8 @@ impl LvmDriver {
         to: &std::path::Path,
         quiesce: &Quiesce,
     ) -> Result<(), StorageError> {
-        let name = format!("tmp-{id}");
-        if report.lv(&name).is_some() {
-            // Left by a crash; nobody else works on this volume while we hold its lock.
-            self.lvm.run(LvmCommand::Remove { name: &name }).await?;
-        }
+        let name = leftover(id);
+        self.remove_leftover(id, report).await?;
         {
             let _changes = self.lvm.changes.lock().await;
             let now = self.lvm.report().await?;
