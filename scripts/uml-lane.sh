@@ -38,18 +38,29 @@ end() {
     rm -rf "$work"
 }
 trap end EXIT
-trap 'exit 130' INT TERM HUP
+trap 'exit 130' INT TERM HUP PIPE
 
 # The init of the kernel inside. hostfs is the machine's own root: everything written goes to tmpfs but the results.
 cat >"$work/init" <<INIT
 #!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp
 exec >"$work/output" 2>&1
-mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t devtmpfs dev /dev &&
-    mount -t tmpfs tmpfs /run && mount -t tmpfs -o size=900m tmpfs /tmp &&
-    mount --bind /usr/lib/uml/modules /lib/modules || echo "mounting failed"
-depmod -a && modprobe dm-mod && modprobe dm-snapshot && modprobe loop || echo "loading modules failed"
-mkdir /tmp/lane
+prepare() {
+    set -e
+    mount -t proc proc /proc
+    mount -t sysfs sysfs /sys
+    # The kernel may have mounted it by itself.
+    mount -t devtmpfs dev /dev || [ -e /dev/null ]
+    mount -t tmpfs tmpfs /run
+    mount -t tmpfs -o size=900m tmpfs /tmp
+    # Where modprobe looks, without touching the machine's own /lib/modules.
+    mkdir -p /tmp/modules/lib
+    ln -s /usr/lib/uml/modules /tmp/modules/lib/modules
+    modprobe -d /tmp/modules -a dm-mod dm-snapshot loop
+    mkdir /tmp/lane
+}
+# Without its own /tmp nothing may run: it would work on the machine's.
+(prepare) || { echo "preparing the kernel inside failed"; echo o >/proc/sysrq-trigger; exec sleep 60; }
 AMPHI_STORAGE_DM_LANE=/tmp/lane "$binary" --test-threads=1 --nocapture $filter
 echo "\$?" >"$work/code"
 dmsetup ls --target linear >"$work/left"

@@ -35,7 +35,10 @@ impl Run<'_> {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(StorageError::io(self.operation, format!("{} (starting {})", self.object, self.program)))?;
+            .map_err(StorageError::io(
+                self.operation,
+                format!("{} (starting {})", self.object, self.program),
+            ))?;
         let group = child.id().map(|pid| Pid::from_raw(pid as i32));
         // Taken out of the child so that a grandchild which keeps a pipe open falls under the limit too.
         let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
@@ -77,7 +80,11 @@ pub fn complaint(output: &Output) -> String {
     if said.is_empty() {
         said = lines().collect();
     }
-    if said.is_empty() { output.status.to_string() } else { format!("{} ({})", said.join("; "), output.status) }
+    if said.is_empty() {
+        output.status.to_string()
+    } else {
+        format!("{} ({})", said.join("; "), output.status)
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,8 @@ pub fn wipe(device: &Path, size: u64, how: Wipe, deadline: Instant) -> io::Resul
     while offset < size {
         check(deadline)?;
         let step = WIPE_STEP.min(size - offset);
-        let run = |flags| fallocate(&file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, step as i64);
+        let run =
+            |flags| fallocate(&file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset as i64, step as i64);
         match run(FallocateFlags::FALLOC_FL_PUNCH_HOLE) {
             Err(Errno::EOPNOTSUPP) if how == Wipe::OffloadedOnly => return Ok(false),
             Err(Errno::EOPNOTSUPP) => run(FallocateFlags::FALLOC_FL_ZERO_RANGE)?,

@@ -14,16 +14,16 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::activation::loop_device::{self, Place, Window};
 use super::activation::dm;
+use super::activation::loop_device::{self, Place, Window};
 use super::filesystem::{self, Mount};
 use super::lock::VolumeLocks;
 use super::lvm::{Lvm, LvmCommand};
 use super::placement;
 use super::report::{EXT4_TAG, GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG};
 use super::{
-    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts, VolumeDriver,
-    VolumeKind, VolumeSpec, copy, holders, recycle,
+    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts,
+    VolumeDriver, VolumeKind, VolumeSpec, copy, holders, recycle,
 };
 
 /// How long a device may take to become free after its last user has gone.
@@ -151,7 +151,8 @@ impl LvmDriver {
             }
             Activation::Loop => {
                 let place = self.place(report, lv)?;
-                let open = blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
+                let open =
+                    blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
                 Ok(Active { path: open.device, file: Some(open.file), found: open.found })
             }
         }
@@ -162,7 +163,9 @@ impl LvmDriver {
             Activation::Dm if !lv.active => None,
             Activation::Dm => match self.lvm.run(LvmCommand::Deactivate { name: &lv.name }).await {
                 Ok(_) => None,
-                Err(StorageError::Lvm { detail, .. }) if detail.contains("in use") || detail.contains("busy") => {
+                Err(StorageError::Lvm { detail, .. })
+                    if detail.contains("in use") || detail.contains("busy") =>
+                {
                     Some(dm::path(self.lvm.group(), &lv.name))
                 }
                 Err(error) => return Err(error),
@@ -171,7 +174,8 @@ impl LvmDriver {
                 let place = self.place(report, lv)?;
                 self.held().remove(&id);
                 // If somebody else still has it, the next look keeps it open again.
-                blocking("closing the window of", &lv.name, move || loop_device::close(&place, PATIENCE)).await?
+                blocking("closing the window of", &lv.name, move || loop_device::close(&place, PATIENCE))
+                    .await?
             }
         };
         let Some(device) = holder else { return Ok(()) };
@@ -180,7 +184,8 @@ impl LvmDriver {
 
     async fn busy(&self, id: Uuid, device: &Path) -> StorageError {
         let device = device.to_owned();
-        let found = blocking("looking for holders of", &id.to_string(), move || Ok(holders::holders(&device))).await;
+        let found =
+            blocking("looking for holders of", &id.to_string(), move || Ok(holders::holders(&device))).await;
         StorageError::Busy { id, holders: holders::describe(&found.unwrap_or_default()) }
     }
 
@@ -206,7 +211,12 @@ impl LvmDriver {
         Ok(self.activate(report, lv).await?.path)
     }
 
-    pub(super) async fn retag(&self, name: &str, add: &[String], remove: &[String]) -> Result<(), StorageError> {
+    pub(super) async fn retag(
+        &self,
+        name: &str,
+        add: &[String],
+        remove: &[String],
+    ) -> Result<(), StorageError> {
         let _changes = self.lvm.changes.lock().await;
         self.lvm.run(LvmCommand::Tag { name, add, remove }).await.map(drop)
     }
@@ -269,7 +279,8 @@ impl LvmDriver {
         if let Some(source) = spec.source {
             let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
             if from.fs() != spec.fs {
-                let reason = format!("its file system {:?} is not that of its source, {:?}", spec.fs, from.fs());
+                let reason =
+                    format!("its file system {:?} is not that of its source, {:?}", spec.fs, from.fs());
                 return Err(StorageError::Invalid { id: spec.id, reason });
             }
             self.copy_at_one_point(source, report, from, lv, quiesce).await?;
@@ -349,13 +360,15 @@ impl LvmDriver {
         if active.found {
             // Whoever has the raw device open could write under the file system.
             let device = active.path.clone();
-            let found = blocking("looking for holders of", &lv.name, move || Ok(holders::holders(&device))).await?;
+            let found =
+                blocking("looking for holders of", &lv.name, move || Ok(holders::holders(&device))).await?;
             if !found.is_empty() {
                 return Err(StorageError::Busy { id, holders: holders::describe(&found) });
             }
         }
         let device = active.path.clone();
-        let ext4 = blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
+        let ext4 =
+            blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
         let Some(ext4) = ext4 else { return Err(StorageError::NoFilesystem { id }) };
         if ext4.errors {
             filesystem::check(&active.path).await?;
@@ -386,7 +399,8 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, StorageError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(StorageError::io(operation, object))
+    done.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        .map_err(StorageError::io(operation, object))
 }
 
 #[async_trait]
@@ -406,11 +420,10 @@ impl VolumeDriver for LvmDriver {
 
     async fn observe(&self) -> Result<Vec<ObservedVolume>, StorageError> {
         let report = self.lvm.report().await?;
-        let (windows, mounts) =
-            blocking("reading windows and mounts of", self.lvm.group(), || {
-                Ok((loop_device::windows()?, filesystem::mounts()?))
-            })
-            .await?;
+        let (windows, mounts) = blocking("reading windows and mounts of", self.lvm.group(), || {
+            Ok((loop_device::windows()?, filesystem::mounts()?))
+        })
+        .await?;
         let mut seen: Vec<ObservedVolume> = Vec::new();
         for lv in &report.lvs {
             let Some((id, kind)) = lv.identity() else { continue };
@@ -625,14 +638,20 @@ impl LvmDriver {
         report: &GroupReport,
         lv: &LvReport,
     ) -> Result<(), StorageError> {
-        let raw = self.lvm.activation() == Activation::Loop && seen.device.is_some() && seen.mounted.is_none();
-        if !raw || !self.config.keeps_devices || seen.trashed_at.is_some() || self.held().contains_key(&seen.id) {
+        let raw =
+            self.lvm.activation() == Activation::Loop && seen.device.is_some() && seen.mounted.is_none();
+        if !raw
+            || !self.config.keeps_devices
+            || seen.trashed_at.is_some()
+            || self.held().contains_key(&seen.id)
+        {
             return Ok(());
         }
         // Somebody who works on it decides about it; the next look will find it if it stays.
         let Some(_lock) = self.locks.try_lock(seen.id)? else { return Ok(()) };
         let place = self.place(report, lv)?;
-        let open = blocking("keeping the window of", &lv.name, move || loop_device::open_existing(&place)).await?;
+        let open =
+            blocking("keeping the window of", &lv.name, move || loop_device::open_existing(&place)).await?;
         if let Some(open) = open {
             self.held().insert(seen.id, open.file);
         }
@@ -659,7 +678,8 @@ impl LvmDriver {
         self.detach_locked(id, report, lv).await?;
         let inactive = LvReport { active: false, ..lv.clone() };
         let active = self.activate(report, &inactive).await?;
-        let (path, size, deadline) = (active.path.clone(), lv.size_bytes, Instant::now() + self.config.copy_limit);
+        let (path, size, deadline) =
+            (active.path.clone(), lv.size_bytes, Instant::now() + self.config.copy_limit);
         blocking("wiping", &lv.name, move || copy::wipe(&path, size, copy::Wipe::Whole, deadline)).await?;
         drop(active);
         let active = LvReport { active: true, ..lv.clone() };

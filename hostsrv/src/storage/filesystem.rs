@@ -29,7 +29,9 @@ pub async fn check(device: &Path) -> Result<(), StorageError> {
 /// limited capabilities (a container's) lacks; `Ok(false)` then.
 pub async fn grow_online(device: &Path) -> Result<bool, StorageError> {
     match ext4_tool("resize2fs", &[], device, &[0]).await {
-        Err(StorageError::Program { detail, .. }) if detail.contains("Permission denied to resize") => Ok(false),
+        Err(StorageError::Program { detail, .. }) if detail.contains("Permission denied to resize") => {
+            Ok(false)
+        }
         other => other.map(|()| true),
     }
 }
@@ -40,7 +42,12 @@ pub async fn grow_offline(device: &Path) -> Result<(), StorageError> {
     ext4_tool("resize2fs", &[], device, &[0]).await
 }
 
-async fn ext4_tool(program: &'static str, args: &[&str], device: &Path, good: &[i32]) -> Result<(), StorageError> {
+async fn ext4_tool(
+    program: &'static str,
+    args: &[&str],
+    device: &Path,
+    good: &[i32],
+) -> Result<(), StorageError> {
     let object = device.display().to_string();
     let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     args.push(object.clone());
@@ -98,7 +105,8 @@ fn parse_mounts(text: &str) -> Vec<Mount> {
     let parse = |line: &str| {
         let mut fields = line.split(' ').skip(4);
         let point = PathBuf::from(unescape(fields.next()?));
-        let shared = fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        let shared =
+            fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
         Some(Mount { point, shared })
     };
     text.lines().filter_map(parse).collect()

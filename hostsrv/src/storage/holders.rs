@@ -17,7 +17,9 @@ pub fn holders(device: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let Ok(entries) = std::fs::read_dir("/proc") else { return found };
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         if pid == own || found.len() >= 8 {
             continue;
         }
@@ -30,7 +32,10 @@ pub fn holders(device: &Path) -> Vec<String> {
             && seen.insert(namespace)
             && let Some(point) = mounted_in(&process, number)
         {
-            found.push(format!("process {pid} ({}) has it mounted at {point} in its own namespace", name(&process)));
+            found.push(format!(
+                "process {pid} ({}) has it mounted at {point} in its own namespace",
+                name(&process)
+            ));
         }
     }
     found
@@ -38,7 +43,11 @@ pub fn holders(device: &Path) -> Vec<String> {
 
 /// The holders as one phrase.
 pub fn describe(holders: &[String]) -> String {
-    if holders.is_empty() { "held by the kernel, by no visible process".to_owned() } else { holders.join(", ") }
+    if holders.is_empty() {
+        "held by the kernel, by no visible process".to_owned()
+    } else {
+        holders.join(", ")
+    }
 }
 
 fn held_by(process: &Path, number: u64) -> Option<String> {

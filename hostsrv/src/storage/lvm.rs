@@ -22,14 +22,37 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub enum LvmCommand<'a> {
     Report,
-    Create { name: &'a str, extents: u64, tags: &'a [String], range: Option<&'a ExtentRange> },
+    Create {
+        name: &'a str,
+        extents: u64,
+        tags: &'a [String],
+        range: Option<&'a ExtentRange>,
+    },
     /// A temporary device-mapper snapshot; LVM freezes a mounted file system for the instant.
-    Snapshot { name: &'a str, of: &'a str, extents: u64 },
-    Extend { name: &'a str, more: u64, range: Option<&'a ExtentRange> },
-    Tag { name: &'a str, add: &'a [String], remove: &'a [String] },
-    Activate { name: &'a str },
-    Deactivate { name: &'a str },
-    Remove { name: &'a str },
+    Snapshot {
+        name: &'a str,
+        of: &'a str,
+        extents: u64,
+    },
+    Extend {
+        name: &'a str,
+        more: u64,
+        range: Option<&'a ExtentRange>,
+    },
+    Tag {
+        name: &'a str,
+        add: &'a [String],
+        remove: &'a [String],
+    },
+    Activate {
+        name: &'a str,
+    },
+    Deactivate {
+        name: &'a str,
+    },
+    Remove {
+        name: &'a str,
+    },
 }
 
 impl LvmCommand<'_> {
@@ -84,7 +107,7 @@ impl LvmCommand<'_> {
             }
             LvmCommand::Snapshot { name, of, extents } => {
                 push(&["lvcreate", "--yes", "--snapshot", "--name", name, "--extents", &extents.to_string()]);
-                push(&["--setautoactivation", "n", "--addtag", report::TAG, &format!("{group}/{of}")]);
+                push(&["--addtag", report::TAG, &format!("{group}/{of}")]);
             }
             LvmCommand::Extend { more, .. } => push(&["lvextend", "--extents", &format!("+{more}")]),
             LvmCommand::Tag { add, remove, .. } => {
@@ -111,7 +134,9 @@ impl LvmCommand<'_> {
             LvmCommand::Snapshot { .. } => {}
             _ => push(&[&lv]),
         }
-        if let LvmCommand::Create { range: Some(range), .. } | LvmCommand::Extend { range: Some(range), .. } = self {
+        if let LvmCommand::Create { range: Some(range), .. } | LvmCommand::Extend { range: Some(range), .. } =
+            self
+        {
             push(&[&range.argument()]);
         }
         args
@@ -130,7 +155,12 @@ pub struct Lvm {
 
 impl Lvm {
     /// `private` is a directory of ours for the adapted configuration; `system` the host's configuration.
-    pub fn new(group: &str, activation: Activation, system: &Path, private: &Path) -> Result<Self, StorageError> {
+    pub fn new(
+        group: &str,
+        activation: Activation,
+        system: &Path,
+        private: &Path,
+    ) -> Result<Self, StorageError> {
         adapt_configuration(system, private)
             .map_err(StorageError::io("adapting the LVM configuration in", private.display()))?;
         Ok(Lvm {
@@ -186,10 +216,8 @@ impl Lvm {
         let output = run.output().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.lines().find_map(|line| line.trim().strip_prefix("LVM version:"));
-        version.and_then(|rest| rest.split_whitespace().next()).map(str::to_owned).ok_or_else(|| StorageError::Lvm {
-            operation: "version",
-            object: "lvm".to_owned(),
-            detail: complaint(&output),
+        version.and_then(|rest| rest.split_whitespace().next()).map(str::to_owned).ok_or_else(|| {
+            StorageError::Lvm { operation: "version", object: "lvm".to_owned(), detail: complaint(&output) }
         })
     }
 }
@@ -240,11 +268,23 @@ mod tests {
         let snapshot = LvmCommand::Snapshot { name: "tmp-x", of: "vol-x", extents: 12 };
         use Activation::{Dm, Loop};
         let cases = [
-            (&create, Loop, "lvcreate --yes --name vol-x --extents 256 --zero n --wipesignatures n --setautoactivation n --activate n --addtag amphi --addtag amphi.making --driverloaded n --alloc contiguous vg /dev/loop0:300-555"),
-            (&plain, Dm, "lvcreate --yes --name vol-x --extents 256 --zero n --wipesignatures n --setautoactivation n --activate y --addtag amphi --addtag amphi.making vg"),
-            (&extend, Loop, "lvextend --extents +9 --driverloaded n --alloc contiguous vg/vol-x /dev/loop0:300-555"),
+            (
+                &create,
+                Loop,
+                "lvcreate --yes --name vol-x --extents 256 --zero n --wipesignatures n --setautoactivation n --activate n --addtag amphi --addtag amphi.making --driverloaded n --alloc contiguous vg /dev/loop0:300-555",
+            ),
+            (
+                &plain,
+                Dm,
+                "lvcreate --yes --name vol-x --extents 256 --zero n --wipesignatures n --setautoactivation n --activate y --addtag amphi --addtag amphi.making vg",
+            ),
+            (
+                &extend,
+                Loop,
+                "lvextend --extents +9 --driverloaded n --alloc contiguous vg/vol-x /dev/loop0:300-555",
+            ),
             (&tag, Loop, "lvchange --addtag amphi --deltag amphi.making --driverloaded n vg/vol-x"),
-            (&snapshot, Dm, "lvcreate --yes --snapshot --name tmp-x --extents 12 --setautoactivation n --addtag amphi vg/vol-x"),
+            (&snapshot, Dm, "lvcreate --yes --snapshot --name tmp-x --extents 12 --addtag amphi vg/vol-x"),
             (&LvmCommand::Activate { name: "vol-x" }, Dm, "lvchange --activate y vg/vol-x"),
             (&LvmCommand::Deactivate { name: "vol-x" }, Dm, "lvchange --activate n vg/vol-x"),
             (&LvmCommand::Remove { name: "vol-x" }, Loop, "lvremove --yes --driverloaded n vg/vol-x"),

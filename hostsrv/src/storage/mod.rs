@@ -121,7 +121,9 @@ pub struct Attached {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BinOrder {
     /// Detach and mark as trash since `at` (unix seconds). A second order keeps the first time.
-    Trash { at: i64 },
+    Trash {
+        at: i64,
+    },
     Restore,
     /// Detach, wipe and remove for good; a volume that is already gone is no error.
     Purge,

@@ -130,8 +130,9 @@ mod tests {
 
     #[test]
     fn volumes_leave_their_neighbours_room_and_snapshots_do_not_need_any() {
+        type Case<'a> = (&'a [Taken], u64, bool, Result<u64, (u64, u64)>);
         // (already there, count, grows, where)
-        let cases: &[(&[Taken], u64, bool, Result<u64, (u64, u64)>)] = &[
+        let cases: &[Case] = &[
             (&[], 10, true, Ok(0)),
             (&[taken(0, 10, true)], 10, true, Ok(20)),
             (&[taken(0, 60, true)], 20, true, Ok(70)),
@@ -154,10 +155,7 @@ mod tests {
         let there = [taken(0, 10, true), taken(30, 10, true)];
         let grown = extend(&pv(100), &there, &there[0].range, 20).expect("fits exactly");
         assert_eq!((grown.start, grown.count), (10, 20));
-        assert_eq!(
-            extend(&pv(100), &there, &there[0].range, 21),
-            Err(NoRoom { largest: 20, free: 80 })
-        );
+        assert_eq!(extend(&pv(100), &there, &there[0].range, 21), Err(NoRoom { largest: 20, free: 80 }));
         assert_eq!(grown.argument(), "/dev/a:10-29");
     }
 

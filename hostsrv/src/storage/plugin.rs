@@ -71,7 +71,9 @@ async fn volumes(driver: &Driver) -> Result<Vec<ObservedVolume>, String> {
 
 async fn find(driver: &Driver, id: Uuid) -> Result<ObservedVolume, String> {
     let found = volumes(driver).await?.into_iter().find(|volume| volume.id == id);
-    found.ok_or_else(|| format!("volume {id} does not exist on this host; Amphi creates volumes, Docker does not"))
+    found.ok_or_else(|| {
+        format!("volume {id} does not exist on this host; Amphi creates volumes, Docker does not")
+    })
 }
 
 fn entry(volume: &ObservedVolume) -> Value {
@@ -91,7 +93,8 @@ async fn mount(State(driver): State<Driver>, body: Bytes) -> Json<Value> {
     answer(async {
         let id = volume(&body)?;
         let attached = driver.attach(id, Attach::Mounted).await.map_err(|error| error.to_string())?;
-        let point = attached.mount.ok_or_else(|| format!("volume {id} was attached without a mount point"))?;
+        let point =
+            attached.mount.ok_or_else(|| format!("volume {id} was attached without a mount point"))?;
         Ok(json!({ "Mountpoint": point.display().to_string() }))
     })
     .await
@@ -114,7 +117,8 @@ async fn get(State(driver): State<Driver>, body: Bytes) -> Json<Value> {
 }
 
 async fn list(State(driver): State<Driver>) -> Json<Value> {
-    answer(async { Ok(json!({ "Volumes": volumes(&driver).await?.iter().map(entry).collect::<Vec<_>>() })) }).await
+    answer(async { Ok(json!({ "Volumes": volumes(&driver).await?.iter().map(entry).collect::<Vec<_>>() })) })
+        .await
 }
 
 async fn capabilities() -> Json<Value> {

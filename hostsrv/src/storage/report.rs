@@ -219,10 +219,7 @@ pub fn parse(json: &[u8], group: &str) -> Result<GroupReport, String> {
         let Some(pv) = tables.pv.iter().find(|pv| pv.pv_uuid == row.pv_uuid) else {
             return Err(format!("physical volume {} is not in the report", row.pv_uuid));
         };
-        let grows = tables
-            .lv
-            .iter()
-            .any(|lv| lv.lv_uuid == row.lv_uuid && lv.lv_name.starts_with("vol-"));
+        let grows = tables.lv.iter().any(|lv| lv.lv_uuid == row.lv_uuid && lv.lv_name.starts_with("vol-"));
         taken.push(Taken {
             range: ExtentRange {
                 pv: pv.pv_name.clone(),

@@ -79,7 +79,9 @@ impl LvmDriver {
     ) -> Result<(), StorageError> {
         let target = self.activate(report, to).await?;
         let copied = match self.lvm.activation() {
-            Activation::Dm if from.active => self.copy_through_snapshot(id, report, from, &target.path, quiesce).await,
+            Activation::Dm if from.active => {
+                self.copy_through_snapshot(id, report, from, &target.path, quiesce).await
+            }
             _ => self.copy_held(id, report, from, &target.path, quiesce).await,
         };
         drop(target.file);
@@ -148,7 +150,8 @@ impl LvmDriver {
             taken?;
         }
         let path = dm::path(self.lvm.group(), &name);
-        let (target, size, deadline) = (to.to_owned(), from.size_bytes, Instant::now() + self.config.copy_limit);
+        let (target, size, deadline) =
+            (to.to_owned(), from.size_bytes, Instant::now() + self.config.copy_limit);
         let copied =
             blocking("copying", &from.name, move || copy::copy(&path, &target, size, deadline)).await;
         let _changes = self.lvm.changes.lock().await;

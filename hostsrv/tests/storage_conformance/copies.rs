@@ -95,7 +95,8 @@ pub async fn a_guest_is_paused_and_always_resumed(rig: &mut Rig) {
     disk.write_all_at(&bytes, 20 * MIB).expect("written");
 
     let broken = Arc::new(Guest { refuses: true, ..Guest::default() });
-    let error = rig.driver.snapshot(id, snapshot, &Quiesce::Guest(broken.clone())).await.expect_err("no pause");
+    let error =
+        rig.driver.snapshot(id, snapshot, &Quiesce::Guest(broken.clone())).await.expect_err("no pause");
     assert!(error.to_string().contains("the monitor does not answer"), "{error}");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while broken.paused.load(Ordering::SeqCst) != 0 {

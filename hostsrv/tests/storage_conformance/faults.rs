@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use amphi_hostsrv::storage::filesystem::{self, Frozen};
+use amphi_hostsrv::storage::filesystem;
 use amphi_hostsrv::storage::lvm::LvmCommand;
 use amphi_hostsrv::storage::{
     Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeSpec,
@@ -48,7 +48,10 @@ pub async fn a_busy_volume_is_not_detached_and_its_holder_named(rig: &mut Rig) {
         point.display(),
         ready.display()
     );
-    let pid = rig.guest(&format!("unshare --mount --propagation private sh -c '{script}' & while ! [ -e {} ]; do sleep 0.02; done;", ready.display()));
+    let pid = rig.guest(&format!(
+        "unshare --mount --propagation private sh -c '{script}' & while ! [ -e {} ]; do sleep 0.02; done;",
+        ready.display()
+    ));
     let error = rig.driver.detach(id).await.expect_err("a guest mounts it");
     assert!(error.to_string().contains("elsewhere in its own namespace"), "{error}");
     let children = Command::new("pkill").args(["-P", &pid.to_string()]).status().expect("pkill");
@@ -62,11 +65,14 @@ pub async fn a_busy_volume_is_not_detached_and_its_holder_named(rig: &mut Rig) {
 
 pub async fn a_full_group_says_so_and_nothing_is_half_made(rig: &mut Rig) {
     let big = Uuid::new_v4();
-    rig.driver.ensure(&raw(big, 700)).await.expect("made");
+    rig.driver.ensure(&raw(big, 1200)).await.expect("made");
     let (free, before) = (rig.free().await, rig.driver.observe().await.expect("observes"));
     let error = rig.driver.ensure(&ext4(Uuid::new_v4(), 100)).await.expect_err("full");
-    assert!(matches!(&error, StorageError::Full { needed, free: f, .. } if *needed == 100 * MIB && *f == free), "{error}");
-    let error = rig.driver.ensure(&raw(big, 1000)).await.expect_err("full");
+    assert!(
+        matches!(&error, StorageError::Full { needed, free: f, .. } if *needed == 100 * MIB && *f == free),
+        "{error}"
+    );
+    let error = rig.driver.ensure(&raw(big, 1400)).await.expect_err("full");
     assert!(matches!(error, StorageError::Full { .. }), "{error}");
     let error = rig.driver.snapshot(big, Uuid::new_v4(), &Quiesce::Filesystem).await.expect_err("full");
     assert!(matches!(error, StorageError::Full { .. }), "{error}");
@@ -77,20 +83,20 @@ pub async fn a_full_group_says_so_and_nothing_is_half_made(rig: &mut Rig) {
     assert_eq!(rig.free().await, GROUP_BYTES);
 
     if rig.activation == Activation::Loop {
-        // Two of 200 MiB with room between them: what is left is no single piece.
+        // Two of 400 MiB with room between them: what is left is no single piece.
         let ids: Vec<Uuid> = (0..3).map(|_| Uuid::new_v4()).collect();
-        rig.driver.ensure(&raw(ids[0], 200)).await.expect("made");
-        rig.driver.ensure(&raw(ids[1], 200)).await.expect("made");
-        let error = rig.driver.ensure(&raw(ids[2], 300)).await.expect_err("no piece that large");
+        rig.driver.ensure(&raw(ids[0], 400)).await.expect("made");
+        rig.driver.ensure(&raw(ids[1], 400)).await.expect("made");
+        let error = rig.driver.ensure(&raw(ids[2], 448)).await.expect_err("no piece that large");
         let StorageError::NoContiguousRoom { needed, largest, free, .. } = error else { panic!("{error}") };
-        assert_eq!((needed, free), (300 * MIB, 368 * MIB));
+        assert_eq!((needed, free), (448 * MIB, 480 * MIB));
         assert!(largest < needed);
-        let error = rig.driver.ensure(&raw(ids[0], 500)).await.expect_err("no room behind");
+        let error = rig.driver.ensure(&raw(ids[0], 848)).await.expect_err("no room behind");
         let StorageError::NoRoomBehind { needed, behind, free, .. } = error else { panic!("{error}") };
-        assert_eq!((needed, free), (300 * MIB, 368 * MIB));
+        assert_eq!((needed, free), (448 * MIB, 480 * MIB));
         assert!(behind < needed);
         assert_eq!(rig.observed(ids[2]).await, None);
-        assert_eq!(rig.observed(ids[0]).await.expect("there").size_bytes, 200 * MIB);
+        assert_eq!(rig.observed(ids[0]).await.expect("there").size_bytes, 400 * MIB);
     }
 }
 
@@ -157,8 +163,8 @@ pub async fn a_crash_during_a_copy_is_healed(rig: &mut Rig) {
 
 pub async fn a_file_system_left_frozen_is_thawed(rig: &mut Rig) {
     let (_, point) = rig.mounted(32).await;
-    // A process that dies takes no guard with it.
-    std::mem::forget(Frozen::freeze(&point).expect("frozen"));
+    // A process that ends without its guard leaves the file system frozen.
+    assert!(Command::new("fsfreeze").arg("--freeze").arg(&point).status().expect("fsfreeze").success());
     rig.driver = rig.fresh_driver().await;
     write(&point.join("data"), b"thawed");
 }
@@ -181,7 +187,10 @@ pub async fn a_damaged_file_system_is_repaired_before_use(rig: &mut Rig) {
 pub async fn what_is_not_ours_is_not_touched(rig: &mut Rig) {
     let id = Uuid::new_v4();
     let name = format!("vol-{id}");
-    rig.lvm.run(LvmCommand::Create { name: &name, extents: 4, tags: &[], range: None }).await.expect("created");
+    rig.lvm
+        .run(LvmCommand::Create { name: &name, extents: 4, tags: &[], range: None })
+        .await
+        .expect("created");
     assert_eq!(rig.driver.observe().await.expect("observes"), []);
     assert!(matches!(rig.driver.attach(id, Attach::Device).await, Err(StorageError::Unknown { .. })));
     rig.driver.set_bin(id, BinOrder::Purge).await.expect("nothing of ours");

@@ -9,6 +9,7 @@ mod common;
 mod copies;
 mod faults;
 mod rig;
+mod speed;
 mod volumes;
 
 macro_rules! cases {
@@ -38,4 +39,5 @@ cases!(
     faults::a_file_system_left_frozen_is_thawed,
     faults::a_damaged_file_system_is_repaired_before_use,
     faults::what_is_not_ours_is_not_touched,
+    speed::a_volume_of_a_gibibyte_is_there_at_once,
 );

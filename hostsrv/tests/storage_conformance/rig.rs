@@ -11,7 +11,8 @@ use amphi_hostsrv::storage::activation::ioctl;
 use amphi_hostsrv::storage::activation::loop_device::{self, Place};
 use amphi_hostsrv::storage::lvm::Lvm;
 use amphi_hostsrv::storage::{
-    Activation, Attach, Filesystem, LvmConfig, LvmDriver, ObservedVolume, StorageError, VolumeDriver, VolumeSpec,
+    Activation, Attach, Filesystem, LvmConfig, LvmDriver, ObservedVolume, StorageError, VolumeDriver,
+    VolumeSpec,
 };
 use uuid::Uuid;
 
@@ -19,7 +20,7 @@ use crate::common;
 
 pub const MIB: u64 = 1 << 20;
 /// The rig's group: the file has a megabyte more, for LVM's metadata.
-pub const GROUP_BYTES: u64 = 768 * MIB;
+pub const GROUP_BYTES: u64 = 1280 * MIB;
 
 /// Set by scripts/uml-lane.sh: a directory to work in, on a kernel of our own with device-mapper.
 const DM_LANE: &str = "AMPHI_STORAGE_DM_LANE";

@@ -52,7 +52,8 @@ fn windows_below(sys: &Path) -> io::Result<Vec<Window>> {
         }
         let read = |attribute: &str| std::fs::read_to_string(sys.join(&name).join("loop").join(attribute));
         // A device that is not in use, or ceases to be while we look, has no such files.
-        let (Ok(backing), Ok(offset), Ok(size)) = (read("backing_file"), read("offset"), read("sizelimit")) else {
+        let (Ok(backing), Ok(offset), Ok(size)) = (read("backing_file"), read("offset"), read("sizelimit"))
+        else {
             continue;
         };
         if let (Ok(offset), Ok(size)) = (offset.trim().parse(), size.trim().parse()) {
@@ -118,7 +119,9 @@ fn make(place: &Place) -> io::Result<Open> {
         let number = ioctl::loop_free(&control)?;
         let device = PathBuf::from(format!("/dev/loop{number}"));
         let file = match read_write(&device) {
-            Err(error) if [Some(Errno::ENXIO as i32), Some(Errno::EBUSY as i32)].contains(&error.raw_os_error()) => {
+            Err(error)
+                if [Some(Errno::ENXIO as i32), Some(Errno::EBUSY as i32)].contains(&error.raw_os_error()) =>
+            {
                 continue;
             }
             other => other?,
