@@ -50,7 +50,7 @@ prepare() {
     mount -t proc proc /proc
     mount -t sysfs sysfs /sys
     # The kernel may have mounted it by itself.
-    mount -t devtmpfs dev /dev || [ -e /dev/null ]
+    mount -t devtmpfs dev /dev 2>/dev/null || [ -e /dev/null ]
     mount -t tmpfs tmpfs /run
     mount -t tmpfs -o size=900m tmpfs /tmp
     # Where modprobe looks, without touching the machine's own /lib/modules.

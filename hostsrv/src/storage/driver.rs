@@ -573,7 +573,9 @@ impl VolumeDriver for LvmDriver {
         drop(changes);
         self.copy_at_one_point(id, &report, &origin, &copy, quiesce).await?;
         let add: Vec<String> = origin.fs().iter().map(|_| EXT4_TAG.to_owned()).collect();
-        self.retag(&copy.name, &add, &[MAKING_TAG.to_owned()]).await
+        self.retag(&copy.name, &add, &[MAKING_TAG.to_owned()]).await?;
+        let copy = LvReport { active: true, ..copy };
+        self.deactivate(snapshot, &report, &copy).await
     }
 
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
