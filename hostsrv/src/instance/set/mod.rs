@@ -1,1 +1,30 @@
-//! (to come)
+//! Sets on Docker: an anchor container that holds network, IPC and volume, and the members that join it.
+//!
+//! All knowledge lies in the engine: containers carry labels ([`labels`]) from which a fresh process sees the same
+//! world. Only a member's count of restarts is kept in memory and begins at zero with the process.
+//!
+//! Life of a set: `nothing → anchor created → anchor runs (members created meanwhile) → members run, in order of
+//! index`. A member that ends starts again by itself, in the anchor's namespaces; an anchor that ends takes the whole
+//! set through the start again, because members keep the dead anchor's empty namespaces.
+//!
+//! Refused here: to decide whether a set should exist, to let Docker restart anything on its own (a dockerd that
+//! comes up after a power cut must not bring back a body that lives elsewhere by now), and to touch what another epoch
+//! made.
+
+mod archive;
+mod driver;
+mod engine;
+mod events;
+mod images;
+pub mod labels;
+mod networks;
+mod observed;
+pub mod render;
+mod restarts;
+mod start;
+
+pub use driver::{SetDriver, SetOptions};
+pub use restarts::next_restart_delay;
+
+/// What errors call the engine.
+const ENGINE: &str = "Docker";

@@ -1,0 +1,125 @@
+//! The labels that tie containers and networks to instances: written at creation, read at every observation. Owns
+//! their names and nothing else; refuses to guess what a label does not say.
+
+use amphi_api::{InstanceId, NetworkId};
+use std::collections::HashMap;
+
+pub const INSTANCE: &str = "amphi.instance";
+pub const EPOCH: &str = "amphi.epoch";
+/// The member's name, or [`ANCHOR`].
+pub const MEMBER: &str = "amphi.member";
+/// The member's place in the start order; absent on anchors.
+pub const INDEX: &str = "amphi.index";
+/// Hash of the rendered spec.
+pub const SPEC: &str = "amphi.spec";
+pub const PROJECT: &str = "amphi.project";
+pub const NAME: &str = "amphi.name";
+/// Always `set`.
+pub const KIND: &str = "amphi.kind";
+/// On anchors: the members that belong to the set, as `INDEX=NAME` separated by commas, so that a member whose
+/// container somebody removed is missed.
+pub const MEMBERS: &str = "amphi.members";
+/// On Docker networks: the Amphi network's id.
+pub const NETWORK: &str = "amphi.network";
+
+/// The member name that anchors carry; the API refuses it for members.
+pub const ANCHOR: &str = "anchor";
+
+/// What a container's labels say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    pub instance: InstanceId,
+    /// 0 where the label is missing or not a number: older than any placement.
+    pub epoch: u64,
+    pub role: Role,
+    pub spec: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// With the members that belong to it: index and name, in start order.
+    Anchor {
+        members: Vec<(u32, String)>,
+    },
+    Member {
+        index: u32,
+        name: String,
+    },
+}
+
+impl Tag {
+    /// None: not a container of ours.
+    pub fn read(labels: &HashMap<String, String>) -> Option<Tag> {
+        let get = |key: &str| labels.get(key).map(String::as_str).unwrap_or_default();
+        let instance = get(INSTANCE).parse().ok()?;
+        let role = match get(MEMBER) {
+            "" => return None,
+            ANCHOR => Role::Anchor { members: read_members(get(MEMBERS)) },
+            name => Role::Member { index: get(INDEX).parse().unwrap_or(0), name: name.to_owned() },
+        };
+        Some(Tag { instance, epoch: get(EPOCH).parse().unwrap_or(0), role, spec: get(SPEC).to_owned() })
+    }
+}
+
+/// Member names hold neither `,` nor `=` (`amphi_api::validate::label`).
+pub fn write_members<'a>(members: impl Iterator<Item = (u32, &'a str)>) -> String {
+    members.map(|(index, name)| format!("{index}={name}")).collect::<Vec<_>>().join(",")
+}
+
+fn read_members(text: &str) -> Vec<(u32, String)> {
+    let mut members: Vec<(u32, String)> = text
+        .split(',')
+        .filter_map(|one| one.split_once('='))
+        .filter_map(|(index, name)| Some((index.parse().ok()?, name.to_owned())))
+        .collect();
+    members.sort();
+    members
+}
+
+/// The anchor's container name.
+pub fn anchor_name(instance: InstanceId) -> String {
+    container_name(instance, ANCHOR)
+}
+
+/// A member's container name.
+pub fn container_name(instance: InstanceId, member: &str) -> String {
+    format!("amphi-{instance}-{member}")
+}
+
+/// The Docker network that stands for an Amphi network.
+pub fn network_name(network: NetworkId) -> String {
+    format!("amphi-{network}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_say_what_was_written() {
+        let instance = InstanceId::new();
+        let id = instance.to_string();
+        let labels = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        let anchor = Tag::read(&labels(&[
+            (INSTANCE, &id),
+            (EPOCH, "3"),
+            (MEMBER, ANCHOR),
+            (MEMBERS, "10=b,2=a"),
+            (SPEC, "x"),
+        ]));
+        let members = vec![(2, "a".to_owned()), (10, "b".to_owned())];
+        assert_eq!(
+            anchor,
+            Some(Tag { instance, epoch: 3, role: Role::Anchor { members }, spec: "x".to_owned() })
+        );
+        let member =
+            Tag::read(&labels(&[(INSTANCE, &id), (MEMBER, "web"), (INDEX, "7"), (EPOCH, "?")])).unwrap();
+        assert_eq!((member.epoch, member.role), (0, Role::Member { index: 7, name: "web".to_owned() }));
+        for foreign in [vec![], vec![(INSTANCE, "x"), (MEMBER, "a")], vec![(INSTANCE, id.as_str())]] {
+            assert_eq!(Tag::read(&labels(&foreign)), None);
+        }
+        assert_eq!(read_members(&write_members([(1, "a"), (2, "b-_.")].into_iter())).len(), 2);
+    }
+}

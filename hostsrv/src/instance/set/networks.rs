@@ -1,0 +1,97 @@
+//! The Docker networks that stand for Amphi networks: made when a set first needs one, removed when no container
+//! names one any more. Refuses to change one that exists.
+
+use super::engine::Engine;
+use super::labels;
+use super::render::render_network;
+use crate::instance::{DriverError, PortAttachment};
+use bollard::models::NetworkCreateRequest;
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
+use std::collections::{HashMap, HashSet};
+use tokio::sync::{RwLock, RwLockReadGuard};
+
+#[derive(Default)]
+pub struct Networks {
+    /// Held for reading from the look for a network until a container names it, for writing while unused ones go.
+    sweeping: RwLock<()>,
+    /// Docker keeps two networks of one name apart by id alone: never make one twice.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Networks {
+    /// Makes what is missing of the ports' networks. They stay while the answer is held.
+    pub async fn ensure(
+        &self,
+        engine: &Engine,
+        ports: &[PortAttachment],
+    ) -> Result<RwLockReadGuard<'_, ()>, DriverError> {
+        let guard = self.sweeping.read().await;
+        for port in ports {
+            let request = render_network(port);
+            if exists(engine, &request.name).await? {
+                continue;
+            }
+            let _one = self.making.lock().await;
+            if !exists(engine, &request.name).await? {
+                create(engine, request).await?;
+            }
+        }
+        Ok(guard)
+    }
+
+    /// Removes our networks that no container names, running or not, ours or not.
+    pub async fn sweep(&self, engine: &Engine) -> Result<(), DriverError> {
+        let _alone = self.sweeping.write().await;
+        let ours = list(engine, HashMap::from([("label", vec![labels::NETWORK])])).await?;
+        if ours.is_empty() {
+            return Ok(());
+        }
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let containers = engine
+            .call("list containers", engine.limits.call, |docker| async move {
+                docker.list_containers(Some(options)).await
+            })
+            .await?;
+        let used: HashSet<String> = containers
+            .into_iter()
+            .filter_map(|container| container.network_settings?.networks)
+            .flat_map(HashMap::into_keys)
+            .collect();
+        for name in ours.iter().filter(|name| !used.contains(*name)) {
+            let doing = format!("remove network {name}");
+            let removed = engine
+                .find(&doing, engine.limits.call, |docker| async move { docker.remove_network(name).await })
+                .await;
+            match removed {
+                // Somebody took it up meanwhile: it stays.
+                Err(DriverError::EngineRefused { message, .. }) if message.contains("active endpoints") => {}
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn exists(engine: &Engine, name: &str) -> Result<bool, DriverError> {
+    let found = list(engine, HashMap::from([("name", vec![name])])).await?;
+    // Docker's filter takes parts of names too.
+    Ok(found.iter().any(|found| found == name))
+}
+
+async fn list(engine: &Engine, filters: HashMap<&str, Vec<&str>>) -> Result<Vec<String>, DriverError> {
+    let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
+    let networks = engine
+        .call("list networks", engine.limits.call, |docker| async move {
+            docker.list_networks(Some(options)).await
+        })
+        .await?;
+    Ok(networks.into_iter().filter_map(|network| network.name).collect())
+}
+
+async fn create(engine: &Engine, request: NetworkCreateRequest) -> Result<(), DriverError> {
+    let doing = format!("create network {}", request.name);
+    engine
+        .call(&doing, engine.limits.call, |docker| async move { docker.create_network(request).await })
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! What Docker holds of ours: containers as parts, parts as bodies. One list call tells most; details that only an
+//! inspect tells are kept until an event says that they changed. Assembling is pure; nothing here changes a container.
+
+use super::engine::Engine;
+use super::labels::{self, Role, Tag};
+use super::restarts::{Record, Restarts};
+use crate::instance::{DriverError, ObservedBody, ObservedState};
+use amphi_api::InstanceId;
+use amphi_api::instance::{BodyKind, MemberStatus};
+use bollard::models::{ContainerState, ContainerSummary, ContainerSummaryStateEnum};
+use bollard::query_parameters::ListContainersOptionsBuilder;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Inspects under way at once.
+const INSPECTS: usize = 8;
+
+/// One container of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub id: String,
+    pub tag: Tag,
+    pub state: PartState,
+    /// Default where the container never ran.
+    pub detail: Detail,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartState {
+    /// Made, never ran.
+    Created,
+    Running,
+    Paused,
+    Ended,
+}
+
+/// Times in microseconds since the epoch, as Docker tells them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    pub started_us: Option<i64>,
+    pub finished_us: Option<i64>,
+    pub exit_code: Option<i64>,
+    pub oom_killed: bool,
+}
+
+impl Part {
+    pub fn is_anchor(&self) -> bool {
+        matches!(self.tag.role, Role::Anchor { .. })
+    }
+
+    /// A process of it is there.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, PartState::Running | PartState::Paused)
+    }
+
+    /// How long its last run was.
+    pub fn ran(&self) -> Duration {
+        let ran = self.detail.finished_us.unwrap_or(0).saturating_sub(self.detail.started_us.unwrap_or(0));
+        Duration::from_micros(ran.try_into().unwrap_or(0))
+    }
+
+    /// Whether it runs in the namespaces of an earlier run of this anchor.
+    pub fn is_stale(&self, anchor: &Part) -> bool {
+        self.is_alive() && self.detail.started_us < anchor.detail.started_us
+    }
+
+    /// When it may start again, in microseconds since the epoch. An end that lies in the future was written by
+    /// another clock: then at once.
+    pub fn due_us(&self, record: Record, now_us: i64) -> i64 {
+        let finished = self.detail.finished_us.unwrap_or(0);
+        if finished > now_us {
+            return now_us;
+        }
+        finished.saturating_add(record.delay(self.ran()).as_micros().try_into().unwrap_or(i64::MAX))
+    }
+}
+
+/// What inspects told, by container id.
+#[derive(Default)]
+pub struct Sightings(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// Events are coming in, so that what is kept is known to be fresh.
+    live: bool,
+    /// Grows with every doubt: what was asked before it is not kept.
+    doubts: u64,
+    seen: HashMap<String, (PartState, Detail)>,
+}
+
+impl Sightings {
+    /// From now on events tell what changes.
+    pub fn follow(&self) {
+        self.with(|known| (known.live, known.doubts) = (true, known.doubts + 1));
+    }
+
+    /// Events have ceased.
+    pub fn lose(&self) {
+        self.with(|known| {
+            (known.live, known.doubts) = (false, known.doubts + 1);
+            known.seen.clear();
+        });
+    }
+
+    pub fn doubt(&self, container: &str) {
+        self.with(|known| {
+            known.doubts += 1;
+            known.seen.remove(container);
+        });
+    }
+
+    fn get(&self, container: &str, state: PartState) -> Option<Detail> {
+        self.with(|known| {
+            known.seen.get(container).filter(|(seen, _)| *seen == state).map(|(_, detail)| detail.clone())
+        })
+    }
+
+    fn keep(&self, asked: u64, container: &str, state: PartState, detail: &Detail) {
+        self.with(|known| {
+            if known.live && known.doubts == asked {
+                known.seen.insert(container.to_owned(), (state, detail.clone()));
+            }
+        });
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
+        // What is kept can always be asked again: a panic elsewhere is no reason to stop.
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All parts of one instance, or of all. Forgets containers that are gone when asked for all.
+    pub async fn collect(
+        &self,
+        engine: &Engine,
+        instance: Option<InstanceId>,
+    ) -> Result<Vec<Part>, DriverError> {
+        let label = match instance {
+            Some(instance) => format!("{}={instance}", labels::INSTANCE),
+            None => labels::INSTANCE.to_owned(),
+        };
+        let filters = HashMap::from([("label", vec![label.as_str()])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = engine
+            .call("list containers", engine.limits.call, |docker| async move {
+                docker.list_containers(Some(options)).await
+            })
+            .await?;
+        if instance.is_none() {
+            let ids: std::collections::HashSet<&str> =
+                listed.iter().filter_map(|one| one.id.as_deref()).collect();
+            self.with(|known| known.seen.retain(|id, _| ids.contains(id.as_str())));
+        }
+        let parts = stream::iter(listed.into_iter().filter_map(read_summary))
+            .map(|part| self.inspect(engine, part))
+            .buffered(INSPECTS)
+            .try_collect::<Vec<_>>()
+            .await?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    /// None: gone meanwhile.
+    async fn inspect(&self, engine: &Engine, mut part: Part) -> Result<Option<Part>, DriverError> {
+        if part.state == PartState::Created {
+            return Ok(Some(part));
+        }
+        if let Some(detail) = self.get(&part.id, part.state) {
+            part.detail = detail;
+            return Ok(Some(part));
+        }
+        let asked = self.with(|known| known.doubts);
+        let id = part.id.clone();
+        let doing = format!("inspect container {id}");
+        let found =
+            engine
+                .find(&doing, engine.limits.call, |docker| async move {
+                    docker.inspect_container(&id, None).await
+                })
+                .await?;
+        let Some(state) = found.and_then(|found| found.state) else { return Ok(None) };
+        // It may have ended since it was listed.
+        part.state = match (state.running, state.paused) {
+            (Some(true), Some(true)) => PartState::Paused,
+            (Some(true), _) => PartState::Running,
+            _ => PartState::Ended,
+        };
+        part.detail = read_detail(&state);
+        self.keep(asked, &part.id, part.state, &part.detail);
+        Ok(Some(part))
+    }
+}
+
+fn read_summary(summary: ContainerSummary) -> Option<Part> {
+    let tag = Tag::read(summary.labels.as_ref()?)?;
+    let state = match summary.state? {
+        ContainerSummaryStateEnum::CREATED => PartState::Created,
+        ContainerSummaryStateEnum::RUNNING => PartState::Running,
+        ContainerSummaryStateEnum::PAUSED => PartState::Paused,
+        _ => PartState::Ended,
+    };
+    Some(Part { id: summary.id?, tag, state, detail: Detail::default() })
+}
+
+fn read_detail(state: &ContainerState) -> Detail {
+    // Docker writes the year 1 for "never".
+    let time = |text: &Option<String>| {
+        let us = text.as_ref()?.parse::<Timestamp>().ok()?.as_microsecond();
+        (us > 0).then_some(us)
+    };
+    Detail {
+        started_us: time(&state.started_at),
+        finished_us: time(&state.finished_at),
+        exit_code: state.exit_code,
+        oom_killed: state.oom_killed.unwrap_or(false),
+    }
+}
+
+/// The bodies that these parts make, each instance's epochs apart.
+pub fn assemble(parts: &[Part], restarts: &Restarts, now_us: i64) -> Vec<ObservedBody> {
+    let mut bodies: BTreeMap<(InstanceId, u64), Vec<&Part>> = BTreeMap::new();
+    for part in parts {
+        bodies.entry((part.tag.instance, part.tag.epoch)).or_default().push(part);
+    }
+    bodies
+        .into_iter()
+        .map(|((instance, epoch), parts)| body(instance, epoch, &parts, restarts, now_us))
+        .collect()
+}
+
+fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, now_us: i64) -> ObservedBody {
+    let anchor = parts.iter().copied().find(|part| part.is_anchor());
+    let runs = anchor.filter(|anchor| anchor.is_alive());
+    let mut expected: BTreeMap<(u32, String), Option<&Part>> = BTreeMap::new();
+    if let Some(Role::Anchor { members }) = anchor.map(|anchor| &anchor.tag.role) {
+        expected.extend(members.iter().cloned().map(|member| (member, None)));
+    }
+    for part in parts {
+        if let Role::Member { index, name } = &part.tag.role {
+            expected.insert((*index, name.clone()), Some(part));
+        }
+    }
+    let mut members = Vec::new();
+    let mut troubles = Vec::new();
+    for ((index, name), part) in expected {
+        let record = part.map(|part| restarts.get(&part.id)).unwrap_or_default();
+        let trouble = runs.and_then(|anchor| trouble(part, anchor, record, now_us));
+        let ended = part.filter(|part| part.state == PartState::Ended);
+        members.push(MemberStatus {
+            running: runs.is_some() && trouble.is_none(),
+            restarts: record.restarts,
+            exit_code: ended.and_then(|part| part.detail.exit_code),
+            started_at_us: part.and_then(|part| part.detail.started_us),
+            index,
+            name: name.clone(),
+        });
+        troubles.extend(trouble.map(|trouble| format!("member {name} {trouble}")));
+    }
+    let state = match runs {
+        None => ObservedState::Stopped,
+        Some(_) if troubles.is_empty() => ObservedState::Running,
+        Some(_) => ObservedState::Degraded,
+    };
+    let trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
+    ObservedBody { instance, kind: BodyKind::Set, epoch, state, members, trouble }
+}
+
+/// Why a member of a set whose anchor runs is not as it should be.
+fn trouble(part: Option<&Part>, anchor: &Part, record: Record, now_us: i64) -> Option<String> {
+    let Some(part) = part else { return Some("is missing".to_owned()) };
+    match part.state {
+        PartState::Created => Some("has not started".to_owned()),
+        PartState::Running if part.is_stale(anchor) => {
+            Some("runs without the network: its anchor was started anew".to_owned())
+        }
+        PartState::Running => None,
+        PartState::Paused => Some("is paused".to_owned()),
+        PartState::Ended => {
+            let code = part.detail.exit_code.unwrap_or(-1);
+            let why = if part.detail.oom_killed { ", out of memory" } else { "" };
+            let due = part.due_us(record, now_us);
+            let when = if due <= now_us {
+                "now".to_owned()
+            } else {
+                // Whole seconds, so that the text stays the same until the time has come.
+                let due = Timestamp::from_second(due.div_euclid(1_000_000) + 1).unwrap_or(Timestamp::MAX);
+                format!("at {due}")
+            };
+            Some(format!(
+                "ended with exit code {code}{why} after {} restarts; it is to start again {when}",
+                record.restarts
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+use super::*;
+use crate::instance::set::restarts::STEADY;
+
+const NOW: i64 = 1_000_000_000_000;
+
+fn part(name: &str, state: PartState, started_us: i64) -> Part {
+    let role = match name {
+        labels::ANCHOR => Role::Anchor { members: vec![(1, "a".to_owned()), (2, "b".to_owned())] },
+        "a" => Role::Member { index: 1, name: name.to_owned() },
+        _ => Role::Member { index: 2, name: name.to_owned() },
+    };
+    let ended = state == PartState::Ended;
+    let detail = Detail {
+        started_us: (state != PartState::Created).then_some(started_us),
+        finished_us: ended.then_some(NOW - 500_000),
+        exit_code: Some(if ended { 3 } else { 0 }),
+        oom_killed: false,
+    };
+    let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 4, role, spec: String::new() };
+    Part { id: format!("id-{name}"), tag, state, detail }
+}
+
+#[test]
+fn parts_make_bodies() {
+    use PartState::{Created, Ended, Paused, Running};
+    let anchor = |state| part(labels::ANCHOR, state, 100);
+    let (a, b) = (|state| part("a", state, 200), |state| part("b", state, 300));
+    let table: Vec<(Vec<Part>, ObservedState, [bool; 2], Option<&str>)> = vec![
+        (vec![anchor(Running), b(Running), a(Running)], ObservedState::Running, [true, true], None),
+        (vec![anchor(Created)], ObservedState::Stopped, [false, false], None),
+        (vec![anchor(Ended), a(Running), b(Running)], ObservedState::Stopped, [false, false], None),
+        (vec![a(Running), b(Running)], ObservedState::Stopped, [false, false], None),
+        (
+            vec![anchor(Running), a(Running)],
+            ObservedState::Degraded,
+            [true, false],
+            Some("member b is missing"),
+        ),
+        (
+            vec![anchor(Running), a(Created), b(Running)],
+            ObservedState::Degraded,
+            [false, true],
+            Some("member a has not started"),
+        ),
+        (
+            vec![anchor(Running), a(Paused), b(Running)],
+            ObservedState::Degraded,
+            [false, true],
+            Some("member a is paused"),
+        ),
+        (
+            vec![anchor(Running), part("a", Running, 99), b(Running)],
+            ObservedState::Degraded,
+            [false, true],
+            Some("member a runs without the network: its anchor was started anew"),
+        ),
+        (
+            vec![anchor(Running), a(Running), b(Ended)],
+            ObservedState::Degraded,
+            [true, false],
+            Some("member b ended with exit code 3 after 0 restarts; it is to start again now"),
+        ),
+    ];
+    for (parts, state, running, trouble) in table {
+        let bodies = assemble(&parts, &Restarts::default(), NOW);
+        assert_eq!(bodies.len(), 1);
+        let body = &bodies[0];
+        assert_eq!((body.epoch, body.state, body.trouble.as_deref()), (4, state, trouble));
+        let members: Vec<_> = body.members.iter().map(|m| (m.name.as_str(), m.index, m.running)).collect();
+        assert_eq!(members, [("a", 1, running[0]), ("b", 2, running[1])]);
+    }
+}
+
+#[test]
+fn a_failing_member_says_when_it_starts_again() {
+    let restarts = Restarts::default();
+    let short = Duration::from_secs(1);
+    restarts.count("id-b", short);
+    restarts.count("id-b", short);
+    let started = NOW - 600_000;
+    let parts = [part(labels::ANCHOR, PartState::Running, 100), part("b", PartState::Ended, started)];
+    let body = &assemble(&parts, &restarts, NOW)[0];
+    let trouble = body.trouble.clone().unwrap_or_default();
+    // Ended half a second ago after two failures: 2 s after that end, in whole seconds.
+    assert!(trouble.contains("after 2 restarts; it is to start again at 1970-01-12T13:46:42Z"), "{trouble}");
+    assert_eq!((body.members[1].restarts, body.members[1].exit_code), (2, Some(3)));
+    assert_eq!(assemble(&parts, &restarts, NOW + 1_000_000)[0].trouble, body.trouble, "the text stays");
+    let steady = part("b", PartState::Ended, NOW - 500_000 - i64::try_from(STEADY.as_micros()).unwrap());
+    assert!(steady.due_us(restarts.get("id-b"), NOW) <= NOW);
+}
+
+#[test]
+fn epochs_are_kept_apart() {
+    let mut old = part(labels::ANCHOR, PartState::Running, 100);
+    old.tag.epoch = 3;
+    let bodies = assemble(&[old, part(labels::ANCHOR, PartState::Created, 0)], &Restarts::default(), NOW);
+    assert_eq!(bodies.iter().map(|body| body.epoch).collect::<Vec<_>>(), [3, 4]);
+}
+
+#[test]
+fn what_was_asked_before_a_doubt_is_not_kept() {
+    let sightings = Sightings::default();
+    let detail = Detail::default();
+    let asked = |sightings: &Sightings| sightings.with(|known| known.doubts);
+    sightings.keep(asked(&sightings), "a", PartState::Running, &detail);
+    assert_eq!(sightings.get("a", PartState::Running), None, "nobody listens");
+    sightings.follow();
+    let before = asked(&sightings);
+    sightings.doubt("b");
+    sightings.keep(before, "a", PartState::Running, &detail);
+    assert_eq!(sightings.get("a", PartState::Running), None);
+    sightings.keep(asked(&sightings), "a", PartState::Running, &detail);
+    assert_eq!(sightings.get("a", PartState::Running), Some(detail));
+    assert_eq!(sightings.get("a", PartState::Ended), None);
+    sightings.lose();
+    assert_eq!(sightings.get("a", PartState::Running), None);
+}

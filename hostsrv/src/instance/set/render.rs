@@ -1,0 +1,325 @@
+//! Renders a plan into the bodies that Docker's API takes. Pure; golden-tested. Refuses to ask the engine anything.
+//!
+//! Written for API 1.41 and later. A port's MAC travels as the driver's own option, because where Docker wants it
+//! moved between API versions and further endpoints never had a place for it before 1.44.
+
+use super::labels::{self, network_name};
+use crate::instance::{BodyPlan, PortAttachment};
+use amphi_api::set::{MemberSpec, SetSpec};
+use amphi_api::validate::hostname;
+use bollard::models::{
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Ipam,
+    IpamConfig, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkConnectRequest,
+    NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// The name of our network, IPAM and volume drivers.
+const DRIVER: &str = "amphi";
+/// A shell that ends at once on SIGTERM and reaps whatever is left to it as the first process.
+const ANCHOR_SCRIPT: &str = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait; done";
+/// The scheduler's default period, in microseconds (kernel documentation, sched-bwc).
+const CPU_PERIOD: i64 = 100_000;
+/// The kernel's weight of one CPU's worth of work.
+const SHARES_PER_CPU: u64 = 1024;
+/// Docker refuses a shares value below 2 (runc, cgroup v1).
+const SHARES_MIN: u64 = 2;
+/// Docker refuses a memory limit below 6 MiB.
+const MEMORY_MIN: u64 = 6 << 20;
+
+/// Facts of the host and of its image store that a rendering depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Of the built-in anchor image.
+    pub anchor_image: String,
+    /// Whether containers can be given every capability; see [`super::SetOptions::privileged_anchor`].
+    pub privileged_anchor: bool,
+    /// The members' images, parallel to the set's members.
+    pub member_images: Vec<String>,
+}
+
+/// A set as Docker is told it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RenderedSet {
+    pub anchor: Rendered,
+    /// The anchor's ports beyond the first, in order: network name and request. To be connected before it starts.
+    pub connects: Vec<(String, NetworkConnectRequest)>,
+    /// In start order.
+    pub members: Vec<RenderedMember>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RenderedMember {
+    pub name: String,
+    pub index: u32,
+    pub container: Rendered,
+}
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rendered {
+    pub name: String,
+    /// The hash in its [`labels::SPEC`] label.
+    pub spec: String,
+    pub body: ContainerCreateBody,
+}
+
+/// The whole set. `set` is the plan's own, normalized.
+pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
+    let mut members: Vec<RenderedMember> = set
+        .members
+        .iter()
+        .zip(&facts.member_images)
+        .map(|(member, image)| RenderedMember {
+            name: member.effective_name(),
+            index: member.index,
+            container: render_member(plan, set, member, image),
+        })
+        .collect();
+    members.sort_by_key(|member| member.index);
+    RenderedSet {
+        anchor: render_anchor(plan, set, facts),
+        connects: plan.ports.iter().skip(1).map(|port| render_connect(plan, port)).collect(),
+        members,
+    }
+}
+
+/// The Docker network of a port. Overlapping subnets of different networks are told apart by the IPAM option.
+pub fn render_network(port: &PortAttachment) -> NetworkCreateRequest {
+    let id = port.network.to_string();
+    let mut options = pairs([("amphi.mtu", port.mtu.to_string())]);
+    if port.gateway.is_none() {
+        options.insert("amphi.gateway".to_owned(), "none".to_owned());
+    }
+    NetworkCreateRequest {
+        name: network_name(port.network),
+        driver: Some(DRIVER.to_owned()),
+        ipam: Some(Ipam {
+            driver: Some(DRIVER.to_owned()),
+            config: Some(vec![IpamConfig {
+                subnet: Some(port.subnet.trunc().to_string()),
+                gateway: port.gateway.map(|gateway| gateway.to_string()),
+                ..Default::default()
+            }]),
+            options: Some(pairs([(labels::NETWORK, id.clone())])),
+        }),
+        enable_ipv6: Some(port.subnet.addr().is_ipv6()),
+        options: Some(options),
+        labels: Some(pairs([(labels::NETWORK, id)])),
+        ..Default::default()
+    }
+}
+
+fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
+    let host = hostname(&plan.name);
+    let mut dns: Vec<String> = Vec::new();
+    for address in plan.ports.iter().flat_map(|port| &port.dns).map(IpAddr::to_string) {
+        if !dns.contains(&address) {
+            dns.push(address);
+        }
+    }
+    // Where the set has a port, Docker itself writes its name and address into /etc/hosts.
+    let extra_hosts = plan.ports.is_empty().then(|| vec![format!("{host}:127.0.0.1")]);
+    let endpoints = plan.ports.first().map(|port| NetworkingConfig {
+        endpoints_config: Some(HashMap::from([(network_name(port.network), render_endpoint(port, true))])),
+    });
+    let sysctls: HashMap<String, String> =
+        set.anchor.sysctls.iter().map(|(key, value)| (dotted(key), value.clone())).collect();
+    let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
+    let body = ContainerCreateBody {
+        hostname: Some(host),
+        image: Some(facts.anchor_image.clone()),
+        entrypoint: Some(vec!["/bin/busybox".to_owned(), "sh".to_owned(), "-c".to_owned()]),
+        cmd: Some(vec![ANCHOR_SCRIPT.to_owned()]),
+        labels: Some(labels_of(plan, labels::ANCHOR, [(labels::MEMBERS, members)])),
+        networking_config: endpoints,
+        host_config: Some(HostConfig {
+            network_mode: Some(
+                plan.ports.first().map_or_else(|| "none".to_owned(), |port| network_name(port.network)),
+            ),
+            ipc_mode: Some("shareable".to_owned()),
+            privileged: Some(facts.privileged_anchor),
+            // Docker applies them in the anchor's namespaces before its first instruction and refuses the start
+            // when one cannot be applied, so no member ever runs without them.
+            sysctls: Some(sysctls).filter(|sysctls| !sysctls.is_empty()),
+            dns: Some(dns).filter(|dns| !dns.is_empty()),
+            extra_hosts,
+            ..common_host_config(plan, set)
+        }),
+        ..Default::default()
+    };
+    labelled(labels::anchor_name(plan.instance), body)
+}
+
+fn render_member(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, image: &str) -> Rendered {
+    let anchor = format!("container:{}", labels::anchor_name(plan.instance));
+    let name = member.effective_name();
+    let cpu = u64::from(member.options.cpu.unwrap_or(100));
+    let mem = u64::from(member.options.mem.unwrap_or(100));
+    let memory = signed(((plan.memory_mib << 20) * mem / 100).max(MEMORY_MIN));
+    let centi_cpus = u64::from(plan.vcpus) * cpu;
+    let env = member.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut command = member.command.iter().cloned();
+    let body = ContainerCreateBody {
+        image: Some(image.to_owned()),
+        env: Some(env),
+        entrypoint: command.next().map(|program| vec![program]),
+        cmd: (!member.command.is_empty()).then(|| command.collect()),
+        labels: Some(labels_of(plan, &name, [(labels::INDEX, member.index.to_string())])),
+        host_config: Some(HostConfig {
+            network_mode: Some(anchor.clone()),
+            ipc_mode: Some(anchor),
+            // Quota and period say the same as NanoCpus, which Docker refuses beyond the host's own CPUs.
+            cpu_period: Some(CPU_PERIOD),
+            cpu_quota: Some(signed(centi_cpus) * (CPU_PERIOD / 100)),
+            cpu_shares: Some(signed((centi_cpus * SHARES_PER_CPU / 100).max(SHARES_MIN))),
+            memory: Some(memory),
+            // Equal to the memory: no swap at all.
+            memory_swap: Some(memory),
+            memory_swappiness: Some(0),
+            ..common_host_config(plan, set)
+        }),
+        ..Default::default()
+    };
+    labelled(labels::container_name(plan.instance, &name), body)
+}
+
+fn common_host_config(plan: &BodyPlan, set: &SetSpec) -> HostConfig {
+    let volume = plan.volume.as_ref().map(|volume| Mount {
+        target: Some(set.volume_mount.clone()),
+        source: Some(volume.id.to_string()),
+        typ: Some(MountType::VOLUME),
+        volume_options: Some(MountVolumeOptions {
+            // The volume's bytes are the instance's; an image must not fill an empty one.
+            no_copy: Some(true),
+            driver_config: Some(MountVolumeOptionsDriverConfig {
+                name: Some(DRIVER.to_owned()),
+                options: None,
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    HostConfig {
+        mounts: volume.map(|volume| vec![volume]),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        // Bounded, so that a talkative member does not fill the host's disk; json-file can be tailed.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(pairs([("max-size", "10m".to_owned()), ("max-file", "2".to_owned())])),
+        }),
+        ..Default::default()
+    }
+}
+
+fn render_connect(plan: &BodyPlan, port: &PortAttachment) -> (String, NetworkConnectRequest) {
+    let request = NetworkConnectRequest {
+        container: labels::anchor_name(plan.instance),
+        endpoint_config: Some(render_endpoint(port, false)),
+    };
+    (network_name(port.network), request)
+}
+
+/// Only eth0 may carry the default route: Docker would choose among several by the network's name.
+fn render_endpoint(port: &PortAttachment, first: bool) -> EndpointSettings {
+    let address = port.address.addr();
+    let mut driver_opts = pairs([
+        ("amphi.port", port.id.to_string()),
+        ("amphi.mac", port.mac.clone()),
+        ("amphi.mtu", port.mtu.to_string()),
+    ]);
+    let gateway =
+        port.gateway.filter(|_| first).map_or_else(|| "none".to_owned(), |gateway| gateway.to_string());
+    driver_opts.insert("amphi.gateway".to_owned(), gateway);
+    EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: address.is_ipv4().then(|| address.to_string()),
+            ipv6_address: address.is_ipv6().then(|| address.to_string()),
+            ..Default::default()
+        }),
+        driver_opts: Some(driver_opts),
+        ..Default::default()
+    }
+}
+
+fn labels_of<const N: usize>(
+    plan: &BodyPlan,
+    member: &str,
+    more: [(&str, String); N],
+) -> HashMap<String, String> {
+    let mut all = pairs([
+        (labels::INSTANCE, plan.instance.to_string()),
+        (labels::EPOCH, plan.epoch.to_string()),
+        (labels::PROJECT, plan.project.to_string()),
+        (labels::NAME, plan.name.clone()),
+        (labels::KIND, "set".to_owned()),
+        (labels::MEMBER, member.to_owned()),
+    ]);
+    all.extend(pairs(more));
+    all
+}
+
+fn labelled(name: String, mut body: ContainerCreateBody) -> Rendered {
+    let spec = spec_hash(&body);
+    body.labels.get_or_insert_default().insert(labels::SPEC.to_owned(), spec.clone());
+    Rendered { name, spec, body }
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of the body as JSON with sorted keys.
+fn spec_hash(body: &ContainerCreateBody) -> String {
+    let value = serde_json::to_value(body).unwrap_or(Value::Null);
+    let mut hash = hex::encode(Sha256::digest(sorted(value).to_string()));
+    hash.truncate(16);
+    hash
+}
+
+/// Keys in order, whatever map serde_json is built with.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(String, Value)> = map.into_iter().map(|(k, v)| (k, sorted(v))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(sorted).collect()),
+        plain => plain,
+    }
+}
+
+/// Docker takes sysctl keys with dots; sysctl(8) also reads slashes, and where they come first a dot is part of a
+/// name (`net/ipv4/conf/eth0.5/forwarding`).
+fn dotted(key: &str) -> String {
+    match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
+        Some(b'/') => key
+            .chars()
+            .map(|c| {
+                if c == '/' {
+                    '.'
+                } else if c == '.' {
+                    '/'
+                } else {
+                    c
+                }
+            })
+            .collect(),
+        _ => key.to_owned(),
+    }
+}
+
+fn pairs<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// Memory and CPU figures are far below 2^63.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

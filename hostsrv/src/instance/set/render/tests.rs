@@ -1,0 +1,142 @@
+//! Golden tests: the whole body of each container as Docker is sent it.
+
+use super::*;
+use crate::instance::VolumeAttachment;
+use amphi_api::wire::BodyDesired;
+use amphi_api::{InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+fn port(n: u128, gateway: Option<&str>) -> PortAttachment {
+    PortAttachment {
+        id: PortId(id(0x100 + n)),
+        network: NetworkId(id(0x200 + n)),
+        subnet: "10.0.7.0/24".parse().unwrap(),
+        mac: format!("0a:00:00:00:00:0{n}"),
+        address: format!("10.0.7.{n}/24").parse().unwrap(),
+        gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+        dns: vec!["10.0.7.1".parse().unwrap()],
+        mtu: 1400,
+    }
+}
+
+fn plan(ports: Vec<PortAttachment>, volume: bool, set: serde_json::Value) -> (BodyPlan, SetSpec) {
+    let set: SetSpec = serde_json::from_value(set).unwrap();
+    let set = set.normalized();
+    let plan = BodyPlan {
+        instance: InstanceId(id(1)),
+        project: ProjectId(id(2)),
+        name: "Web shop_1".to_owned(),
+        epoch: 7,
+        vcpus: 4,
+        memory_mib: 1024,
+        body: BodyDesired::Set { set: set.clone(), images: Vec::new() },
+        ports,
+        volume: volume.then(|| VolumeAttachment {
+            id: VolumeId(id(3)),
+            device: "/dev/x".into(),
+            mount: None,
+        }),
+        images: BTreeMap::new(),
+        user_data: None,
+        ssh_keys: Vec::new(),
+        metadata: BTreeMap::new(),
+    };
+    (plan, set)
+}
+
+fn facts(members: usize, privileged_anchor: bool) -> Facts {
+    Facts {
+        anchor_image: "sha256:aa".to_owned(),
+        privileged_anchor,
+        member_images: (0..members).map(|n| format!("sha256:b{n}")).collect(),
+    }
+}
+
+fn golden(value: impl serde::Serialize) -> Value {
+    sorted(serde_json::to_value(value).unwrap())
+}
+
+#[test]
+fn a_set_with_everything() {
+    let (plan, set) = plan(
+        vec![port(5, Some("10.0.7.1")), port(6, Some("10.0.7.1"))],
+        true,
+        serde_json::json!({
+            "anchor": {"sysctls": {"net.core.somaxconn": "1024", "net/ipv4/conf/eth0.5/forwarding": "1"}},
+            "members": [
+                {"index": 20, "image": "x", "options": {"cpu": 20, "mem": 25}},
+                {"index": 10, "name": "db", "image": "y", "command": ["/bin/db", "-v", "--all"],
+                 "env": {"A": "1", "B": "two words"}, "options": {"cpu": 80, "mem": 75}},
+            ],
+            "volume_mount": "/srv/data",
+        }),
+    );
+    let rendered = render(&plan, &set, &facts(2, true));
+    insta::assert_json_snapshot!("anchor", golden(&rendered.anchor.body));
+    insta::assert_json_snapshot!("member", golden(&rendered.members[0].container.body));
+    insta::assert_json_snapshot!("connects", golden(&rendered.connects));
+    insta::assert_json_snapshot!("network", golden(render_network(&plan.ports[0])));
+    let names: Vec<_> = rendered.members.iter().map(|m| (m.index, m.name.as_str())).collect();
+    assert_eq!(names, [(10, "db"), (20, "member-20")]);
+    assert_eq!(rendered.members[1].container.body.image.as_deref(), Some("sha256:b1"));
+}
+
+#[test]
+fn a_set_with_nothing() {
+    let (plan, set) = plan(Vec::new(), false, serde_json::json!({"members": [{"index": 0, "image": "x"}]}));
+    let rendered = render(&plan, &set, &facts(1, false));
+    insta::assert_json_snapshot!("bare_anchor", golden(&rendered.anchor.body));
+    assert_eq!(rendered.connects, []);
+    let member = &rendered.members[0].container.body;
+    assert_eq!((&member.cmd, &member.entrypoint), (&None, &None), "the image's own");
+}
+
+#[test]
+fn shares_are_exact_and_never_below_what_docker_takes() {
+    for (vcpus, memory_mib, cpu, mem, quota, shares, bytes) in [
+        (4, 1000, 80, 50, 320_000, 3276, 500 << 20),
+        (1, 16, 1, 1, 1_000, 10, 6 << 20),
+        (256, 4 << 20, 100, 100, 25_600_000, 262_144, 4 << 40),
+    ] {
+        let (mut plan, set) = plan(
+            Vec::new(),
+            false,
+            serde_json::json!({"members": [{"index": 0, "image": "x", "options": {"cpu": cpu, "mem": mem}}]}),
+        );
+        (plan.vcpus, plan.memory_mib) = (vcpus, memory_mib);
+        let rendered = render(&plan, &set, &facts(1, true));
+        let host = rendered.members[0].container.body.host_config.clone().unwrap();
+        let got = (host.cpu_quota, host.cpu_shares, host.memory, host.memory_swap);
+        assert_eq!(got, (Some(quota), Some(shares), Some(bytes), Some(bytes)));
+    }
+}
+
+#[test]
+fn the_spec_hash_follows_the_spec() {
+    let bare =
+        serde_json::json!({"members": [{"index": 0, "image": "x", "env": {"A": "1", "B": "2", "C": "3"}}]});
+    let (plan, set) = plan(Vec::new(), false, bare);
+    let hash = |plan: &BodyPlan| render(plan, &set, &facts(1, true)).members[0].container.spec.clone();
+    assert_eq!(hash(&plan), hash(&plan.clone()));
+    let other = BodyPlan { memory_mib: 2048, ..plan.clone() };
+    assert_ne!(hash(&plan), hash(&other));
+}
+
+#[test]
+fn a_network_without_gateway_and_one_of_ipv6() {
+    let request = render_network(&port(5, None));
+    assert_eq!(request.options.unwrap().get("amphi.gateway").map(String::as_str), Some("none"));
+    let six = PortAttachment {
+        subnet: "fd00:7::/64".parse().unwrap(),
+        address: "fd00:7::5/64".parse().unwrap(),
+        ..port(5, Some("fd00:7::1"))
+    };
+    assert_eq!(render_network(&six).enable_ipv6, Some(true));
+    let endpoint = render_endpoint(&six, true).ipam_config.unwrap();
+    assert_eq!((endpoint.ipv4_address, endpoint.ipv6_address.as_deref()), (None, Some("fd00:7::5")));
+}

@@ -1,0 +1,228 @@
+//! Decides what brings a set from what is there to running, and does it. The decision is pure. Refuses to stop or
+//! remove anything that runs in the anchor's present namespaces.
+
+use super::driver::Shared;
+use super::labels::Role;
+use super::observed::{Part, PartState};
+use super::render::{Rendered, RenderedSet, render};
+use super::restarts::Record;
+use crate::instance::{BodyPlan, DriverError};
+use amphi_api::set::SetSpec;
+use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
+use futures_util::future::{join, join_all, try_join};
+use std::time::Duration;
+
+/// What to do, in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StartPlan {
+    /// Containers that cannot be used: members first.
+    pub remove: Vec<String>,
+    /// Members that run in dead namespaces, in reverse order of index.
+    pub kill: Vec<String>,
+    pub anchor: Step,
+    /// Parallel to the set's members in start order.
+    pub members: Vec<Step>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Step {
+    /// It runs.
+    #[default]
+    Keep,
+    Create,
+    /// `again`: it counts as a restart, after a run this long.
+    Start {
+        id: String,
+        again: Option<Duration>,
+    },
+    Resume {
+        id: String,
+    },
+    /// It failed too often to start before this time, in microseconds since the epoch.
+    Wait {
+        id: String,
+        until_us: i64,
+    },
+}
+
+/// `names`: the members' in start order. `parts`: of this instance and epoch. Parts that never ran are replaced: they
+/// may be half made.
+pub fn decide(names: &[&str], parts: &[Part], record: impl Fn(&str) -> Record, now_us: i64) -> StartPlan {
+    let anchor = parts.iter().find(|part| part.is_anchor());
+    let member = |name: &str| {
+        parts.iter().find(|part| matches!(&part.tag.role, Role::Member { name: found, .. } if found == name))
+    };
+    let Some(anchor) = anchor.filter(|anchor| anchor.state != PartState::Created) else {
+        // Members are tied to their anchor's container by its id.
+        let mut all: Vec<&Part> = parts.iter().collect();
+        all.sort_by_key(|part| part.is_anchor());
+        return StartPlan {
+            remove: all.into_iter().map(|part| part.id.clone()).collect(),
+            kill: Vec::new(),
+            anchor: Step::Create,
+            members: names.iter().map(|_| Step::Create).collect(),
+        };
+    };
+    let mut plan = StartPlan {
+        anchor: match anchor.state {
+            PartState::Ended => Step::Start { id: anchor.id.clone(), again: None },
+            PartState::Paused => Step::Resume { id: anchor.id.clone() },
+            PartState::Running | PartState::Created => Step::Keep,
+        },
+        ..StartPlan::default()
+    };
+    let anchor_ended = !anchor.is_alive();
+    for name in names {
+        let Some(part) = member(name) else {
+            plan.members.push(Step::Create);
+            continue;
+        };
+        let id = part.id.clone();
+        plan.members.push(match part.state {
+            PartState::Created => {
+                plan.remove.push(id);
+                Step::Create
+            }
+            PartState::Running | PartState::Paused if anchor_ended || part.is_stale(anchor) => {
+                plan.kill.insert(0, id.clone());
+                let ran = now_us.saturating_sub(part.detail.started_us.unwrap_or(now_us));
+                Step::Start { id, again: Some(Duration::from_micros(ran.try_into().unwrap_or(0))) }
+            }
+            PartState::Running => Step::Keep,
+            PartState::Paused => Step::Resume { id },
+            PartState::Ended if anchor_ended => Step::Start { id, again: None },
+            PartState::Ended => match part.due_us(record(&part.id), now_us) {
+                until_us if until_us > now_us => Step::Wait { id, until_us },
+                _ => Step::Start { id, again: Some(part.ran()) },
+            },
+        });
+    }
+    plan
+}
+
+impl StartPlan {
+    fn creates(&self) -> bool {
+        self.anchor == Step::Create || self.members.contains(&Step::Create)
+    }
+
+    /// The anchor's networks are asked for: made or started.
+    fn plugs(&self) -> bool {
+        matches!(self.anchor, Step::Create | Step::Start { .. })
+    }
+}
+
+/// Carries the plan out. Answers what has to wait: container ids with their times.
+pub async fn execute(
+    shared: &Shared,
+    plan: &BodyPlan,
+    set: &SetSpec,
+    steps: &StartPlan,
+) -> Result<Vec<(String, i64)>, DriverError> {
+    for id in &steps.remove {
+        remove(shared, id).await?;
+    }
+    for id in &steps.kill {
+        kill(shared, id).await?;
+    }
+    let networks = async {
+        match steps.plugs() {
+            true => shared.networks.ensure(&shared.engine, &plan.ports).await.map(Some),
+            false => Ok(None),
+        }
+    };
+    let rendered = async {
+        match steps.creates() {
+            true => shared.facts(plan, set).await.map(|facts| Some(render(plan, set, &facts))),
+            false => Ok(None),
+        }
+    };
+    let (networks, rendered) = try_join(networks, rendered).await?;
+    let none = RenderedSet::default();
+    let rendered = rendered.as_ref().unwrap_or(&none);
+    if steps.anchor == Step::Create {
+        create(shared, &rendered.anchor).await?;
+        for (network, request) in &rendered.connects {
+            let doing = format!("connect {} to {network}", request.container);
+            let limit = shared.engine.limits.call;
+            let request = request.clone();
+            shared
+                .engine
+                .call(&doing, limit, |docker| async move { docker.connect_network(network, request).await })
+                .await?;
+        }
+    }
+    drop(networks);
+    // Members can be made as soon as their anchor has an id; they cannot start before it runs.
+    let made = steps.members.iter().zip(&rendered.members).filter(|(step, _)| **step == Step::Create);
+    let made = join_all(made.map(|(_, member)| create(shared, &member.container)));
+    let anchor = super::labels::anchor_name(plan.instance);
+    // Both to their end, whatever the other says: a call cut short would leave its container half made.
+    let (anchor, made) = join(bring_up(shared, &steps.anchor, &anchor), made).await;
+    anchor?;
+    made.into_iter().collect::<Result<(), _>>()?;
+    let mut waiting = Vec::new();
+    for (at, step) in steps.members.iter().enumerate() {
+        if let Step::Wait { id, until_us } = step {
+            waiting.push((id.clone(), *until_us));
+            continue;
+        }
+        let name = rendered.members.get(at).map(|member| member.container.name.as_str()).unwrap_or_default();
+        bring_up(shared, step, name).await?;
+    }
+    Ok(waiting)
+}
+
+/// Starts or resumes one container. `created`: its name where it was made just now.
+async fn bring_up(shared: &Shared, step: &Step, created: &str) -> Result<(), DriverError> {
+    let limit = shared.engine.limits.start;
+    let id = match step {
+        Step::Keep | Step::Wait { .. } => return Ok(()),
+        Step::Create => created,
+        Step::Start { id, .. } => id,
+        Step::Resume { id } => {
+            let doing = format!("resume container {id}");
+            return shared
+                .engine
+                .call(&doing, limit, |docker| async move { docker.unpause_container(id).await })
+                .await;
+        }
+    };
+    let doing = format!("start container {id}");
+    if let Step::Start { id, again: Some(ran) } = step {
+        shared.restarts.count(id, *ran);
+    }
+    shared.engine.call(&doing, limit, |docker| async move { docker.start_container(id, None).await }).await
+}
+
+async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverError> {
+    let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
+    let doing = format!("create container {}", container.name);
+    let body = container.body.clone();
+    shared
+        .engine
+        .call(&doing, shared.engine.limits.start, |docker| async move {
+            docker.create_container(Some(options), body).await
+        })
+        .await?;
+    Ok(())
+}
+
+/// SIGKILL, and the container gone with its anonymous volumes.
+pub async fn remove(shared: &Shared, id: &str) -> Result<(), DriverError> {
+    let doing = format!("remove container {id}");
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    shared
+        .engine
+        .find(&doing, shared.engine.limits.start, |docker| async move {
+            docker.remove_container(id, Some(options)).await
+        })
+        .await?;
+    Ok(())
+}
+
+async fn kill(shared: &Shared, id: &str) -> Result<(), DriverError> {
+    shared.end(id, Duration::ZERO).await
+}
+
+#[cfg(test)]
+mod tests;

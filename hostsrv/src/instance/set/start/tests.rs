@@ -1,0 +1,108 @@
+use super::*;
+use crate::instance::set::labels::Tag;
+use crate::instance::set::observed::Detail;
+use PartState::{Created, Ended, Paused, Running};
+use amphi_api::InstanceId;
+
+const NOW: i64 = 1_000_000_000_000;
+
+/// `started`: seconds after the hour's beginning; what ended did so a second later.
+fn part(name: &str, state: PartState, started: i64) -> Part {
+    let role = match name {
+        "anchor" => Role::Anchor { members: Vec::new() },
+        name => Role::Member { index: 0, name: name.to_owned() },
+    };
+    let started_us = NOW - 3_600_000_000 + started * 1_000_000;
+    let detail = match state {
+        Created => Detail::default(),
+        Ended => Detail {
+            started_us: Some(started_us),
+            finished_us: Some(started_us + 1_000_000),
+            ..Detail::default()
+        },
+        Running | Paused => Detail { started_us: Some(started_us), ..Detail::default() },
+    };
+    let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 1, role, spec: String::new() };
+    Part { id: name.to_owned(), tag, state, detail }
+}
+
+fn says(parts: &[Part], failures: u32) -> String {
+    let plan = decide(&["a", "b"], parts, |_| Record { restarts: failures, failures }, NOW);
+    let step = |step: &Step| match step {
+        Step::Keep => "keep",
+        Step::Create => "create",
+        Step::Start { again: None, .. } => "start",
+        Step::Start { again: Some(_), .. } => "again",
+        Step::Resume { .. } => "resume",
+        Step::Wait { .. } => "wait",
+    };
+    let members: Vec<&str> = plan.members.iter().map(step).collect();
+    format!(
+        "remove [{}] kill [{}] {} {}",
+        plan.remove.join(" "),
+        plan.kill.join(" "),
+        step(&plan.anchor),
+        members.join(" ")
+    )
+}
+
+#[test]
+fn every_leftover_has_its_steps() {
+    let anchor = |state| part("anchor", state, 0);
+    let (a, b) = (|state| part("a", state, 10), |state| part("b", state, 11));
+    let old = |name| part(name, Running, -5);
+    let table: Vec<(&str, Vec<Part>, &str)> = vec![
+        ("nothing", vec![], "remove [] kill [] create create create"),
+        ("all", vec![anchor(Running), a(Running), b(Running)], "remove [] kill [] keep keep keep"),
+        (
+            "an anchor that never ran",
+            vec![anchor(Created), a(Created)],
+            "remove [a anchor] kill [] create create create",
+        ),
+        ("no anchor", vec![a(Running), b(Ended)], "remove [a b] kill [] create create create"),
+        ("a member unmade", vec![anchor(Running), a(Running)], "remove [] kill [] keep keep create"),
+        (
+            "one half made",
+            vec![anchor(Running), a(Running), b(Created)],
+            "remove [b] kill [] keep keep create",
+        ),
+        ("a stopped set", vec![anchor(Ended), a(Ended), b(Ended)], "remove [] kill [] start start start"),
+        (
+            "a dead anchor",
+            vec![anchor(Ended), a(Running), b(Running)],
+            "remove [] kill [b a] start again again",
+        ),
+        (
+            "a dead anchor and member",
+            vec![anchor(Ended), a(Ended), b(Paused)],
+            "remove [] kill [b] start start again",
+        ),
+        (
+            "an older anchor's members",
+            vec![anchor(Running), old("a"), b(Running)],
+            "remove [] kill [a] keep again keep",
+        ),
+        ("an ended member", vec![anchor(Running), a(Ended), b(Running)], "remove [] kill [] keep again keep"),
+        ("a paused set", vec![anchor(Running), a(Paused), b(Paused)], "remove [] kill [] keep resume resume"),
+    ];
+    for (what, parts, wanted) in table {
+        assert_eq!(says(&parts, 0), wanted, "{what}");
+    }
+}
+
+#[test]
+fn a_failing_member_waits_its_time() {
+    // Started 2 s before NOW, ended 1 s before NOW.
+    let parts = [part("anchor", Running, 0), part("a", Running, 1), part("b", Ended, 3598)];
+    for (failures, wanted) in
+        [(0, "keep keep again"), (1, "keep keep again"), (2, "keep keep wait"), (9, "keep keep wait")]
+    {
+        assert_eq!(says(&parts, failures), format!("remove [] kill [] {wanted}"), "{failures} failures");
+    }
+    let plan = decide(&["b"], &parts, |_| Record { restarts: 3, failures: 3 }, NOW);
+    assert_eq!(plan.members, [Step::Wait { id: "b".to_owned(), until_us: NOW - 1_000_000 + 4_000_000 }]);
+    // A clock that was set back does not hold a member for hours.
+    let future = [part("anchor", Running, 0), part("a", Ended, 9000)];
+    let plan = decide(&["a"], &future, |_| Record { restarts: 9, failures: 9 }, NOW);
+    assert!(matches!(plan.members[0], Step::Start { .. }));
+}
