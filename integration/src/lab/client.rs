@@ -118,11 +118,13 @@ impl Lab {
             for event in receiver {
                 match event {
                     Ok(unit) => {
-                        if unit.node == CONTROLLER && unit.name == "controller" && unit.state == "ready" {
-                            if let Err(error) = self.open_the_door(&nodes) {
-                                failure.get_or_insert(error);
-                                let _ = call(&self.layout.control(), &Request::Down, Duration::from_secs(5));
-                            }
+                        if unit.node == CONTROLLER
+                            && unit.name == "controller"
+                            && unit.state == "ready"
+                            && let Err(error) = self.open_the_door(&nodes)
+                        {
+                            failure.get_or_insert(error);
+                            let _ = call(&self.layout.control(), &Request::Down, Duration::from_secs(5));
                         }
                         progress(&unit);
                     }

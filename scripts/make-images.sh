@@ -1,0 +1,241 @@
+#!/usr/bin/env bash
+# Makes the lab's images out of Debian's packages alone: two container images of busybox-static, and a virtual machine's kernel
+# and initramfs of linux-image-cloud-amd64 and busybox. The kernel package is unpacked, never installed.
+# Cached by this script and the version of busybox-static; the second run is instant. Archives are the same bytes every time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=target/lab-cache
+images=${AMPHI_LAB_DIR:-target/lab}/images
+mkdir -p "$cache" "$images"
+cache=$(realpath "$cache") images=$(realpath "$images")
+
+stamp="$(sha256sum <scripts/make-images.sh | cut -d' ' -f1) $(dpkg-query --show --showformat='${Version}' busybox-static)"
+all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs})
+if [ "$(cat "$images/.stamp" 2>/dev/null || true)" = "$stamp" ] && ls "${all[@]}" >/dev/null 2>&1; then
+  exit 0
+fi
+rm -f "$images/.stamp"
+work=$(mktemp -d "$cache/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# A root with busybox under all its names.
+busybox_root() {
+  local root=$1 applet
+  mkdir -p "$root"/{bin,dev,etc,proc,run,sys,tmp,root,data,var/log,usr/bin,usr/sbin,sbin}
+  chmod 1777 "$root/tmp"
+  chmod 700 "$root/root"
+  cp /bin/busybox "$root/bin/busybox"
+  for applet in $(/bin/busybox --list); do
+    [ "$applet" = busybox ] || ln -sf /bin/busybox "$root/bin/$applet"
+  done
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
+  printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
+}
+
+same_tar() { tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -C "$1" -cf "$2" .; }
+
+# docker_save NAME COMMAND LAYER_DIRECTORY…: the archive that `docker save` would make.
+docker_save() {
+  local name=$1 command=$2 out="$work/save-$1" digests=() layers=() layer digest config
+  shift 2
+  mkdir -p "$out"
+  for layer in "$@"; do
+    same_tar "$layer" "$out/layer.tar"
+    digest=$(sha256sum <"$out/layer.tar" | cut -d' ' -f1)
+    mkdir -p "$out/$digest"
+    mv "$out/layer.tar" "$out/$digest/layer.tar"
+    digests+=("sha256:$digest")
+    layers+=("$digest/layer.tar")
+  done
+  jq -cn --argjson cmd "$command" '{architecture: "amd64", os: "linux", created: "1970-01-01T00:00:00Z",
+      config: {Env: ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], Cmd: $cmd, WorkingDir: "/"},
+      rootfs: {type: "layers", diff_ids: $ARGS.positional},
+      history: [$ARGS.positional[] | {created: "1970-01-01T00:00:00Z", created_by: "scripts/make-images.sh"}]}' \
+    --args "${digests[@]}" >"$out/config.json"
+  config=$(sha256sum <"$out/config.json" | cut -d' ' -f1)
+  mv "$out/config.json" "$out/$config.json"
+  jq -cn --arg config "$config.json" --arg tag "$name:latest" '[{Config: $config, RepoTags: [$tag], Layers: $ARGS.positional}]' \
+    --args "${layers[@]}" >"$out/manifest.json"
+  # Members are named without a leading ./, as readers of the format look them up.
+  (cd "$out" && tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$images/$name.tar" -- *)
+}
+
+echo "container images"
+busybox_root "$work/base"
+mkdir -p "$work/web/bin" "$work/web/data"
+echo 'amphi web' >"$work/web/data/index.html"
+cat >"$work/web/bin/web" <<'WEB'
+#!/bin/sh
+# Serves /data on port 80 and ends at once when asked to.
+mkdir -p /data
+httpd -f -p 80 -h /data &
+trap 'kill $!; exit 0' TERM INT
+wait $!
+WEB
+chmod 755 "$work/web/bin/web"
+docker_save busybox '["/bin/sh","-c","trap \"exit 0\" TERM INT; while :; do sleep 1000000 & wait $!; done"]' "$work/base"
+docker_save web '["/bin/web"]' "$work/base" "$work/web"
+
+echo "virtual machine: kernel"
+if [ ! -e "$cache/kernel/.complete" ]; then
+  cloud_kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-6\..*\)/\1/p' | head -1; }
+  package=$(cloud_kernel)
+  if [ -z "$package" ]; then
+    apt-get -q update
+    package=$(cloud_kernel)
+  fi
+  rm -rf "$cache/kernel"
+  mkdir -p "$cache/kernel"
+  (cd "$cache/kernel" && apt-get -q -o APT::Sandbox::User=root download "$package" || { apt-get -q update && apt-get -q -o APT::Sandbox::User=root download "$package"; })
+  dpkg-deb -x "$cache"/kernel/"$package"_*.deb "$cache/kernel"
+  rm "$cache"/kernel/*.deb
+  touch "$cache/kernel/.complete"
+fi
+release=$(ls "$cache/kernel/lib/modules")
+depmod --basedir "$cache/kernel" "$release"
+cp "$cache/kernel/boot/vmlinuz-$release" "$work/vm-kernel"
+
+echo "virtual machine: initramfs"
+vm=$work/vm
+busybox_root "$vm"
+mkdir -p "$vm"/{config,lib/modules,usr/share/udhcpc}
+# The modules in the order in which each finds what it needs; those built into the kernel drop out.
+for module in virtio_pci virtio_net virtio_blk ext4 crc32c_generic crc32c_intel virtio_console virtio_rng vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs sr_mod ata_piix button evdev; do
+  modprobe --dirname "$cache/kernel" --set-version "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
+done | awk '!seen[$0]++' | while read -r file; do
+  cp "$file" "$vm/lib/modules/"
+  basename "$file" >>"$vm/lib/modules/order"
+done
+# busybox cannot grow a file system.
+for file in /sbin/resize2fs $(ldd /sbin/resize2fs | grep -o '/[^ ]*'); do
+  mkdir -p "$vm$(dirname "$file")"
+  cp -L "$file" "$vm$file"
+done
+
+cat >"$vm/etc/dhcp.sh" <<'DHCP'
+#!/bin/sh
+# What udhcpc calls with the lease in the environment: address, routes, MTU (option 26), host name (option 12).
+case $1 in
+deconfig) ip addr flush dev "$interface"; ip link set "$interface" up ;;
+bound | renew)
+  ip addr flush dev "$interface"
+  ip addr add "$ip/$mask" dev "$interface"
+  [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+  [ -z "$hostname" ] || hostname "$hostname"
+  if [ -n "$staticroutes" ]; then
+    # Option 121 replaces the router option (RFC 3442).
+    set -- $staticroutes
+    while [ $# -ge 2 ]; do
+      if [ "$2" = 0.0.0.0 ]; then ip route replace "$1" dev "$interface"; else ip route replace "$1" via "$2" dev "$interface"; fi
+      shift 2
+    done
+  elif [ -n "$router" ]; then
+    ip route replace default via "${router%% *}" dev "$interface"
+  fi
+  : >/etc/resolv.conf
+  for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
+  echo "$ip" >/run/address
+  ;;
+esac
+DHCP
+
+cat >"$vm/etc/power.sh" <<'POWER'
+#!/bin/sh
+# Ends the machine when its power button is pressed. An input event is 24 bytes: time, type, code, value; a pressed KEY_POWER
+# is type 1, code 116, value 1.
+exec 3<"$1"
+while event=$(dd bs=24 count=1 <&3 2>/dev/null | od -An -v -tx1 | tr -d ' \n') && [ -n "$event" ]; do
+  case $event in
+  ????????????????????????????????0100740001000000)
+    echo "amphi-vm: power button" >/dev/console
+    trap '' TERM
+    kill -TERM -1
+    sleep 0.3
+    kill -KILL -1
+    sync
+    umount /data 2>/dev/null
+    echo "amphi-vm: down" >/dev/console
+    poweroff -f
+    ;;
+  esac
+done
+POWER
+
+cat >"$vm/etc/grow.sh" <<'GROW'
+#!/bin/sh
+# Grows the file system on /data when its disk has grown. $1: vdb, or the like.
+size=$(cat "/sys/block/$1/size")
+while sleep 1; do
+  now=$(cat "/sys/block/$1/size")
+  [ "$now" = "$size" ] && continue
+  size=$now
+  if /sbin/resize2fs "/dev/$1" >/run/resize.log 2>&1; then echo "amphi-vm: grown $1 to $((size / 2048)) MiB"; else echo "amphi-vm: $1 does not grow: $(tail -1 /run/resize.log)"; fi
+done
+GROW
+
+cat >"$vm/init" <<'INIT'
+#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+exec </dev/console >/dev/console 2>&1
+echo "amphi-vm: init"
+hostname amphi-vm
+while read -r module; do
+  insmod "/lib/modules/$module" || echo "amphi-vm: module $module does not load"
+done </lib/modules/order
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts
+ip link set lo up
+
+for device in /dev/input/event*; do
+  [ ! -e "$device" ] || sh /etc/power.sh "$device" &
+done
+
+if [ -e /sys/class/net/eth0 ]; then
+  # Goes on asking until there is a lease, and renews it.
+  udhcpc -f -i eth0 -t 5 -T 1 -A 1 -O hostname -O mtu -O staticroutes -s /etc/dhcp.sh >/run/udhcpc.log 2>&1 &
+fi
+
+if config=$(findfs LABEL=config-2 2>/dev/null); then
+  mount -t vfat -o ro "$config" /config 2>/dev/null || mount -t iso9660 -o ro "$config" /config || echo "amphi-vm: config drive $config cannot be read"
+fi
+for device in /dev/vd?; do
+  # The magic number of ext2 to ext4, 56 bytes into the superblock at 1024.
+  [ "$(dd if="$device" bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1 | tr -d ' \n')" = 53ef ] || continue
+  if mount -t ext4 "$device" /data; then
+    echo "amphi-vm: /data on $device"
+    sh /etc/grow.sh "${device#/dev/}" &
+    break
+  fi
+done
+httpd -p 80 -h /data
+
+address=-
+if [ -e /sys/class/net/eth0 ]; then
+  while [ ! -s /run/address ]; do sleep 0.05; done
+  address=$(cat /run/address)
+fi
+script=/config/openstack/latest/user_data
+if [ "$(head -c 2 "$script" 2>/dev/null)" = '#!' ]; then
+  cp "$script" /run/user_data
+  chmod 700 /run/user_data
+  (cd /root && /run/user_data; echo "amphi-vm: user data ended with $?") &
+fi
+echo "amphi-vm: ready $address"
+case " $(cat /proc/cmdline) " in
+*" amphi.shell "*) while :; do setsid cttyhack /bin/sh -l; done ;;
+esac
+while :; do wait; sleep 3600; done
+INIT
+chmod 755 "$vm/init" "$vm"/etc/*.sh
+find "$vm" -exec touch --no-dereference --date=@0 {} +
+# Not compressed: an emulated processor would spend longer on unpacking than the disk on reading.
+(cd "$vm" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible >"$work/vm-initramfs")
+mv "$work/vm-kernel" "$work/vm-initramfs" "$images/"
+chmod 644 "${all[@]}"
+echo "$stamp" >"$images/.stamp"
+ls -l "${all[@]}" | awk '{print $5, $9}'
