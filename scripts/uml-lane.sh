@@ -34,7 +34,10 @@ mkdir -p "$root/target/uml"
 work=$(mktemp -d "$root/target/uml/lane.XXXXXX") || fail "no working directory"
 uml=
 end() {
-    [ -z "$uml" ] || kill -KILL -- "-$uml" 2>/dev/null
+    if [ -n "$uml" ]; then
+        kill -s KILL -- "-$uml"
+        wait "$uml"
+    fi
     rm -rf "$work"
 }
 trap end EXIT

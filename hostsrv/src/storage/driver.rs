@@ -8,26 +8,22 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::activation::dm;
-use super::activation::loop_device::{self, Place, Window};
-use super::filesystem::{self, Mount};
+use super::activation::loop_device;
+use super::filesystem;
 use super::lock::VolumeLocks;
 use super::lvm::{Lvm, LvmCommand};
-use super::placement;
-use super::report::{EXT4_TAG, GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG};
+use super::report::{EXT4_TAG, LvReport, MAKING_TAG, TAG};
 use super::{
     Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts,
-    VolumeDriver, VolumeKind, VolumeSpec, copy, holders, recycle,
+    VolumeDriver, VolumeKind, VolumeSpec, recycle,
 };
-
-/// How long a device may take to become free after its last user has gone.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub struct LvmConfig {
@@ -121,94 +117,13 @@ impl LvmDriver {
         self.config.state_dir.join("volumes").join(id.to_string())
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Uuid, File>> {
+    pub(super) fn held(&self) -> MutexGuard<'_, HashMap<Uuid, File>> {
         self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(super) async fn is_mounted(&self, id: Uuid) -> Result<bool, StorageError> {
         let point = self.mount_point(id);
         blocking("reading mounts for", &id.to_string(), move || filesystem::is_mounted(&point)).await
-    }
-
-    pub(super) fn place(&self, report: &GroupReport, lv: &LvReport) -> Result<Place, StorageError> {
-        let range = lv.contiguous();
-        let found = range.as_ref().and_then(|range| Some((range, report.offset(range)?)));
-        let (range, offset) = found.ok_or_else(|| StorageError::Lvm {
-            operation: "loop activation",
-            object: format!("{}/{}", self.lvm.group(), lv.name),
-            detail: "the LV is not one contiguous piece".to_owned(),
-        })?;
-        Ok(Place { pv: PathBuf::from(&range.pv), offset, size: lv.size_bytes })
-    }
-
-    pub(super) async fn activate(&self, report: &GroupReport, lv: &LvReport) -> Result<Active, StorageError> {
-        match self.lvm.activation() {
-            Activation::Dm => {
-                if !lv.active {
-                    self.lvm.run(LvmCommand::Activate { name: &lv.name }).await?;
-                }
-                Ok(Active { path: dm::path(self.lvm.group(), &lv.name), file: None, found: lv.active })
-            }
-            Activation::Loop => {
-                let place = self.place(report, lv)?;
-                let open =
-                    blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
-                Ok(Active { path: open.device, file: Some(open.file), found: open.found })
-            }
-        }
-    }
-
-    async fn deactivate(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
-        let holder = match self.lvm.activation() {
-            Activation::Dm if !lv.active => None,
-            Activation::Dm => match self.lvm.run(LvmCommand::Deactivate { name: &lv.name }).await {
-                Ok(_) => None,
-                Err(StorageError::Lvm { detail, .. })
-                    if detail.contains("in use") || detail.contains("busy") =>
-                {
-                    Some(dm::path(self.lvm.group(), &lv.name))
-                }
-                Err(error) => return Err(error),
-            },
-            Activation::Loop => {
-                let place = self.place(report, lv)?;
-                self.held().remove(&id);
-                // If somebody else still has it, the next look keeps it open again.
-                blocking("closing the window of", &lv.name, move || loop_device::close(&place, PATIENCE))
-                    .await?
-            }
-        };
-        let Some(device) = holder else { return Ok(()) };
-        Err(self.busy(id, &device).await)
-    }
-
-    async fn busy(&self, id: Uuid, device: &Path) -> StorageError {
-        let device = device.to_owned();
-        let found =
-            blocking("looking for holders of", &id.to_string(), move || Ok(holders::holders(&device))).await;
-        StorageError::Busy { id, holders: holders::describe(&found.unwrap_or_default()) }
-    }
-
-    pub(super) async fn detach_locked(
-        &self,
-        id: Uuid,
-        report: &GroupReport,
-        lv: &LvReport,
-    ) -> Result<(), StorageError> {
-        let point = self.mount_point(id);
-        let unmounted = blocking("unmounting", &id.to_string(), move || filesystem::unmount(&point)).await;
-        match unmounted {
-            Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
-                let device = self.device_of_mounted(report, lv).await?;
-                return Err(self.busy(id, &device).await);
-            }
-            other => other?,
-        }
-        self.deactivate(id, report, lv).await
-    }
-
-    async fn device_of_mounted(&self, report: &GroupReport, lv: &LvReport) -> Result<PathBuf, StorageError> {
-        Ok(self.activate(report, lv).await?.path)
     }
 
     pub(super) async fn retag(
@@ -219,176 +134,6 @@ impl LvmDriver {
     ) -> Result<(), StorageError> {
         let _changes = self.lvm.changes.lock().await;
         self.lvm.run(LvmCommand::Tag { name, add, remove }).await.map(drop)
-    }
-
-    /// Takes room for a new LV. The caller holds `changes` since before `report` was made.
-    pub(super) async fn create_lv(
-        &self,
-        report: &mut GroupReport,
-        name: &str,
-        extents: u64,
-        tags: Vec<String>,
-        grows: bool,
-    ) -> Result<LvReport, StorageError> {
-        let range = match self.lvm.activation() {
-            Activation::Dm => {
-                self.check_free(report, extents)?;
-                None
-            }
-            Activation::Loop => {
-                self.check_free(report, extents)?;
-                let range = placement::place(&report.extents(), &report.taken, extents, grows);
-                Some(range.map_err(|no| StorageError::NoContiguousRoom {
-                    group: self.lvm.group().to_owned(),
-                    needed: extents * report.extent_bytes,
-                    largest: no.largest * report.extent_bytes,
-                    free: no.free * report.extent_bytes,
-                })?)
-            }
-        };
-        self.lvm.run(LvmCommand::Create { name, extents, tags: &tags, range: range.as_ref() }).await?;
-        let lv = LvReport {
-            name: name.to_owned(),
-            size_bytes: extents * report.extent_bytes,
-            tags,
-            active: self.lvm.activation() == Activation::Dm,
-            origin: None,
-            ranges: range.into_iter().collect(),
-        };
-        report.lvs.push(lv.clone());
-        Ok(lv)
-    }
-
-    fn check_free(&self, report: &GroupReport, extents: u64) -> Result<(), StorageError> {
-        let needed = extents.saturating_mul(report.extent_bytes);
-        if needed <= report.free_bytes {
-            return Ok(());
-        }
-        Err(StorageError::Full { group: self.lvm.group().to_owned(), needed, free: report.free_bytes })
-    }
-
-    /// Finishes an LV that carries the `making` tag: its content, then the tag.
-    async fn fill(
-        &self,
-        spec: &VolumeSpec,
-        report: &GroupReport,
-        lv: &LvReport,
-        quiesce: &Quiesce,
-    ) -> Result<(), StorageError> {
-        let mut add = Vec::new();
-        if let Some(source) = spec.source {
-            let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
-            if from.fs() != spec.fs {
-                let reason =
-                    format!("its file system {:?} is not that of its source, {:?}", spec.fs, from.fs());
-                return Err(StorageError::Invalid { id: spec.id, reason });
-            }
-            self.copy_at_one_point(source, report, from, lv, quiesce).await?;
-        } else if spec.fs.is_some() {
-            let active = self.activate(report, lv).await?;
-            filesystem::format(&active.path).await?;
-        }
-        if spec.fs.is_some() {
-            add.push(EXT4_TAG.to_owned());
-        }
-        self.retag(&lv.name, &add, &[MAKING_TAG.to_owned()]).await
-    }
-
-    /// Brings an existing LV to `extents`.
-    async fn grow_lv(&self, spec: &VolumeSpec, extents: u64) -> Result<GroupReport, StorageError> {
-        let _changes = self.lvm.changes.lock().await;
-        let report = self.lvm.report().await?;
-        let (lv, _) = report.of(spec.id).ok_or(StorageError::Unknown { id: spec.id })?;
-        let has = lv.size_bytes / report.extent_bytes;
-        if has >= extents {
-            return Ok(report);
-        }
-        self.check_free(&report, extents - has)?;
-        let range = match self.lvm.activation() {
-            Activation::Dm => None,
-            Activation::Loop => {
-                self.place(&report, lv)?;
-                let current = lv.contiguous().ok_or(StorageError::Unknown { id: spec.id })?;
-                let range = placement::extend(&report.extents(), &report.taken, &current, extents - has);
-                Some(range.map_err(|no| StorageError::NoRoomBehind {
-                    id: spec.id,
-                    needed: (extents - has) * report.extent_bytes,
-                    behind: no.largest * report.extent_bytes,
-                    free: no.free * report.extent_bytes,
-                })?)
-            }
-        };
-        self.remove_leftover(spec.id, &report).await?;
-        let extend = LvmCommand::Extend { name: &lv.name, more: extents - has, range: range.as_ref() };
-        self.lvm.run(extend).await?;
-        self.lvm.report().await
-    }
-
-    /// Makes an active device, and a mounted file system on it, as large as the LV.
-    async fn settle_size(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
-        let is_active = match self.lvm.activation() {
-            Activation::Dm => lv.active,
-            Activation::Loop => {
-                let place = self.place(report, lv)?;
-                blocking("looking for the window of", &lv.name, move || {
-                    Ok(loop_device::find(&loop_device::windows()?, &place).is_some())
-                })
-                .await?
-            }
-        };
-        if !is_active {
-            return Ok(());
-        }
-        let active = self.activate(report, lv).await?;
-        if !self.is_mounted(id).await? || self.grow_mounted(&active.path, lv).await? {
-            return Ok(());
-        }
-        Err(StorageError::GrowsLater { id })
-    }
-
-    /// False when the file system must grow and only an unmounted one can here.
-    async fn grow_mounted(&self, device: &Path, lv: &LvReport) -> Result<bool, StorageError> {
-        let (path, size) = (device.to_owned(), lv.size_bytes);
-        let fits = blocking("reading the superblock of", &lv.name, move || {
-            Ok(filesystem::superblock(&path)?.is_none_or(|ext4| ext4.size_bytes >= size))
-        })
-        .await?;
-        if fits { Ok(true) } else { filesystem::grow_online(device).await }
-    }
-
-    async fn mount(&self, id: Uuid, lv: &LvReport, active: &Active) -> Result<(), StorageError> {
-        if active.found {
-            // Whoever has the raw device open could write under the file system.
-            let device = active.path.clone();
-            let found =
-                blocking("looking for holders of", &lv.name, move || Ok(holders::holders(&device))).await?;
-            if !found.is_empty() {
-                return Err(StorageError::Busy { id, holders: holders::describe(&found) });
-            }
-        }
-        let device = active.path.clone();
-        let ext4 =
-            blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
-        let Some(ext4) = ext4 else { return Err(StorageError::NoFilesystem { id }) };
-        if ext4.errors {
-            filesystem::check(&active.path).await?;
-        }
-        let try_mount = || {
-            let (device, point) = (active.path.clone(), self.mount_point(id));
-            blocking("mounting", &lv.name, move || filesystem::mount_ext4(&device, &point))
-        };
-        if let Err(error) = try_mount().await {
-            tracing::warn!(volume = %id, %error, "mount failed; checking the file system");
-            filesystem::check(&active.path).await?;
-            try_mount().await?;
-        }
-        if !self.grow_mounted(&active.path, lv).await? {
-            let point = self.mount_point(id);
-            blocking("unmounting", &lv.name, move || filesystem::unmount(&point)).await?;
-            filesystem::grow_offline(&active.path).await?;
-            try_mount().await?;
-        }
-        Ok(())
     }
 }
 
@@ -599,94 +344,5 @@ impl VolumeDriver for LvmDriver {
             }
             BinOrder::Purge => self.purge(id, &report, lv).await,
         }
-    }
-}
-
-impl LvmDriver {
-    fn observed(
-        &self,
-        id: Uuid,
-        kind: VolumeKind,
-        report: &GroupReport,
-        lv: &LvReport,
-        windows: &[Window],
-        mounts: &[Mount],
-    ) -> ObservedVolume {
-        let point = self.mount_point(id);
-        let device = match self.lvm.activation() {
-            Activation::Dm => lv.active.then(|| dm::path(self.lvm.group(), &lv.name)),
-            Activation::Loop => self
-                .place(report, lv)
-                .ok()
-                .and_then(|place| loop_device::find(windows, &place).map(|window| window.device.clone())),
-        };
-        ObservedVolume {
-            id,
-            kind,
-            size_bytes: lv.size_bytes,
-            fs: lv.fs(),
-            complete: !lv.is_making(),
-            trashed_at: lv.trashed_at(),
-            device,
-            mounted: mounts.iter().any(|mount| mount.point == point).then_some(point),
-            tags: lv.tags.clone(),
-        }
-    }
-
-    /// After a restart of the agent a guest alone keeps its window; take part in that again.
-    async fn keep_device(
-        &self,
-        seen: &ObservedVolume,
-        report: &GroupReport,
-        lv: &LvReport,
-    ) -> Result<(), StorageError> {
-        let raw =
-            self.lvm.activation() == Activation::Loop && seen.device.is_some() && seen.mounted.is_none();
-        if !raw
-            || !self.config.keeps_devices
-            || seen.trashed_at.is_some()
-            || self.held().contains_key(&seen.id)
-        {
-            return Ok(());
-        }
-        // Somebody who works on it decides about it; the next look will find it if it stays.
-        let Some(_lock) = self.locks.try_lock(seen.id)? else { return Ok(()) };
-        let place = self.place(report, lv)?;
-        let open =
-            blocking("keeping the window of", &lv.name, move || loop_device::open_existing(&place)).await?;
-        if let Some(open) = open {
-            self.held().insert(seen.id, open.file);
-        }
-        Ok(())
-    }
-
-    async fn new_snapshot(
-        &self,
-        report: &mut GroupReport,
-        origin: &LvReport,
-        id: Uuid,
-        snapshot: Uuid,
-    ) -> Result<LvReport, StorageError> {
-        let extents = origin.size_bytes / report.extent_bytes;
-        let own = format!("amphi.volume={snapshot}");
-        let tags = vec![TAG.to_owned(), own, format!("{OF_TAG}{id}"), MAKING_TAG.to_owned()];
-        let name = lv_name(snapshot, VolumeKind::Snapshot { of: id });
-        self.create_lv(report, &name, extents, tags, false).await
-    }
-
-    /// Wipes before it removes, so that free extents never carry anybody's bytes into the next volume.
-    async fn purge(&self, id: Uuid, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
-        self.remove_leftover(id, report).await?;
-        self.detach_locked(id, report, lv).await?;
-        let inactive = LvReport { active: false, ..lv.clone() };
-        let active = self.activate(report, &inactive).await?;
-        let (path, size, deadline) =
-            (active.path.clone(), lv.size_bytes, Instant::now() + self.config.copy_limit);
-        blocking("wiping", &lv.name, move || copy::wipe(&path, size, copy::Wipe::Whole, deadline)).await?;
-        drop(active);
-        let active = LvReport { active: true, ..lv.clone() };
-        self.deactivate(id, report, &active).await?;
-        let _changes = self.lvm.changes.lock().await;
-        self.lvm.run(LvmCommand::Remove { name: &lv.name }).await.map(drop)
     }
 }

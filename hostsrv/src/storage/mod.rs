@@ -11,6 +11,7 @@
 //! attach what is in the bin, and to destroy anything but by an explicit `BinOrder::Purge`.
 
 pub mod activation;
+mod attach;
 pub mod command;
 pub mod copy;
 pub mod driver;
@@ -22,6 +23,7 @@ pub mod placement;
 pub mod plugin;
 pub mod recycle;
 pub mod report;
+mod shape;
 mod snapshot;
 
 use std::path::PathBuf;

@@ -1,0 +1,211 @@
+//! Devices and mounts of volumes: activation both ways, the mount with its interlock, and what is seen of them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::activation::dm;
+use super::activation::loop_device::{self, Place, Window};
+use super::driver::{Active, LvmDriver, blocking};
+use super::filesystem::{self, Mount};
+use super::lvm::LvmCommand;
+use super::report::{GroupReport, LvReport};
+use super::{Activation, ObservedVolume, StorageError, VolumeKind, holders};
+
+/// How long a device may take to become free after its last user has gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl LvmDriver {
+    pub(super) fn place(&self, report: &GroupReport, lv: &LvReport) -> Result<Place, StorageError> {
+        let range = lv.contiguous();
+        let found = range.as_ref().and_then(|range| Some((range, report.offset(range)?)));
+        let (range, offset) = found.ok_or_else(|| StorageError::Lvm {
+            operation: "loop activation",
+            object: format!("{}/{}", self.lvm.group(), lv.name),
+            detail: "the LV is not one contiguous piece".to_owned(),
+        })?;
+        Ok(Place { pv: PathBuf::from(&range.pv), offset, size: lv.size_bytes })
+    }
+
+    pub(super) async fn activate(&self, report: &GroupReport, lv: &LvReport) -> Result<Active, StorageError> {
+        match self.lvm.activation() {
+            Activation::Dm => {
+                if !lv.active {
+                    self.lvm.run(LvmCommand::Activate { name: &lv.name }).await?;
+                }
+                Ok(Active { path: dm::path(self.lvm.group(), &lv.name), file: None, found: lv.active })
+            }
+            Activation::Loop => {
+                let place = self.place(report, lv)?;
+                let open =
+                    blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
+                Ok(Active { path: open.device, file: Some(open.file), found: open.found })
+            }
+        }
+    }
+
+    pub(super) async fn deactivate(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let holder = match self.lvm.activation() {
+            Activation::Dm if !lv.active => None,
+            Activation::Dm => match self.lvm.run(LvmCommand::Deactivate { name: &lv.name }).await {
+                Ok(_) => None,
+                Err(StorageError::Lvm { detail, .. })
+                    if detail.contains("in use") || detail.contains("busy") =>
+                {
+                    Some(dm::path(self.lvm.group(), &lv.name))
+                }
+                Err(error) => return Err(error),
+            },
+            Activation::Loop => {
+                let place = self.place(report, lv)?;
+                self.held().remove(&id);
+                // If somebody else still has it, the next look keeps it open again.
+                blocking("closing the window of", &lv.name, move || loop_device::close(&place, PATIENCE))
+                    .await?
+            }
+        };
+        let Some(device) = holder else { return Ok(()) };
+        Err(self.busy(id, &device).await)
+    }
+
+    pub(super) async fn busy(&self, id: Uuid, device: &Path) -> StorageError {
+        let device = device.to_owned();
+        let found =
+            blocking("looking for holders of", &id.to_string(), move || Ok(holders::holders(&device))).await;
+        StorageError::Busy { id, holders: holders::describe(&found.unwrap_or_default()) }
+    }
+
+    pub(super) async fn detach_locked(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let point = self.mount_point(id);
+        let unmounted = blocking("unmounting", &id.to_string(), move || filesystem::unmount(&point)).await;
+        match unmounted {
+            Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                let device = self.device_of_mounted(report, lv).await?;
+                return Err(self.busy(id, &device).await);
+            }
+            other => other?,
+        }
+        self.deactivate(id, report, lv).await
+    }
+
+    pub(super) async fn device_of_mounted(
+        &self,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<PathBuf, StorageError> {
+        Ok(self.activate(report, lv).await?.path)
+    }
+
+    /// False when the file system must grow and only an unmounted one can here.
+    pub(super) async fn grow_mounted(&self, device: &Path, lv: &LvReport) -> Result<bool, StorageError> {
+        let (path, size) = (device.to_owned(), lv.size_bytes);
+        let fits = blocking("reading the superblock of", &lv.name, move || {
+            Ok(filesystem::superblock(&path)?.is_none_or(|ext4| ext4.size_bytes >= size))
+        })
+        .await?;
+        if fits { Ok(true) } else { filesystem::grow_online(device).await }
+    }
+
+    pub(super) async fn mount(&self, id: Uuid, lv: &LvReport, active: &Active) -> Result<(), StorageError> {
+        if active.found {
+            // Whoever has the raw device open could write under the file system.
+            let device = active.path.clone();
+            let found =
+                blocking("looking for holders of", &lv.name, move || Ok(holders::holders(&device))).await?;
+            if !found.is_empty() {
+                return Err(StorageError::Busy { id, holders: holders::describe(&found) });
+            }
+        }
+        let device = active.path.clone();
+        let ext4 =
+            blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
+        let Some(ext4) = ext4 else { return Err(StorageError::NoFilesystem { id }) };
+        if ext4.errors {
+            filesystem::check(&active.path).await?;
+        }
+        let try_mount = || {
+            let (device, point) = (active.path.clone(), self.mount_point(id));
+            blocking("mounting", &lv.name, move || filesystem::mount_ext4(&device, &point))
+        };
+        if let Err(error) = try_mount().await {
+            tracing::warn!(volume = %id, %error, "mount failed; checking the file system");
+            filesystem::check(&active.path).await?;
+            try_mount().await?;
+        }
+        if !self.grow_mounted(&active.path, lv).await? {
+            let point = self.mount_point(id);
+            blocking("unmounting", &lv.name, move || filesystem::unmount(&point)).await?;
+            filesystem::grow_offline(&active.path).await?;
+            try_mount().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn observed(
+        &self,
+        id: Uuid,
+        kind: VolumeKind,
+        report: &GroupReport,
+        lv: &LvReport,
+        windows: &[Window],
+        mounts: &[Mount],
+    ) -> ObservedVolume {
+        let point = self.mount_point(id);
+        let device = match self.lvm.activation() {
+            Activation::Dm => lv.active.then(|| dm::path(self.lvm.group(), &lv.name)),
+            Activation::Loop => self
+                .place(report, lv)
+                .ok()
+                .and_then(|place| loop_device::find(windows, &place).map(|window| window.device.clone())),
+        };
+        ObservedVolume {
+            id,
+            kind,
+            size_bytes: lv.size_bytes,
+            fs: lv.fs(),
+            complete: !lv.is_making(),
+            trashed_at: lv.trashed_at(),
+            device,
+            mounted: mounts.iter().any(|mount| mount.point == point).then_some(point),
+            tags: lv.tags.clone(),
+        }
+    }
+
+    /// After a restart of the agent a guest alone keeps its window; take part in that again.
+    pub(super) async fn keep_device(
+        &self,
+        seen: &ObservedVolume,
+        report: &GroupReport,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let raw =
+            self.lvm.activation() == Activation::Loop && seen.device.is_some() && seen.mounted.is_none();
+        if !raw
+            || !self.config.keeps_devices
+            || seen.trashed_at.is_some()
+            || self.held().contains_key(&seen.id)
+        {
+            return Ok(());
+        }
+        // Somebody who works on it decides about it; the next look will find it if it stays.
+        let Some(_lock) = self.locks.try_lock(seen.id)? else { return Ok(()) };
+        let place = self.place(report, lv)?;
+        let open =
+            blocking("keeping the window of", &lv.name, move || loop_device::open_existing(&place)).await?;
+        if let Some(open) = open {
+            self.held().insert(seen.id, open.file);
+        }
+        Ok(())
+    }
+}
