@@ -1,1 +1,177 @@
-//! HTTP client of the native face. (to come)
+//! HTTP client of the native face (`/v1`): one method per route, over the shared types. Owns addresses, the token,
+//! timeouts and the reading of errors; `find` resolves names, `wait` polls. Refuses: retries of orders (an order that
+//! timed out may have been taken), printing, and any decision about what a state means.
+
+mod error;
+mod find;
+mod routes;
+mod upload;
+mod wait;
+
+pub use error::ClientError;
+pub use find::{Named, pick};
+pub use upload::Progress;
+
+use crate::ErrorBody;
+use error::chain;
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+/// How long one call may take, uploads excepted (those may take as long as bytes keep moving).
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take to come about.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Environment variable with the controller's URL, `http://127.0.0.1:8774`.
+pub const URL_VARIABLE: &str = "AMPHI_URL";
+/// Environment variable with the API token.
+pub const TOKEN_VARIABLE: &str = "AMPHI_TOKEN";
+
+/// A connection to one controller as one caller. Cloning is cheap.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+/// One call: what it is for, in words for an error, and where it goes.
+pub(crate) struct Call {
+    operation: String,
+    request: RequestBuilder,
+    limit: Duration,
+}
+
+impl Client {
+    /// A client for `url` (scheme, host, port; a path in front of `/v1` is kept) and a bearer token.
+    ///
+    /// A rustls provider must be installed in the process first (`rustls::crypto::ring::default_provider()`), for
+    /// plain `http` too: reqwest panics without one. Proxies of the environment are not used and redirects are not
+    /// followed, so that the token goes nowhere but to the controller.
+    pub fn new(url: &str, token: &str) -> Result<Self, ClientError> {
+        let bad = |why: String| ClientError::Setup { what: format!("the controller's URL '{url}' {why}") };
+        let parsed = Url::parse(url.trim()).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
+            return Err(bad("must begin with http:// or https:// and name a host".to_owned()));
+        }
+        if token.trim().is_empty() || token.trim().chars().any(|c| !c.is_ascii_graphic()) {
+            return Err(ClientError::Setup {
+                what: "the API token is empty or has characters that no token has".to_owned(),
+            });
+        }
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")));
+        if parsed.scheme() == "http" {
+            // Without this a machine that has no CA certificates could not even speak plain HTTP: the platform's
+            // store is loaded eagerly and an empty one is an error.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder
+            .build()
+            .map_err(|e| ClientError::Setup { what: format!("no HTTP client: {}", chain(&e)) })?;
+        Ok(Self {
+            http,
+            base: parsed.as_str().trim_end_matches('/').to_owned(),
+            token: token.trim().to_owned(),
+        })
+    }
+
+    /// A client for the controller that AMPHI_URL and AMPHI_TOKEN name.
+    pub fn from_env() -> Result<Self, ClientError> {
+        Self::new(&from_variable(URL_VARIABLE)?, &from_variable(TOKEN_VARIABLE)?)
+    }
+
+    /// The controller's address as it was given, without a slash at its end.
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
+    /// A call of `path` (which begins with a slash, and is below `/v1`).
+    pub(crate) fn call(&self, operation: impl Into<String>, method: Method, path: &str) -> Call {
+        let request = self.http.request(method, format!("{}/v1{path}", self.base)).bearer_auth(&self.token);
+        Call { operation: operation.into(), request, limit: CALL_TIMEOUT }
+    }
+}
+
+fn from_variable(name: &'static str) -> Result<String, ClientError> {
+    match std::env::var(name) {
+        Ok(text) if !text.trim().is_empty() => Ok(text),
+        _ => Err(ClientError::Setup {
+            what: format!("{name} is not set; in the lab: `set -a; source target/lab/env; set +a`"),
+        }),
+    }
+}
+
+impl Call {
+    pub(crate) fn json<T: Serialize + ?Sized>(mut self, body: &T) -> Self {
+        self.request = self.request.json(body);
+        self
+    }
+
+    pub(crate) fn query<T: Serialize + ?Sized>(mut self, query: &T) -> Self {
+        self.request = self.request.query(query);
+        self
+    }
+
+    pub(crate) fn map(mut self, change: impl FnOnce(RequestBuilder) -> RequestBuilder) -> Self {
+        self.request = change(self.request);
+        self
+    }
+
+    pub(crate) fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Sends, and reads the answer as `T`.
+    pub(crate) async fn read<T: DeserializeOwned>(self) -> Result<T, ClientError> {
+        let operation = self.operation.clone();
+        let text = self.send().await?;
+        serde_json::from_slice(&text).map_err(|e| ClientError::Protocol {
+            operation,
+            message: format!("the answer is not what this version of the client knows: {e}"),
+        })
+    }
+
+    /// Sends, and drops what a success carries.
+    pub(crate) async fn done(self) -> Result<(), ClientError> {
+        self.send().await.map(drop)
+    }
+
+    /// Sends within the limit; the bytes of a success.
+    pub(crate) async fn send(self) -> Result<Vec<u8>, ClientError> {
+        let Call { operation, request, limit } = self;
+        let answer = async {
+            let response = request.send().await?;
+            let status = response.status();
+            let bytes = response.bytes().await?;
+            Ok::<_, reqwest::Error>((status, bytes))
+        };
+        match tokio::time::timeout(limit, answer).await {
+            Err(_) => Err(ClientError::Timeout { operation, after: limit, saw: None }),
+            Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
+            Ok(Ok((status, bytes))) if status.is_success() => Ok(bytes.to_vec()),
+            Ok(Ok((status, bytes))) => Err(refusal(operation, status, &bytes)),
+        }
+    }
+}
+
+/// What an answer that is no success says.
+fn refusal(operation: String, status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => ClientError::Api { operation, status: status.as_u16(), detail: body.error },
+        Err(_) => {
+            let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+            let text = text.trim();
+            let message = if text.is_empty() {
+                format!("HTTP {status} without an error body; is this an Amphi controller?")
+            } else {
+                format!("HTTP {status} with a body that is not Amphi's: {text}")
+            };
+            ClientError::Protocol { operation, message }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! One method per route, noun by noun. Lists come out of their envelope (`{"instances": […]}`).
+
+use super::{Client, ClientError};
+use crate::host::{Evacuation, Host, JoinToken, JoinTokenCreate};
+use crate::image::{Image, ImageCreate};
+use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate};
+use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
+use crate::set::SetSpec;
+use crate::volume::{Snapshot, SnapshotCreate, Volume, VolumeCreate, VolumeExtend};
+use crate::{
+    ExchangeId, HostId, ImageId, InstanceId, NetworkId, RuleId, SecurityGroupId, SnapshotId, VolumeId,
+};
+use reqwest::Method;
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// An evacuation decides for every instance of a host before it answers.
+const EVACUATE_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl Client {
+    async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T> {
+        self.call(format!("read {what}"), Method::GET, path).read().await
+    }
+
+    async fn list<T: DeserializeOwned>(&self, key: &'static str, path: &str) -> Result<Vec<T>> {
+        let operation = format!("list {}", key.replace('_', " "));
+        let mut envelope: serde_json::Map<String, serde_json::Value> =
+            self.call(operation.clone(), Method::GET, path).read().await?;
+        let Some(items) = envelope.remove(key) else {
+            return Err(ClientError::Protocol { operation, message: format!("the answer has no `{key}`") });
+        };
+        serde_json::from_value(items)
+            .map_err(|e| ClientError::Protocol { operation, message: format!("`{key}` cannot be read: {e}") })
+    }
+
+    async fn post<T: DeserializeOwned>(&self, what: String, path: &str, body: &impl Serialize) -> Result<T> {
+        self.call(what, Method::POST, path).json(body).read().await
+    }
+
+    async fn order<T: DeserializeOwned>(&self, what: String, path: &str) -> Result<T> {
+        self.call(what, Method::POST, path).read().await
+    }
+
+    async fn delete(&self, what: String, path: &str) -> Result<()> {
+        self.call(what, Method::DELETE, path).done().await
+    }
+}
+
+/// Hosts.
+impl Client {
+    pub async fn hosts(&self) -> Result<Vec<Host>> {
+        self.list("hosts", "/hosts").await
+    }
+
+    pub async fn host(&self, id: HostId) -> Result<Host> {
+        self.get("host", &format!("/hosts/{id}")).await
+    }
+
+    /// Forgets a host that has nothing left.
+    pub async fn delete_host(&self, id: HostId) -> Result<()> {
+        self.delete(format!("delete host {id}"), &format!("/hosts/{id}")).await
+    }
+
+    /// Gives the instances of a host that is down to other hosts. The answer says what became of each.
+    pub async fn evacuate_host(&self, id: HostId) -> Result<Evacuation> {
+        self.call(format!("evacuate host {id}"), Method::POST, &format!("/hosts/{id}/evacuate"))
+            .limit(EVACUATE_TIMEOUT)
+            .read()
+            .await
+    }
+
+    pub async fn create_join_token(&self, request: &JoinTokenCreate) -> Result<JoinToken> {
+        self.post("create join token".to_owned(), "/join-tokens", request).await
+    }
+}
+
+/// Networks, security groups, ports.
+impl Client {
+    pub async fn networks(&self) -> Result<Vec<Network>> {
+        self.list("networks", "/networks").await
+    }
+
+    pub async fn network(&self, id: NetworkId) -> Result<Network> {
+        self.get("network", &format!("/networks/{id}")).await
+    }
+
+    pub async fn create_network(&self, request: &NetworkCreate) -> Result<Network> {
+        self.post(format!("create network {}", request.name), "/networks", request).await
+    }
+
+    pub async fn delete_network(&self, id: NetworkId) -> Result<()> {
+        self.delete(format!("delete network {id}"), &format!("/networks/{id}")).await
+    }
+
+    pub async fn security_groups(&self) -> Result<Vec<SecurityGroup>> {
+        self.list("security_groups", "/security-groups").await
+    }
+
+    pub async fn security_group(&self, id: SecurityGroupId) -> Result<SecurityGroup> {
+        self.get("security group", &format!("/security-groups/{id}")).await
+    }
+
+    pub async fn create_security_group(&self, request: &SecurityGroupCreate) -> Result<SecurityGroup> {
+        self.post(format!("create security group {}", request.name), "/security-groups", request).await
+    }
+
+    pub async fn delete_security_group(&self, id: SecurityGroupId) -> Result<()> {
+        self.delete(format!("delete security group {id}"), &format!("/security-groups/{id}")).await
+    }
+
+    /// Adds one rule; the group as it is now.
+    pub async fn add_rule(&self, id: SecurityGroupId, rule: &RuleSpec) -> Result<SecurityGroup> {
+        self.call(
+            format!("add rule to security group {id}"),
+            Method::POST,
+            &format!("/security-groups/{id}/rules"),
+        )
+        .json(rule)
+        .done()
+        .await?;
+        self.security_group(id).await
+    }
+
+    pub async fn remove_rule(&self, id: SecurityGroupId, rule: RuleId) -> Result<()> {
+        let path = format!("/security-groups/{id}/rules/{rule}");
+        self.delete(format!("remove rule {rule} of security group {id}"), &path).await
+    }
+
+    pub async fn ports(&self) -> Result<Vec<Port>> {
+        self.list("ports", "/ports").await
+    }
+}
+
+/// Images. Their bytes: see `upload_file` and `upload_blob`.
+impl Client {
+    pub async fn images(&self) -> Result<Vec<Image>> {
+        self.list("images", "/images").await
+    }
+
+    pub async fn image(&self, id: ImageId) -> Result<Image> {
+        self.get("image", &format!("/images/{id}")).await
+    }
+
+    pub async fn create_image(&self, request: &ImageCreate) -> Result<Image> {
+        self.post(format!("create image {}", request.name), "/images", request).await
+    }
+
+    pub async fn delete_image(&self, id: ImageId) -> Result<()> {
+        self.delete(format!("delete image {id}"), &format!("/images/{id}")).await
+    }
+}
+
+/// Instances and their exchanges.
+impl Client {
+    pub async fn instances(&self) -> Result<Vec<Instance>> {
+        self.list("instances", "/instances").await
+    }
+
+    pub async fn instance(&self, id: InstanceId) -> Result<Instance> {
+        self.get("instance", &format!("/instances/{id}")).await
+    }
+
+    /// Orders an instance; it is `building` when this returns.
+    pub async fn create_instance(&self, request: &InstanceCreate) -> Result<Instance> {
+        self.post(format!("create instance {}", request.name), "/instances", request).await
+    }
+
+    /// Orders an instance gone; with `volume`, its volume goes to the recycle bin.
+    pub async fn delete_instance(&self, id: InstanceId, volume: bool) -> Result<()> {
+        let call = self.call(format!("delete instance {id}"), Method::DELETE, &format!("/instances/{id}"));
+        if volume { call.query(&[("volume", "delete")]).done().await } else { call.done().await }
+    }
+
+    pub async fn start_instance(&self, id: InstanceId) -> Result<Instance> {
+        self.order(format!("start instance {id}"), &format!("/instances/{id}/start")).await
+    }
+
+    pub async fn stop_instance(&self, id: InstanceId) -> Result<Instance> {
+        self.order(format!("stop instance {id}"), &format!("/instances/{id}/stop")).await
+    }
+
+    pub async fn restart_instance(&self, id: InstanceId) -> Result<Instance> {
+        self.order(format!("restart instance {id}"), &format!("/instances/{id}/restart")).await
+    }
+
+    /// The last `lines` of a VM's serial console, or of a set member's output.
+    pub async fn console_log(
+        &self,
+        id: InstanceId,
+        lines: Option<u32>,
+        member: Option<&str>,
+    ) -> Result<ConsoleLog> {
+        let lines = lines.map(|n| n.to_string());
+        let query: Vec<(&str, &str)> = [("lines", lines.as_deref()), ("member", member)]
+            .into_iter()
+            .filter_map(|(k, v)| Some((k, v?)))
+            .collect();
+        self.call(format!("read console log of {id}"), Method::GET, &format!("/instances/{id}/console-log"))
+            .query(&query)
+            .read()
+            .await
+    }
+
+    /// Orders the other body; the exchange is `preparing` when this returns.
+    pub async fn create_exchange(&self, id: InstanceId, request: &ExchangeCreate) -> Result<Exchange> {
+        let what = format!("exchange the body of instance {id} to {}", request.to);
+        self.post(what, &format!("/instances/{id}/exchanges"), request).await
+    }
+
+    pub async fn exchanges(&self, id: InstanceId) -> Result<Vec<Exchange>> {
+        self.list("exchanges", &format!("/instances/{id}/exchanges")).await
+    }
+
+    pub async fn exchange(&self, id: ExchangeId) -> Result<Exchange> {
+        self.get("exchange", &format!("/exchanges/{id}")).await
+    }
+
+    /// Checks a set description by the server's rules; the set as it would be kept.
+    pub async fn check_set(&self, set: &SetSpec) -> Result<SetSpec> {
+        self.post("check set".to_owned(), "/sets/check", set).await
+    }
+}
+
+/// Volumes, snapshots, the recycle bin.
+impl Client {
+    pub async fn volumes(&self) -> Result<Vec<Volume>> {
+        self.list("volumes", "/volumes").await
+    }
+
+    pub async fn volume(&self, id: VolumeId) -> Result<Volume> {
+        self.get("volume", &format!("/volumes/{id}")).await
+    }
+
+    pub async fn create_volume(&self, request: &VolumeCreate) -> Result<Volume> {
+        self.post(format!("create volume {}", request.name), "/volumes", request).await
+    }
+
+    /// Puts a volume into the recycle bin.
+    pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.delete(format!("delete volume {id}"), &format!("/volumes/{id}")).await
+    }
+
+    pub async fn extend_volume(&self, id: VolumeId, size_gib: u64) -> Result<Volume> {
+        self.post(format!("extend volume {id}"), &format!("/volumes/{id}/extend"), &VolumeExtend { size_gib })
+            .await
+    }
+
+    pub async fn create_snapshot(&self, id: VolumeId, request: &SnapshotCreate) -> Result<Snapshot> {
+        self.post(format!("take snapshot of volume {id}"), &format!("/volumes/{id}/snapshots"), request).await
+    }
+
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        self.list("snapshots", "/snapshots").await
+    }
+
+    pub async fn snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
+        self.get("snapshot", &format!("/snapshots/{id}")).await
+    }
+
+    pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.delete(format!("delete snapshot {id}"), &format!("/snapshots/{id}")).await
+    }
+
+    pub async fn recycle_bin(&self) -> Result<Vec<Volume>> {
+        self.list("volumes", "/recycle-bin").await
+    }
+
+    pub async fn restore_volume(&self, id: VolumeId) -> Result<Volume> {
+        self.order(format!("restore volume {id}"), &format!("/recycle-bin/{id}/restore")).await
+    }
+
+    /// Destroys a volume of the recycle bin for good.
+    pub async fn purge_volume(&self, id: VolumeId) -> Result<()> {
+        self.delete(format!("purge volume {id}"), &format!("/recycle-bin/{id}")).await
+    }
+}
+
+/// The API's description of itself (OpenAPI 3.1).
+impl Client {
+    pub async fn openapi(&self) -> Result<serde_json::Value> {
+        self.get("openapi.json", "/openapi.json").await
+    }
+}
