@@ -1,1 +1,158 @@
-fn main() {}
+//! `amphi NOUN VERB`: the command line of the native face. Owns words, tables and exit codes; everything it knows of
+//! the cloud comes through `amphi_api::client`. Refuses: state of its own, and rules that the server does not have.
+
+mod failure;
+mod flags;
+mod json_file;
+mod noun;
+mod progress;
+mod rule;
+mod session;
+mod table;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use failure::Failure;
+use session::Session;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXIT_CODES: &str = "\
+Environment:
+  AMPHI_URL    the controller, http://HOST:PORT
+  AMPHI_TOKEN  the API token
+  (in the lab: set -a; source target/lab/env; set +a)
+
+Exit codes:
+  0  ok
+  1  the operation failed, or nothing has room for it
+  2  wrong usage, a file that cannot be read, AMPHI_URL or AMPHI_TOKEN missing
+  3  no such thing
+  4  refused: bad input, or in conflict with what is there; nothing was changed
+  5  the controller does not answer, or a wait took too long";
+
+/// Instances with one address and two bodies: a VM or a set of containers.
+#[derive(Parser)]
+#[command(name = "amphi", version, after_help = EXIT_CODES, propagate_version = false)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(clap::Args)]
+struct Global {
+    /// Print the API's JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Return as soon as an order is taken, do not wait for it.
+    #[arg(long, global = true)]
+    no_wait: bool,
+    /// Longest wait, in seconds.
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+}
+
+#[derive(Subcommand)]
+enum Noun {
+    /// Hosts: what they have, join, evacuate.
+    #[command(subcommand)]
+    Host(noun::host::Command),
+    /// Networks and their subnets.
+    #[command(subcommand)]
+    Network(noun::network::Command),
+    /// Security groups and their rules.
+    #[command(subcommand, alias = "sg")]
+    SecurityGroup(noun::security_group::Command),
+    /// Images that bodies start from.
+    #[command(subcommand)]
+    Image(noun::image::Command),
+    /// Sets of containers: check a description, create an instance.
+    #[command(subcommand)]
+    Set(noun::set::Command),
+    /// Virtual machines: create an instance.
+    #[command(subcommand)]
+    Vm(noun::vm::Command),
+    /// Instances of both kinds.
+    #[command(subcommand)]
+    Instance(noun::instance::Command),
+    /// Give an instance its other body; address and volume stay.
+    Exchange(noun::exchange::Arguments),
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(noun::volume::Command),
+    /// Snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(noun::snapshot::Command),
+    /// Deleted volumes, until they are purged.
+    #[command(subcommand)]
+    RecycleBin(noun::recycle_bin::Command),
+    /// Ports: which address belongs to which instance.
+    #[command(subcommand)]
+    Port(noun::port::Command),
+    /// Print a completion script: `amphi completion bash > /etc/bash_completion.d/amphi`.
+    Completion { shell: clap_complete::Shell },
+    /// Print the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Fails only if one is installed already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(1, format!("no runtime: {error}")).report(),
+    };
+    let global = arguments.global;
+    let wait = (!global.no_wait).then(|| Duration::from_secs(global.timeout));
+    let session = Session::new(global.json, wait);
+    match runtime.block_on(run(arguments.noun, &session)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
+    match noun {
+        Noun::Host(command) => command.run(session).await,
+        Noun::Network(command) => command.run(session).await,
+        Noun::SecurityGroup(command) => command.run(session).await,
+        Noun::Image(command) => command.run(session).await,
+        Noun::Set(command) => command.run(session).await,
+        Noun::Vm(command) => command.run(session).await,
+        Noun::Instance(command) => command.run(session).await,
+        Noun::Exchange(arguments) => arguments.run(session).await,
+        Noun::Volume(command) => command.run(session).await,
+        Noun::Snapshot(command) => command.run(session).await,
+        Noun::RecycleBin(command) => command.run(session).await,
+        Noun::Port(command) => command.run(session).await,
+        Noun::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "amphi", &mut script);
+            session::write_out(&script)
+        }
+        Noun::Version => session::say(&format!("amphi {}", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_fit_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exchange_takes_an_instance_or_a_verb() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["amphi"], words].concat()).is_ok();
+        assert!(parse(&["exchange", "web", "--to", "vm", "--image", "debian"]));
+        assert!(parse(&["exchange", "list", "web", "--json"]));
+        assert!(!parse(&["exchange", "web"]));
+        assert!(!parse(&["exchange", "web", "--to", "bird"]));
+        assert!(!parse(&["instance", "list", "--timeout", "0"]));
+    }
+}

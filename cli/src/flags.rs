@@ -1,0 +1,141 @@
+//! The flags that `set create` and `vm create` share, and the request that they make.
+
+use crate::failure::Failure;
+use amphi_api::VolumeId;
+use amphi_api::instance::{BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume};
+use clap::{Args, ValueEnum};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct InstanceFlags {
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
+    /// Memory: `512`, `512MiB`, `4GiB`.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
+    memory: u64,
+    /// Name or id of a network; repeat it for eth1 and so on.
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<String>,
+    /// Address on the network; repeat it in the networks' order. Default: a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    address: Vec<IpAddr>,
+    /// Name or id of a security group; may be repeated.
+    #[arg(long, value_name = "GROUP")]
+    security_group: Vec<String>,
+    /// Make a data volume of this size, in GiB.
+    #[arg(long, value_name = "GIB", conflicts_with = "volume")]
+    volume_gib: Option<u64>,
+    /// Take this volume (id) as data volume.
+    #[arg(long, value_name = "VOLUME")]
+    volume: Option<VolumeId>,
+    /// File with text for the guest.
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+    /// File with public keys, one a line; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// KEY=VALUE; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    metadata: Vec<(String, String)>,
+    /// What an evacuation may do.
+    #[arg(long, value_enum, default_value_t = Failover::AnyKind)]
+    failover: Failover,
+    /// Name or id of the one host it may go to.
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Failover {
+    Never,
+    SameKind,
+    AnyKind,
+}
+
+impl InstanceFlags {
+    /// The request for an instance with these bodies, not yet checked.
+    pub fn request(self, name: String, bodies: Vec<BodySpec>) -> Result<InstanceCreate, Failure> {
+        if self.address.len() > self.network.len() {
+            return Err(Failure::new(2, "more --address than --network"));
+        }
+        let mut addresses = self.address.into_iter();
+        let networks = self
+            .network
+            .into_iter()
+            .map(|network| InstanceNetwork { network, address: addresses.next() })
+            .collect();
+        let volume = match (self.volume_gib, self.volume) {
+            (None, None) => None,
+            (size_gib, id) => Some(InstanceVolume { size_gib, name: None, id }),
+        };
+        let mut ssh_keys = Vec::new();
+        for path in &self.ssh_key {
+            let text = read(path)?;
+            ssh_keys.extend(
+                text.lines()
+                    .map(str::trim)
+                    .filter(|l| !l.is_empty() && !l.starts_with('#'))
+                    .map(str::to_owned),
+            );
+        }
+        Ok(InstanceCreate {
+            name,
+            vcpus: self.vcpus,
+            memory_mib: self.memory,
+            bodies,
+            networks,
+            security_groups: self.security_group,
+            volume,
+            user_data: self.user_data.as_deref().map(read).transpose()?,
+            ssh_keys,
+            metadata: self.metadata.into_iter().collect(),
+            failover: match self.failover {
+                Failover::Never => FailoverPolicy::Never,
+                Failover::SameKind => FailoverPolicy::SameKind,
+                Failover::AnyKind => FailoverPolicy::AnyKind,
+            },
+            host: self.host,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|e| Failure::new(2, format!("{}: cannot be read: {e}", path.display())))
+}
+
+/// Memory in MiB, of a number with `M`, `MiB` (or nothing), `G` or `GiB` behind it.
+pub fn memory(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| "not a size: 512, 512MiB or 4GiB".to_owned())?;
+    let factor = match &text[digits..] {
+        "" | "M" | "MiB" => 1,
+        "G" | "GiB" => 1024,
+        unit => return Err(format!("unknown unit '{unit}': MiB or GiB")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_mib() {
+        let table =
+            [("512", Ok(512)), ("512MiB", Ok(512)), ("512M", Ok(512)), ("4GiB", Ok(4096)), ("4G", Ok(4096))];
+        for (text, mib) in table {
+            assert_eq!(memory(text), mib, "{text}");
+        }
+        for bad in ["", "G", "4GB", "-1", "1.5G", "99999999999999999999", "18446744073709551615G"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! `amphi host`: what the machines have and are, joining, evacuation.
+
+use crate::failure::Failure;
+use crate::noun::instance;
+use crate::session::{Session, say};
+use crate::table::{age, bytes, mib, moment, or_dash, pairs, rows, word};
+use amphi_api::host::{Engine, Evacuation, Host, HostState, JoinTokenCreate};
+use clap::Subcommand;
+use jiff::Timestamp;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Hosts with capacity, engines, acceleration and volume activation.
+    List,
+    /// One host in full.
+    Show { host: String },
+    /// Make a one-time token for `amphi-hostsrv join`.
+    JoinToken {
+        /// Only a host of this name may use it.
+        #[arg(long)]
+        host: Option<String>,
+        /// How long it is good, in seconds.
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+    },
+    /// Bring up the instances of a dead host on the others.
+    Evacuate { host: String },
+    /// Forget a host that has nothing left.
+    Delete { host: String },
+}
+
+impl Command {
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        let client = session.client()?;
+        match self {
+            Self::List => {
+                session.list("hosts", &client.hosts().await?, |hosts| list(hosts, Timestamp::now()))
+            }
+            Self::Show { host } => {
+                session.show(&client.find_host(&host).await?, |h| detail(h, Timestamp::now()))
+            }
+            Self::JoinToken { host, ttl } => {
+                let token = client.create_join_token(&JoinTokenCreate { host, ttl_seconds: ttl }).await?;
+                session.show(&token, |t| {
+                    // The token alone on stdout, so that a script can take it.
+                    eprintln!(
+                        "good until {}; use it with: amphi-hostsrv --config FILE join TOKEN",
+                        t.expires_at
+                    );
+                    format!("{}\n", t.token)
+                })
+            }
+            Self::Evacuate { host } => evacuate(session, &host).await,
+            Self::Delete { host } => {
+                let host = client.find_host(&host).await?;
+                client.delete_host(host.id).await?;
+                session.note(&format!("deleted host {}", host.name))
+            }
+        }
+    }
+}
+
+async fn evacuate(session: &Session, name: &str) -> Result<(), Failure> {
+    let client = session.client()?;
+    let host = client.find_host(name).await?;
+    let evacuation = client.evacuate_host(host.id).await?;
+    session.show(&evacuation, |e| evacuated(e, &host.name))?;
+    let mut failed = None;
+    for moved in &evacuation.moved {
+        if session.wait().is_some()
+            && let Err(failure) = instance::await_running(session, moved.instance, &moved.name).await
+        {
+            say(&format!("{}: {}", moved.name, failure.what))?;
+            failed.get_or_insert(failure);
+        }
+    }
+    match failed {
+        Some(failure) => Err(failure),
+        None if !evacuation.refused.is_empty() => {
+            let text = format!("{} instances of {} have no other host", evacuation.refused.len(), host.name);
+            Err(Failure::new(1, text).next("make room or add a host, then evacuate again"))
+        }
+        None => Ok(()),
+    }
+}
+
+pub fn list(hosts: &[Host], now: Timestamp) -> String {
+    let header = [
+        "NAME",
+        "STATE",
+        "ADDRESS",
+        "VCPUS",
+        "MEMORY",
+        "VOLUMES",
+        "INSTANCES",
+        "VM",
+        "ACTIVATION",
+        "SEEN",
+        "ENGINES",
+    ];
+    rows(
+        &header,
+        hosts.iter().map(|host| {
+            let spec = host.spec.as_ref();
+            let of =
+                |used: String, all: Option<String>| all.map_or("-".to_owned(), |all| format!("{used}/{all}"));
+            vec![
+                host.name.clone(),
+                word(host.state),
+                or_dash(spec.map(|s| &s.address)),
+                of(
+                    host.claims.vcpus.to_string(),
+                    spec.map(|s| s.cpus.saturating_sub(s.reserved_cpus).to_string()),
+                ),
+                of(
+                    mib(host.claims.memory_mib),
+                    spec.map(|s| mib(s.memory_mib.saturating_sub(s.reserved_memory_mib))),
+                ),
+                of(bytes(host.claims.volume_gib << 30), spec.map(|s| bytes(s.volume_group_bytes))),
+                host.claims.instances.to_string(),
+                or_dash(spec.map(|s| word(s.acceleration))),
+                or_dash(spec.map(|s| word(s.activation))),
+                host.seen_at.map_or("never".to_owned(), |at| age(at, now)),
+                or_dash(spec.map(|s| s.engines.iter().map(engine).collect::<Vec<_>>().join(" "))),
+            ]
+        }),
+    )
+}
+
+/// `docker=20.10.24`, with `!` where it cannot be used now.
+fn engine(engine: &Engine) -> String {
+    let trouble = if engine.trouble.is_some() { "!" } else { "" };
+    let version = if engine.version.is_empty() { "?" } else { &engine.version };
+    format!("{}={version}{trouble}", word(engine.name))
+}
+
+fn detail(host: &Host, now: Timestamp) -> String {
+    let mut lines = Vec::new();
+    if host.state == HostState::Down {
+        lines.push(("!", format!("{0} does not answer. If it is dead: amphi host evacuate {0}", host.name)));
+    }
+    lines.extend([
+        ("Name", host.name.clone()),
+        ("Id", host.id.to_string()),
+        ("State", word(host.state)),
+        ("Seen", host.seen_at.map_or("never".to_owned(), |at| moment(at, now))),
+        (
+            "Promised",
+            format!(
+                "{} instances: {} vCPU, {}, {} GiB of volumes",
+                host.claims.instances,
+                host.claims.vcpus,
+                mib(host.claims.memory_mib),
+                host.claims.volume_gib
+            ),
+        ),
+    ]);
+    if let Some(spec) = &host.spec {
+        let engines = spec.engines.iter().map(|e| match &e.trouble {
+            Some(trouble) => {
+                format!("{} {}: TROUBLE: {}", word(e.name), e.version, trouble.replace('\n', " "))
+            }
+            None => format!("{} {}", word(e.name), e.version),
+        });
+        lines.extend([
+            ("Address", spec.address.clone()),
+            ("Chassis", spec.chassis.clone()),
+            ("CPUs", format!("{} ({} reserved)", spec.cpus, spec.reserved_cpus)),
+            ("Memory", format!("{} ({} reserved)", mib(spec.memory_mib), mib(spec.reserved_memory_mib))),
+            (
+                "Volumes",
+                format!("{} free of {}", bytes(spec.volume_group_free_bytes), bytes(spec.volume_group_bytes)),
+            ),
+            ("VMs run by", word(spec.acceleration)),
+            ("Activation", word(spec.activation)),
+            ("Engines", engines.collect::<Vec<_>>().join("\n")),
+            ("Agent", spec.agent_version.clone()),
+        ]);
+    }
+    if !host.strangers.is_empty() {
+        lines.push(("Strangers", host.strangers.join("\n")));
+    }
+    pairs(&lines)
+}
+
+fn evacuated(evacuation: &Evacuation, host: &str) -> String {
+    let moved = evacuation
+        .moved
+        .iter()
+        .map(|m| [m.name.clone(), "moved".into(), format!("to {} (epoch {})", m.to_name, m.epoch)]);
+    let waiting = evacuation.waiting.iter().map(|w| {
+        let volumes: Vec<_> = w.volumes.iter().map(ToString::to_string).collect();
+        [
+            w.name.clone(),
+            "waiting".into(),
+            format!("until {host} returns: volume {} is there", volumes.join(", ")),
+        ]
+    });
+    let refused = evacuation.refused.iter().map(|r| [r.name.clone(), "refused".into(), r.reason.clone()]);
+    let all: Vec<Vec<String>> = moved.chain(waiting).chain(refused).map(Vec::from).collect();
+    if all.is_empty() {
+        return format!("{host} has no instances\n");
+    }
+    rows(&["INSTANCE", "RESULT", "WHERE, WHY"], all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn host(name: &str, spec: bool) -> Host {
+        let mut value = json!({
+            "id": "00000000-0000-7000-8000-000000000001", "name": name, "state": if spec { "down" } else { "joined" },
+            "claims": {"vcpus": 3, "memory_mib": 768, "volume_gib": 2, "instances": 2}});
+        if spec {
+            value["seen_at"] = json!("2026-01-02T03:00:00Z");
+            value["spec"] = json!({
+                "name": name, "chassis": name, "address": "10.99.0.11", "cpus": 5, "memory_mib": 4608,
+                "reserved_cpus": 1, "reserved_memory_mib": 512, "volume_group_bytes": 8589934592u64,
+                "volume_group_free_bytes": 6442450944u64, "acceleration": "tcg", "activation": "loop",
+                "engines": [{"name": "docker", "version": "20.10.24"},
+                            {"name": "libvirt", "version": "9.0.0", "trouble": "no answer\nin 5 s"}],
+                "agent_version": "0.1.0"});
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn golden_list() {
+        let now = "2026-01-02T03:05:00Z".parse().unwrap();
+        assert_eq!(
+            list(&[host("h1", true), host("h2", false)], now),
+            "\
+NAME  STATE   ADDRESS     VCPUS  MEMORY         VOLUMES      INSTANCES  VM   ACTIVATION  SEEN   ENGINES
+h1    down    10.99.0.11  3/4    768 MiB/4 GiB  2 GiB/8 GiB  2          tcg  loop        5m     docker=20.10.24 libvirt=9.0.0!
+h2    joined  -           -      -              -            2          -    -           never  -
+"
+        );
+        let text = detail(&host("h1", true), now);
+        assert!(text.contains("amphi host evacuate h1"), "{text}");
+        assert!(text.contains("libvirt 9.0.0: TROUBLE: no answer in 5 s"), "{text}");
+    }
+
+    #[test]
+    fn an_evacuation_tells_the_three_apart() {
+        let id = "00000000-0000-7000-8000-00000000000a";
+        let evacuation: Evacuation = serde_json::from_value(json!({"host": id,
+            "moved": [{"instance": id, "name": "web", "to": id, "to_name": "h2", "epoch": 4}],
+            "waiting": [{"instance": id, "name": "db", "volumes": [id]}],
+            "refused": [{"instance": id, "name": "big", "reason": "h2: 1 GiB of 8 GiB"}]}))
+        .unwrap();
+        assert_eq!(
+            evacuated(&evacuation, "h1"),
+            "\
+INSTANCE  RESULT   WHERE, WHY
+web       moved    to h2 (epoch 4)
+db        waiting  until h1 returns: volume 00000000-0000-7000-8000-00000000000a is there
+big       refused  h2: 1 GiB of 8 GiB
+"
+        );
+    }
+}

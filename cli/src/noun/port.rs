@@ -1,0 +1,35 @@
+//! `amphi port`: which address belongs to which instance.
+
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::table::rows;
+use amphi_api::network::Port;
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// All ports.
+    List,
+}
+
+impl Command {
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        let Self::List = self;
+        session.list("ports", &session.client()?.ports().await?, list)
+    }
+}
+
+fn list(ports: &[Port]) -> String {
+    rows(
+        &["ADDRESS", "MAC", "INSTANCE", "NETWORK", "ID"],
+        ports.iter().map(|p| {
+            vec![
+                p.address.to_string(),
+                p.mac.clone(),
+                p.instance.to_string(),
+                p.network.to_string(),
+                p.id.to_string(),
+            ]
+        }),
+    )
+}
