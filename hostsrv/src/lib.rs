@@ -4,8 +4,14 @@
 //! `storage` know Docker, only `network` knows Open vSwitch, only `storage` knows LVM.
 //! `reconcile` joins them and passes plain values between them.
 
+pub mod config;
+pub mod docker_plugin;
+pub mod facts;
 pub mod images;
 pub mod instance;
+pub mod join;
+pub mod link;
 pub mod network;
 pub mod reconcile;
 pub mod storage;
+pub mod upkeep;

@@ -1,1 +1,136 @@
-fn main() {}
+//! The host agent's composition root: reads the configuration, makes the drivers, starts the loop and the link. Decides
+//! nothing.
+
+use amphi_api::instance::BodyKind;
+use amphi_hostsrv::config::Config;
+use amphi_hostsrv::facts::{Facts, Sources};
+use amphi_hostsrv::images::ImageCache;
+use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
+use amphi_hostsrv::instance::vm::{VmDriver, probe};
+use amphi_hostsrv::instance::{Bell, BodyDriver};
+use amphi_hostsrv::network::ovs;
+use amphi_hostsrv::reconcile::ledger::Ledger;
+use amphi_hostsrv::reconcile::{Drivers, Reconciler};
+use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
+use amphi_hostsrv::{join, link, upkeep};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Amphi's host agent: makes VMs and container sets out of the controller's desired state.
+#[derive(Parser)]
+#[command(name = "amphi-hostsrv", version)]
+struct Arguments {
+    /// The configuration file, TOML.
+    #[arg(long, default_value = "/etc/amphi/hostsrv.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Exchange a join token for this host's certificate.
+    Join { token: String },
+    /// Run the agent. Stopping it disturbs no guest.
+    Run,
+    /// Serve Docker's network, IPAM and volume drivers; started before dockerd, it outlives the agent.
+    DockerPlugin,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    // Two providers end up in the tree; this one is meant. It fails only if one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Arc::new(Config::read(&arguments.config)?);
+    // Two workers: the agent waits nearly always, and its memory counts fifty times on a rack.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Join { token } => {
+                let answer = join::join(&config.name, &config.pki_dir(), &token).await?;
+                println!("joined as {} ({})", config.name, answer.host);
+                Ok(())
+            }
+            Command::Run => run(config).await,
+            Command::DockerPlugin => docker_plugin(&config).await,
+        }
+    })
+}
+
+/// The plug-in must not keep loop windows open: the agent could then not detach them.
+async fn volumes(config: &Config, keeps_devices: bool) -> anyhow::Result<Arc<dyn VolumeDriver>> {
+    let mut lvm = LvmConfig::new(&config.volume_group, &config.state_dir, &config.run_dir);
+    lvm.keeps_devices = keeps_devices;
+    Ok(Arc::new(LvmDriver::open(lvm).await.context("LVM")?))
+}
+
+async fn run(config: Arc<Config>) -> anyhow::Result<()> {
+    let papers = link::Papers::read(&config.pki_dir())?;
+    let ledger = Ledger::open(&config.state_dir, &config.run_dir)?;
+    let bell: Bell = Arc::default();
+    // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
+    let acceleration = probe::acceleration().await;
+    let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
+    let sets: Arc<dyn BodyDriver> = Arc::new(SetDriver::new(&config.docker, bell.clone(), SetOptions::default())?);
+    let vms: Arc<dyn BodyDriver> = Arc::new(VmDriver::new(
+        &config.libvirt,
+        &config.state_dir,
+        &config.integration_bridge,
+        acceleration,
+        bell.clone(),
+    ));
+    let blobs = Arc::new(link::ControllerBlobs::new(&papers)?);
+    let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs));
+    let drivers = Drivers {
+        bodies: BTreeMap::from([(BodyKind::Set, sets), (BodyKind::Vm, vms)]),
+        volumes: volumes(&config, true).await?,
+        images,
+    };
+    let sources =
+        Sources { config: config.clone(), drivers: drivers.clone(), switch: switch.clone(), acceleration };
+    let mut facts = Facts::new(sources).await;
+    let spec = facts.gather().await?;
+    let health = watch::Sender::new(Arc::new((spec.engines.clone(), spec.volume_group_free_bytes)));
+    let spec = watch::Sender::new(Arc::new(spec));
+    let reconciler = Reconciler::new(drivers.clone(), ledger, bell);
+    let voice = link::Voice { spec: spec.subscribe(), health: health.subscribe() };
+    tokio::spawn(facts.run(spec, health, reconciler.troubles()));
+    let (remote, remotes) = watch::channel(String::new());
+    tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
+    tokio::spawn(upkeep::sweep_network(switch));
+    tokio::spawn(upkeep::sweep_images(config.clone(), drivers.images, reconciler.clone()));
+    tokio::spawn(link::run(papers, reconciler.clone(), voice, move |ovn_remote| {
+        remote.send_replace(ovn_remote);
+    }));
+    let looped = tokio::spawn(reconciler.run(|| println!("ready")));
+    tokio::select! {
+        ended = looped => ended.context("the reconcile loop ended"),
+        signal = end_signal() => signal,
+    }
+}
+
+async fn docker_plugin(config: &Config) -> anyhow::Result<()> {
+    let switch = ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?;
+    amphi_hostsrv::docker_plugin::serve(config, switch, volumes(config, false).await?).await
+}
+
+async fn end_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

@@ -33,15 +33,16 @@ pub struct PortSpec {
     pub mtu: u32,
 }
 
-/// The host's end of a port's veth pair: `va` and the first 11 hex digits of the port's id, 13 of
-/// the 15 bytes that the kernel allows.
+/// The host's end of a port's veth pair: `va` and the last 11 hex digits of the port's id, 13 of
+/// the 15 bytes that the kernel allows. The last, since ids begin with their time of making: the
+/// first 11 are the same for all ports made within 16 ms.
 pub fn host_device(port: Uuid) -> String {
-    format!("va{}", &port.simple().to_string()[..11])
+    format!("va{}", &port.simple().to_string()[21..])
 }
 
 /// The guest's end.
 pub fn guest_device(port: Uuid) -> String {
-    format!("vc{}", &port.simple().to_string()[..11])
+    format!("vc{}", &port.simple().to_string()[21..])
 }
 
 /// Whether a device's name is one that `host_device` gives.
@@ -110,7 +111,7 @@ mod tests {
         let port: Uuid = "7a1c0f3e-6d2a-4f4e-9d5c-0123456789ab".parse().unwrap();
         assert_eq!(
             (host_device(port).as_str(), guest_device(port).as_str()),
-            ("va7a1c0f3e6d2", "vc7a1c0f3e6d2")
+            ("va123456789ab", "vc123456789ab")
         );
         assert!(is_host_device("va7a1c0f3e6d2"));
         for other in ["vc7a1c0f3e6d2", "va7a1c0f3e6d", "va7a1c0f3e6d2a", "vaxxxxxxxxxxx", "vnet0", "va"] {

@@ -1,1 +1,285 @@
-//! (to come)
+//! Brings the host to its desired state and keeps it there.
+//!
+//! One loop: observe all engines, plan every item (pure), start the steps of each item in a task of its own, publish
+//! what was seen. It never fails as a whole: trouble belongs to an item or to an engine and is reported there. An item
+//! whose task runs is left alone until it ends; a task's end, an engine's event, a new desired state and the next
+//! retry each ring the same bell.
+//!
+//! Refuses: to destroy anything without a tombstone or a higher epoch, and to start anything after a reboot before
+//! the controller has confirmed what this host should hold.
+
+pub mod execute;
+pub mod ledger;
+pub mod memory;
+pub mod observe;
+pub mod plan;
+pub mod status;
+
+use crate::images::ImageCache;
+use crate::instance::{Bell, BodyDriver};
+use crate::storage::VolumeDriver;
+use amphi_api::instance::BodyKind;
+use amphi_api::wire::{HostDesired, HostStatus};
+use ledger::{Ledger, LedgerError};
+use memory::Memory;
+use observe::{Observer, World};
+use plan::{Item, Observed, Remembered};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The engines, below their traits.
+#[derive(Clone)]
+pub struct Drivers {
+    pub bodies: BTreeMap<BodyKind, Arc<dyn BodyDriver>>,
+    pub volumes: Arc<dyn VolumeDriver>,
+    pub images: Arc<ImageCache>,
+}
+
+/// Without any bell, the world is looked at this often: an engine that hangs tells nobody.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// The loop and what it shares with the link to the controller.
+pub struct Reconciler {
+    drivers: Drivers,
+    ledger: Mutex<Ledger>,
+    memory: Mutex<BTreeMap<Item, Memory>>,
+    bell: Bell,
+    /// Counts tasks that have ended.
+    ended: AtomicU64,
+    status: watch::Sender<Arc<HostStatus>>,
+    troubles: watch::Sender<Arc<Troubles>>,
+}
+
+/// Engines that did not answer at the last look, with the reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Troubles {
+    pub bodies: BTreeMap<BodyKind, String>,
+    pub volumes: Option<String>,
+}
+
+impl Reconciler {
+    pub fn new(drivers: Drivers, ledger: Ledger, bell: Bell) -> Arc<Self> {
+        Arc::new(Self {
+            drivers,
+            ledger: Mutex::new(ledger),
+            memory: Mutex::default(),
+            bell,
+            ended: AtomicU64::new(0),
+            status: watch::Sender::new(Arc::default()),
+            troubles: watch::Sender::new(Arc::default()),
+        })
+    }
+
+    /// Takes a desired state from the controller: durable in the ledger when this returns.
+    pub fn accept(&self, desired: HostDesired) -> Result<(), LedgerError> {
+        self.ledger().accept(desired)?;
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// What was last seen; changes only when something did.
+    pub fn status(&self) -> watch::Receiver<Arc<HostStatus>> {
+        self.status.subscribe()
+    }
+
+    pub fn troubles(&self) -> watch::Receiver<Arc<Troubles>> {
+        self.troubles.subscribe()
+    }
+
+    pub fn driver(&self, kind: BodyKind) -> Option<Arc<dyn BodyDriver>> {
+        self.drivers.bodies.get(&kind).cloned()
+    }
+
+    /// Digests of every blob that a desired body starts from, now or next.
+    pub fn blobs_in_use(&self) -> BTreeSet<String> {
+        let ledger = self.ledger();
+        let instances = ledger.desired().map(|d| d.instances.as_slice()).unwrap_or_default();
+        let bodies = instances.iter().flat_map(|i| std::iter::once(&i.body).chain(i.next_body.as_ref()));
+        bodies.flat_map(|b| b.images()).flat_map(|i| i.blobs.values()).map(|blob| blob.sha256.clone()).collect()
+    }
+
+    // A panic while one of these is held leaves plain data behind, never a half-made invariant.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<Item, Memory>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until the process ends. `ready` is told after the first look at every engine.
+    pub async fn run(self: Arc<Self>, ready: impl FnOnce()) {
+        let mut ready = Some(ready);
+        let mut observer = Observer::default();
+        loop {
+            let busy_before = self.busy();
+            let ended = self.ended.load(Ordering::Acquire);
+            let world = observer.look(&self.drivers, &self.memory, ended).await;
+            self.remember_troubles(&world);
+            let started = self.act(&world, &busy_before);
+            self.publish(&world);
+            if let Some(ready) = ready.take() {
+                ready();
+            }
+            let wake = self
+                .next_retry()
+                .map_or(PERIOD, |at| at.saturating_duration_since(Instant::now()).min(PERIOD));
+            if started {
+                tracing::debug!(target: "reconcile", "steps under way");
+            }
+            let _ = tokio::time::timeout(wake.max(Duration::from_millis(10)), self.bell.notified()).await;
+        }
+    }
+
+    fn busy(&self) -> BTreeSet<Item> {
+        self.memory().iter().filter(|(_, m)| m.busy).map(|(item, _)| *item).collect()
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.memory().values().filter(|m| !m.busy).filter_map(Memory::retry_at).min()
+    }
+
+    fn remember_troubles(&self, world: &World) {
+        let now = Arc::new(world.troubles());
+        let recovered = {
+            let before = self.troubles.borrow();
+            before.bodies.keys().any(|k| !now.bodies.contains_key(k))
+                || before.volumes.is_some() && now.volumes.is_none()
+        };
+        if recovered {
+            // An engine is back: what failed for want of it is tried at once.
+            self.memory().values_mut().for_each(Memory::retry_now);
+        }
+        self.troubles.send_if_modified(|held| {
+            let differs = *held != now;
+            *held = now;
+            differs
+        });
+    }
+
+    /// Plans every item and starts a task for each that has steps. Items that were busy when the look began are left:
+    /// what was seen of them may be older than what they have done since.
+    fn act(self: &Arc<Self>, world: &World, busy_before: &BTreeSet<Item>) -> bool {
+        let (desired, confirmed) = {
+            let ledger = self.ledger();
+            let Some(desired) = ledger.desired() else { return false };
+            (Arc::new(desired.clone()), ledger.confirmed())
+        };
+        let seen = world.observed();
+        let mut started = false;
+        for (item, steps) in self.plan_all(&desired, &seen, confirmed) {
+            let mut memory = self.memory();
+            let held = memory.entry(item).or_default();
+            if steps.is_empty() {
+                if !held.busy && !busy_before.contains(&item) {
+                    held.settled();
+                }
+                continue;
+            }
+            let order = execute::order_of(item, &desired);
+            if held.busy || busy_before.contains(&item) || !held.may_try(&order, Instant::now()) {
+                continue;
+            }
+            held.begin(order);
+            drop(memory);
+            started = true;
+            let this = self.clone();
+            let desired = desired.clone();
+            tokio::spawn(async move { this.work(item, steps, &desired).await });
+        }
+        self.forget_gone(&desired);
+        started
+    }
+
+    fn plan_all(
+        &self,
+        desired: &HostDesired,
+        seen: &Observed<'_>,
+        confirmed: bool,
+    ) -> Vec<(Item, Vec<plan::Step>)> {
+        let mut plans = Vec::new();
+        let mut of_instances = BTreeSet::new();
+        let used = |id| execute::volume_in_use(desired, seen.bodies, id);
+        for instance in &desired.instances {
+            let volume = desired.volumes.iter().find(|v| Some(v.id) == instance.volume);
+            of_instances.extend(instance.volume);
+            let item = Item::Instance(instance.id);
+            let begun = self.ledger().begun(instance.id);
+            let prepared = self.memory().get(&item).and_then(|m| m.prepared);
+            let memory = Remembered { begun, prepared };
+            plans.push((item, plan::instance(instance, volume, seen, &memory, confirmed)));
+        }
+        if !confirmed {
+            return plans;
+        }
+        let mut destroy: BTreeMap<Item, Vec<plan::Step>> = BTreeMap::new();
+        for tombstone in &desired.tombstones {
+            use amphi_api::wire::Tombstone::{Instance, Snapshot, Volume};
+            let (item, steps) = match *tombstone {
+                // An instance that is desired here at a higher epoch has its stale bodies removed by its own plan.
+                Instance { id, .. } if desired.instances.iter().any(|i| i.id == id) => continue,
+                Instance { id, epoch } => (Item::Instance(id), plan::burial(id, epoch, seen)),
+                Volume { id } => (Item::Volume(id), plan::purge(id.0, seen)),
+                Snapshot { id } => (Item::Snapshot(id), plan::purge(id.0, seen)),
+            };
+            destroy.entry(item).or_default().extend(steps);
+        }
+        plans.extend(destroy);
+        for volume in desired.volumes.iter().filter(|v| !of_instances.contains(&v.id)) {
+            if let Some(all) = seen.volumes {
+                let steps = plan::volume(volume, all.get(&volume.id.0), used(volume.id));
+                plans.push((Item::Volume(volume.id), steps));
+            }
+        }
+        for snapshot in &desired.snapshots {
+            if let Some(all) = seen.volumes {
+                plans.push((Item::Snapshot(snapshot.id), plan::snapshot(snapshot, all.get(&snapshot.id.0))));
+            }
+        }
+        plans
+    }
+
+    /// Drops the memory of items that are neither desired nor being destroyed.
+    fn forget_gone(&self, desired: &HostDesired) {
+        use amphi_api::wire::Tombstone;
+        self.memory().retain(|item, memory| {
+            memory.busy
+                || match item {
+                    Item::Instance(id) => {
+                        desired.instances.iter().any(|i| i.id == *id)
+                            || desired
+                                .tombstones
+                                .iter()
+                                .any(|t| matches!(t, Tombstone::Instance { id: x, .. } if x == id))
+                    }
+                    Item::Volume(id) => {
+                        desired.volumes.iter().any(|v| v.id == *id)
+                            || desired.tombstones.contains(&Tombstone::Volume { id: *id })
+                    }
+                    Item::Snapshot(id) => {
+                        desired.snapshots.iter().any(|s| s.id == *id)
+                            || desired.tombstones.contains(&Tombstone::Snapshot { id: *id })
+                    }
+                }
+        });
+    }
+
+    fn publish(&self, world: &World) {
+        let next = {
+            let ledger = self.ledger();
+            let memory = self.memory();
+            status::render(ledger.desired(), world, &memory, |id| ledger.begun(id))
+        };
+        self.status.send_if_modified(|held| {
+            let differs = **held != next;
+            if differs {
+                *held = Arc::new(next);
+            }
+            differs
+        });
+    }
+}

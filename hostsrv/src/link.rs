@@ -1,0 +1,237 @@
+//! The agent's one connection to the controller: desired states come down it, statuses go up, blobs are fetched beside
+//! it. Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
+
+use crate::images::BlobFetcher;
+use crate::reconcile::Reconciler;
+use amphi_api::HostId;
+use amphi_api::host::{Engine, HostSpec};
+use amphi_api::instance::{BodyKind, Fault};
+use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+/// Connecting, with TLS and handshake.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Largest message that is taken: a desired state of some thousand instances.
+const MESSAGE_MAX: usize = 16 << 20;
+/// Longest pause between two tries to connect.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// No part of a blob for this long: the transfer is given up.
+const BLOB_STALL: Duration = Duration::from_secs(30);
+
+/// The host's papers, made by `join`.
+pub struct Papers {
+    /// The hosts' face: `https://10.0.0.1:7443`.
+    pub url: String,
+    pub host: HostId,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl Papers {
+    /// Reads `pki/{url,host-id,ca.pem,host.pem,host.key}`.
+    pub fn read(dir: &Path) -> anyhow::Result<Self> {
+        let text = |name: &str| {
+            std::fs::read_to_string(dir.join(name)).map(|t| t.trim().to_owned()).with_context(|| {
+                format!("cannot read {}: has this host joined? (amphi-hostsrv join TOKEN)", dir.join(name).display())
+            })
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(text("ca.pem")?.as_bytes()) {
+            roots.add(certificate?)?;
+        }
+        let chain = CertificateDer::pem_slice_iter(text("host.pem")?.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(text("host.key")?.as_bytes())?;
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key)?;
+        Ok(Self { url: text("url")?, host: text("host-id")?.parse()?, tls: Arc::new(tls) })
+    }
+
+    /// Host name and port of the URL.
+    pub fn authority(&self) -> anyhow::Result<(String, u16)> {
+        let url = reqwest::Url::parse(&self.url).with_context(|| format!("the controller's URL {}", self.url))?;
+        let host = url.host_str().context("the controller's URL has no host")?.trim_matches(['[', ']']).to_owned();
+        Ok((host, url.port_or_known_default().unwrap_or(443)))
+    }
+}
+
+/// Fetches blobs over the same papers.
+pub struct ControllerBlobs {
+    url: String,
+    http: reqwest::Client,
+}
+
+impl ControllerBlobs {
+    pub fn new(papers: &Papers) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured((*papers.tls).clone())
+            .connect_timeout(CONNECT)
+            .read_timeout(BLOB_STALL)
+            .build()?;
+        Ok(Self { url: papers.url.clone(), http })
+    }
+}
+
+#[async_trait::async_trait]
+impl BlobFetcher for ControllerBlobs {
+    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+        let url = format!("{}/hosts/v1/blobs/{sha256}", self.url);
+        let answer = self.http.get(&url).send().await.with_context(|| format!("cannot fetch {url}"))?;
+        if !answer.status().is_success() {
+            bail!("{url} answered {}", answer.status());
+        }
+        Ok(answer.bytes_stream().map(|part| part.map_err(anyhow::Error::from)).boxed())
+    }
+}
+
+/// What the agent has to say of its host; `facts` rebuilds the second part now and then.
+pub struct Voice {
+    pub spec: watch::Receiver<Arc<HostSpec>>,
+    /// Engines with their present trouble, and the bytes free in the volume group.
+    pub health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
+}
+
+/// Stays connected for as long as the process lives. `on_welcome` hears where OVN's southbound database is.
+pub async fn run(papers: Papers, reconciler: Arc<Reconciler>, voice: Voice, on_welcome: impl Fn(String)) {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let began = Instant::now();
+        if let Err(error) = session(&papers, &reconciler, &voice, &on_welcome).await {
+            tracing::warn!(controller = %papers.url, "the link is gone: {error:#}");
+        }
+        if began.elapsed() > RETRY_MAX {
+            pause = Duration::from_millis(100);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+async fn session(
+    papers: &Papers,
+    reconciler: &Arc<Reconciler>,
+    voice: &Voice,
+    on_welcome: &impl Fn(String),
+) -> anyhow::Result<()> {
+    let (host, port) = papers.authority()?;
+    let socket = tokio::time::timeout(CONNECT, async {
+        let tcp = TcpStream::connect((host.as_str(), port)).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(host.clone())?;
+        let tls = tokio_rustls::TlsConnector::from(papers.tls.clone()).connect(name, tcp).await?;
+        let limits = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+        let url = format!("wss://{host}:{port}/hosts/v1/link");
+        let (socket, _) = tokio_tungstenite::client_async_with_config(url, tls, Some(limits)).await?;
+        anyhow::Ok(socket)
+    })
+    .await
+    .context("connecting took too long")??;
+    let (mut up, mut down) = socket.split();
+    let (answers, mut answered) = mpsc::channel::<FromHost>(64);
+    let (mut spec, mut status) = (voice.spec.clone(), reconciler.status());
+    let mut heartbeat = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    let mut welcomed = false;
+    spec.mark_changed();
+    status.mark_changed();
+    loop {
+        let message = tokio::select! {
+            message = down.next() => {
+                heard = Instant::now();
+                match message.context("the controller closed the link")?? {
+                    Message::Text(text) => {
+                        let message = serde_json::from_str(&text).context("a message that this agent cannot read")?;
+                        welcomed |= receive(message, reconciler, &answers, on_welcome)?;
+                        continue;
+                    }
+                    Message::Close(_) => bail!("the controller closed the link"),
+                    _ => continue,
+                }
+            }
+            changed = spec.changed() => {
+                changed?;
+                FromHost::Hello { protocol: PROTOCOL, spec: (**spec.borrow_and_update()).clone() }
+            }
+            // What is seen is told only once the controller has taken the hello.
+            changed = status.changed(), if welcomed => {
+                changed?;
+                FromHost::Status((**status.borrow_and_update()).clone())
+            }
+            Some(answer) = answered.recv() => answer,
+            _ = heartbeat.tick() => {
+                if heard.elapsed() > Duration::from_secs(SILENCE_SECONDS) {
+                    bail!("the controller has been silent for {} s", heard.elapsed().as_secs());
+                }
+                up.send(Message::Ping(Default::default())).await?;
+                if !welcomed {
+                    continue;
+                }
+                let health = voice.health.borrow().clone();
+                FromHost::Heartbeat { engines: health.0.clone(), volume_group_free_bytes: health.1 }
+            }
+        };
+        let text = serde_json::to_string(&message)?;
+        tokio::time::timeout(CONNECT, up.send(Message::text(text))).await.context("sending took too long")??;
+    }
+}
+
+/// Takes one message; true when it was the welcome.
+fn receive(
+    message: ToHost,
+    reconciler: &Arc<Reconciler>,
+    answers: &mpsc::Sender<FromHost>,
+    on_welcome: &impl Fn(String),
+) -> anyhow::Result<bool> {
+    match message {
+        ToHost::Welcome { ovn_remote, .. } => {
+            on_welcome(ovn_remote);
+            return Ok(true);
+        }
+        ToHost::Desired(desired) => {
+            let generation = desired.generation;
+            match reconciler.accept(desired) {
+                Ok(()) => tracing::debug!(generation, "new desired state"),
+                // Refused, not followed: an older state never undoes a newer one. The link stays, so that it is seen.
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        ToHost::Ask { id, ask } => {
+            let (reconciler, answers) = (reconciler.clone(), answers.clone());
+            tokio::spawn(async move {
+                let answer = answer(&reconciler, ask).await;
+                // A full or closed channel means that the link is going: the controller's own deadline answers.
+                let _ = answers.send(FromHost::Answer { id, answer }).await;
+            });
+        }
+    }
+    Ok(false)
+}
+
+async fn answer(reconciler: &Reconciler, ask: Ask) -> Result<Answer, Fault> {
+    let fault =
+        |code: &str, message: String| Fault { code: code.into(), message, since: jiff::Timestamp::now() };
+    match ask {
+        Ask::ConsoleLog { instance, member, lines } => {
+            let status = reconciler.status().borrow().clone();
+            let kind = status.instances.iter().find(|i| i.id == instance).map(|i| i.kind);
+            let Some(driver) = kind.and_then(|k: BodyKind| reconciler.driver(k)) else {
+                return Err(fault("not_here", format!("instance {instance} has no body on this host")));
+            };
+            match driver.console_log(instance, member.as_deref(), lines).await {
+                Ok(text) => Ok(Answer::ConsoleLog { text }),
+                Err(error) => Err(fault(error.code(), error.to_string())),
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the agent must remember over its own death: the newest desired state, the boot it was confirmed in, and which
+//! bodies were ever begun here. Everything else is read from the engines.
+//!
+//! Refuses a desired state that is older than the one it holds, and says after a reboot of the host that its desired
+//! state is not confirmed: a host that was dead does not know what was decided meanwhile.
+
+use amphi_api::InstanceId;
+use amphi_api::instance::BodyKind;
+use amphi_api::wire::HostDesired;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// The file's contents.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pages {
+    /// The boot in which the controller last confirmed `desired`.
+    pub confirmed_in: Option<Uuid>,
+    pub desired: Option<HostDesired>,
+    /// Instances with a body here, or with one begun.
+    #[serde(default)]
+    pub begun: BTreeMap<InstanceId, Begun>,
+}
+
+/// What was begun for an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Kinds of body of which something may exist. While an engine is silent, its bodies count as running.
+    pub kinds: Vec<BodyKind>,
+    /// The ordered restarts that have been carried out.
+    pub restarts: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("desired state {offered} is older than {held}, which this host has seen; refused")]
+    Stale { offered: u64, held: u64 },
+    #[error("cannot {doing} {path}: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a ledger: {source}. Move it away to start without memory")]
+    Unreadable { path: PathBuf, source: serde_json::Error },
+}
+
+/// The pages and their file.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    boot: Uuid,
+    pages: Pages,
+}
+
+impl Ledger {
+    /// Opens `state_dir/ledger.json` and `run_dir/boot`; makes what is missing.
+    pub fn open(state_dir: &Path, run_dir: &Path) -> Result<Self, LedgerError> {
+        let io = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| LedgerError::Io { doing, path, source }
+        };
+        for dir in [state_dir, run_dir] {
+            std::fs::create_dir_all(dir).map_err(io("make", dir))?;
+        }
+        let boot_path = run_dir.join("boot");
+        let boot = match std::fs::read_to_string(&boot_path).ok().and_then(|t| Uuid::parse_str(t.trim()).ok())
+        {
+            Some(boot) => boot,
+            None => {
+                let boot = Uuid::new_v4();
+                std::fs::write(&boot_path, boot.to_string()).map_err(io("write", &boot_path))?;
+                boot
+            }
+        };
+        let path = state_dir.join("ledger.json");
+        let pages = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| LedgerError::Unreadable { path: path.clone(), source })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Pages::default(),
+            Err(source) => return Err(LedgerError::Io { doing: "read", path, source }),
+        };
+        Ok(Self { path, boot, pages })
+    }
+
+    /// The desired state that is in force, if any.
+    pub fn desired(&self) -> Option<&HostDesired> {
+        self.pages.desired.as_ref()
+    }
+
+    /// Whether the controller has confirmed the desired state since the host was last switched on. While it has not,
+    /// nothing is started; what runs keeps running.
+    pub fn confirmed(&self) -> bool {
+        self.pages.desired.is_some() && self.pages.confirmed_in == Some(self.boot)
+    }
+
+    /// Takes a new desired state, durably, before anything acts on it.
+    pub fn accept(&mut self, desired: HostDesired) -> Result<(), LedgerError> {
+        if let Some(held) = &self.pages.desired {
+            // Another host id means another cloud: its generations do not compare.
+            if held.host == desired.host && desired.generation < held.generation {
+                return Err(LedgerError::Stale { offered: desired.generation, held: held.generation });
+            }
+            if *held == desired && self.confirmed() {
+                return Ok(());
+            }
+        }
+        self.pages.desired = Some(desired);
+        self.pages.confirmed_in = Some(self.boot);
+        self.save()
+    }
+
+    pub fn begun(&self, instance: InstanceId) -> Begun {
+        self.pages.begun.get(&instance).cloned().unwrap_or_default()
+    }
+
+    /// Instances of which something may be here.
+    pub fn all_begun(&self) -> impl Iterator<Item = (InstanceId, &Begun)> {
+        self.pages.begun.iter().map(|(id, begun)| (*id, begun))
+    }
+
+    /// Notes what is about to be begun or has been done. Written only when it changes anything.
+    pub fn note(&mut self, instance: InstanceId, begun: Begun) -> Result<(), LedgerError> {
+        let empty = begun == Begun::default();
+        let before =
+            if empty { self.pages.begun.remove(&instance) } else { self.pages.begun.insert(instance, begun) };
+        if before.as_ref() == self.pages.begun.get(&instance) { Ok(()) } else { self.save() }
+    }
+
+    fn save(&self) -> Result<(), LedgerError> {
+        let io = |doing| {
+            let path = self.path.clone();
+            move |source| LedgerError::Io { doing, path, source }
+        };
+        let next = self.path.with_extension("json.next");
+        // Serializing our own types to memory cannot fail; an error here would still be reported, not lost.
+        let bytes = serde_json::to_vec(&self.pages)
+            .map_err(|source| LedgerError::Unreadable { path: self.path.clone(), source })?;
+        let mut file = std::fs::File::create(&next).map_err(io("write"))?;
+        file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(io("write"))?;
+        std::fs::rename(&next, &self.path).map_err(io("replace"))?;
+        if let Some(dir) = self.path.parent() {
+            std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amphi_api::HostId;
+
+    fn desired(host: HostId, generation: u64) -> HostDesired {
+        HostDesired {
+            host,
+            generation,
+            instances: vec![],
+            volumes: vec![],
+            snapshots: vec![],
+            tombstones: vec![],
+        }
+    }
+
+    #[test]
+    fn survives_restart_refuses_stale_and_forgets_confirmation_at_reboot() {
+        let state = tempfile::tempdir().unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let host = HostId::new();
+        let id = InstanceId::new();
+        let mut ledger = Ledger::open(state.path(), run.path()).unwrap();
+        assert!(!ledger.confirmed());
+        ledger.accept(desired(host, 7)).unwrap();
+        assert!(matches!(ledger.accept(desired(host, 6)), Err(LedgerError::Stale { offered: 6, held: 7 })));
+        ledger.note(id, Begun { kinds: vec![BodyKind::Set], restarts: 2 }).unwrap();
+
+        let ledger = Ledger::open(state.path(), run.path()).unwrap();
+        assert!(ledger.confirmed(), "the agent restarted, the host did not");
+        assert_eq!(ledger.desired().unwrap().generation, 7);
+        assert_eq!(ledger.begun(id).restarts, 2);
+
+        let next_boot = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(state.path(), next_boot.path()).unwrap();
+        assert!(!ledger.confirmed(), "a host that was off does not know what was decided meanwhile");
+        assert!(ledger.desired().is_some());
+        ledger.accept(desired(host, 7)).unwrap();
+        assert!(ledger.confirmed());
+        ledger.note(id, Begun::default()).unwrap();
+        assert_eq!(ledger.all_begun().count(), 0);
+        ledger.accept(desired(HostId::new(), 1)).unwrap();
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_not_a_fresh_start() {
+        let state = tempfile::tempdir().unwrap();
+        std::fs::write(state.path().join("ledger.json"), "{").unwrap();
+        let error = Ledger::open(state.path(), state.path()).unwrap_err().to_string();
+        assert!(error.contains("ledger.json"), "{error}");
+    }
+}

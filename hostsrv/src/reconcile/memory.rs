@@ -1,0 +1,116 @@
+//! What the loop remembers of an item between two looks: whether it is being worked on, what went wrong, and when to
+//! try again. Lost when the agent ends, which costs nothing but a retry. Pure.
+
+use amphi_api::instance::{BodyKind, Fault};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Digest of what was ordered of an item: a changed order is tried at once, whatever went wrong before.
+pub type Order = u64;
+
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// A task works on it.
+    pub busy: bool,
+    pub fault: Option<Fault>,
+    /// The next body made ready: its kind and the epoch it will follow.
+    pub prepared: Option<(BodyKind, u64)>,
+    /// Why the next body cannot be made ready.
+    pub next_fault: Option<Fault>,
+    /// The last change of body: the epoch it led to, and how long none ran, in milliseconds.
+    pub switched: Option<(u64, u64)>,
+    /// When the old body was told to stop, while the new one does not run yet.
+    pub switching_since: Option<Instant>,
+    order: Order,
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+/// Wait before the try after the n-th failure in a row: 1, 2, 4 … 30 s. Short, since a person may be waiting; bounded,
+/// since an engine may be down for an hour.
+fn delay(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(30))
+}
+
+impl Memory {
+    pub fn may_try(&self, order: &Order, now: Instant) -> bool {
+        *order != self.order || self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    pub fn begin(&mut self, order: Order) {
+        if order != self.order {
+            self.failures = 0;
+            self.next_fault = None;
+        }
+        self.order = order;
+        self.busy = true;
+        self.retry_at = None;
+    }
+
+    pub fn succeeded(&mut self) {
+        self.busy = false;
+        self.settled();
+    }
+
+    /// Nothing is left to do: no fault holds any more.
+    pub fn settled(&mut self) {
+        self.fault = None;
+        self.failures = 0;
+        self.retry_at = None;
+    }
+
+    pub fn failed(&mut self, code: &str, message: String, now: Instant) {
+        self.busy = false;
+        self.failures += 1;
+        self.retry_at = Some(now + delay(self.failures));
+        self.fault = Some(Self::fault_since(self.fault.take(), code, message));
+    }
+
+    /// The same trouble keeps its beginning.
+    pub fn fault_since(before: Option<Fault>, code: &str, message: String) -> Fault {
+        match before {
+            Some(mut fault) if fault.code == code => {
+                fault.message = message;
+                fault
+            }
+            _ => Fault { code: code.to_owned(), message, since: jiff::Timestamp::now() },
+        }
+    }
+
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    pub fn retry_now(&mut self) {
+        self.retry_at = None;
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_longer_after_each_failure_but_never_for_a_new_order() {
+        let now = Instant::now();
+        let mut memory = Memory::default();
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            memory.begin(1);
+            assert!(memory.busy);
+            memory.failed("x", "y".into(), now);
+            waits.push(memory.retry_at().unwrap().duration_since(now).as_secs());
+            assert!(!memory.may_try(&1, now));
+            assert!(memory.may_try(&2, now));
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        let since = memory.fault.clone().unwrap().since;
+        memory.begin(1);
+        memory.failed("x", "z".into(), now);
+        assert_eq!(memory.fault.clone().unwrap().since, since, "one trouble has one beginning");
+        memory.begin(1);
+        memory.succeeded();
+        assert!(memory.fault.is_none() && memory.may_try(&1, now));
+    }
+}

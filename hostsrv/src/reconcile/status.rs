@@ -1,0 +1,173 @@
+//! What the controller is told: (desired, seen, remembered) → HostStatus. Pure.
+
+use super::ledger::Begun;
+use super::memory::Memory;
+use super::observe::World;
+use super::plan::{self, Item};
+use crate::instance::{ObservedBody, ObservedState};
+use crate::storage::VolumeKind;
+use amphi_api::instance::{BodyKind, Fault, Power};
+use amphi_api::wire::{
+    BodyState, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus, Tombstone,
+    VolumeStatus,
+};
+use amphi_api::{InstanceId, VolumeId};
+use std::collections::BTreeMap;
+
+pub fn render(
+    desired: Option<&HostDesired>,
+    world: &World,
+    memory: &BTreeMap<Item, Memory>,
+    begun: impl Fn(InstanceId) -> Begun,
+) -> HostStatus {
+    let Some(desired) = desired else {
+        return HostStatus { strangers: strangers(None, world), ..HostStatus::default() };
+    };
+    HostStatus {
+        generation: desired.generation,
+        instances: desired
+            .instances
+            .iter()
+            .map(|i| instance(i, world, memory, begun(i.id).restarts))
+            .collect(),
+        volumes: desired.volumes.iter().map(|v| volume(desired, v.id, world, memory)).collect(),
+        snapshots: desired.snapshots.iter().map(|s| snapshot(s.id, world, memory)).collect(),
+        buried: plan::buried(desired, &world.observed(), begun),
+        strangers: strangers(Some(desired), world),
+    }
+}
+
+fn instance(
+    desired: &InstanceDesired,
+    world: &World,
+    memory: &BTreeMap<Item, Memory>,
+    restarts: u64,
+) -> InstanceStatus {
+    let kind = desired.body.kind();
+    let nothing = Memory::default();
+    let memory = memory.get(&Item::Instance(desired.id)).unwrap_or(&nothing);
+    let mine: Vec<&ObservedBody> = world.bodies.iter().filter(|b| b.instance == desired.id).collect();
+    let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
+    let silent = world.troubles().bodies.remove(&kind).map(|why| engine_fault(kind, why, memory));
+    let trouble = current.and_then(|b| b.trouble.clone()).map(|why| {
+        Memory::fault_since(memory.fault.clone().filter(|f| f.code == "guest_trouble"), "guest_trouble", why)
+    });
+    let newer = mine.iter().find(|b| b.epoch > desired.epoch).map(|b| Fault {
+        code: "newer_body".into(),
+        message: format!(
+            "the host holds a body of epoch {}, newer than the ordered {}; nothing is touched until the order catches up",
+            b.epoch, desired.epoch
+        ),
+        since: jiff::Timestamp::UNIX_EPOCH,
+    });
+    InstanceStatus {
+        id: desired.id,
+        epoch: desired.epoch,
+        kind,
+        state: body_state(desired, current.copied(), mine.len(), memory.busy),
+        members: current.map(|b| b.members.clone()).unwrap_or_default(),
+        restarts,
+        next_ready: desired
+            .next_body
+            .as_ref()
+            .is_some_and(|n| memory.prepared == Some((n.kind(), desired.epoch))),
+        next_fault: memory.next_fault.clone(),
+        fault: newer.or(silent).or_else(|| memory.fault.clone()).or(trouble),
+        switch_ms: memory.switched.filter(|(epoch, _)| *epoch == desired.epoch).map(|(_, ms)| ms),
+    }
+}
+
+fn body_state(
+    desired: &InstanceDesired,
+    current: Option<&ObservedBody>,
+    bodies: usize,
+    busy: bool,
+) -> BodyState {
+    match (current.map(|b| b.state), desired.power) {
+        // Another body still stands where the ordered one will be.
+        (None, _) if bodies > 0 => BodyState::Stopping,
+        (None, Power::On) if busy => BodyState::Starting,
+        (None, _) => BodyState::Absent,
+        (Some(ObservedState::Running), Power::Off) => BodyState::Stopping,
+        (Some(ObservedState::Running), Power::On) => BodyState::Running,
+        (Some(ObservedState::Degraded), Power::On) => BodyState::Starting,
+        (Some(ObservedState::Degraded), Power::Off) => BodyState::Stopping,
+        (Some(ObservedState::Stopped), Power::On) if busy => BodyState::Starting,
+        (Some(ObservedState::Stopped), _) => BodyState::Stopped,
+    }
+}
+
+fn engine_fault(kind: BodyKind, why: String, memory: &Memory) -> Fault {
+    let before = memory.fault.clone().filter(|f| f.code == "engine_down");
+    let engine = match kind {
+        BodyKind::Set => "Docker",
+        BodyKind::Vm => "libvirt",
+    };
+    let mut fault =
+        Memory::fault_since(before, "engine_down", format!("nothing is known of the body: {engine}: {why}"));
+    // Rendered at every look: a time of its own would make every status a new one.
+    fault.since = memory.fault.as_ref().map_or(jiff::Timestamp::UNIX_EPOCH, |f| f.since);
+    fault
+}
+
+fn volume(
+    desired: &HostDesired,
+    id: VolumeId,
+    world: &World,
+    memory: &BTreeMap<Item, Memory>,
+) -> VolumeStatus {
+    let seen = world.volumes.as_ref().and_then(|all| all.get(&id.0));
+    // While an instance uses it, its trouble is that instance's item's.
+    let user = desired.instances.iter().find(|i| i.volume == Some(id)).map(|i| Item::Instance(i.id));
+    let fault = memory.get(&user.unwrap_or(Item::Volume(id))).and_then(|m| m.fault.clone());
+    VolumeStatus {
+        id,
+        size_bytes: seen.map_or(0, |v| v.size_bytes),
+        present: seen.is_some_and(|v| v.complete),
+        trashed: seen.is_some_and(|v| v.trashed_at.is_some()),
+        fault: fault.filter(|f| user.is_none() || f.code.starts_with("volume")),
+    }
+}
+
+fn snapshot(id: amphi_api::SnapshotId, world: &World, memory: &BTreeMap<Item, Memory>) -> SnapshotStatus {
+    let seen = world.volumes.as_ref().and_then(|all| all.get(&id.0));
+    SnapshotStatus {
+        id,
+        present: seen.is_some_and(|v| v.complete),
+        fault: memory.get(&Item::Snapshot(id)).and_then(|m| m.fault.clone()),
+    }
+}
+
+/// What is here and known to nobody: shown, never touched.
+fn strangers(desired: Option<&HostDesired>, world: &World) -> Vec<String> {
+    let known_body = |body: &ObservedBody| {
+        desired.is_some_and(|d| {
+            d.instances.iter().any(|i| i.id == body.instance)
+                || d.tombstones
+                    .iter()
+                    .any(|t| matches!(t, Tombstone::Instance { id, epoch } if *id == body.instance && *epoch >= body.epoch))
+        })
+    };
+    let known_volume = |id: uuid::Uuid| {
+        desired.is_some_and(|d| {
+            d.volumes.iter().any(|v| v.id.0 == id)
+                || d.snapshots.iter().any(|s| s.id.0 == id)
+                || d.tombstones.iter().any(|t| match t {
+                    Tombstone::Volume { id: x } => x.0 == id,
+                    Tombstone::Snapshot { id: x } => x.0 == id,
+                    Tombstone::Instance { .. } => false,
+                })
+        })
+    };
+    let bodies = world
+        .bodies
+        .iter()
+        .filter(|b| !known_body(b))
+        .map(|b| format!("{} {} of epoch {}, {:?}", b.kind, b.instance, b.epoch, b.state).to_lowercase());
+    let volumes =
+        world.volumes.iter().flatten().filter(|(id, _)| !known_volume(**id)).map(|(id, v)| match v.kind {
+            VolumeKind::Volume => format!("volume {id}"),
+            VolumeKind::Snapshot { of } => format!("snapshot {id} of volume {of}"),
+        });
+    bodies.chain(volumes).collect()
+}
