@@ -3,6 +3,8 @@
 //! Imports point one way: `faces → ops → {store, scheduler, network, images, model}`, `tasks` beside `ops`, and `model`
 //! imports only the shared words of `amphi_api`.
 
+pub mod activation;
+pub mod config;
 pub mod faces;
 pub mod images;
 pub mod model;

@@ -1,1 +1,56 @@
-//! (to come)
+//! Records and their legal transitions: pure. A record is what the store keeps of one thing; `state_of` and its kin
+//! say what clients see of it. Refuses I/O, clocks (the time is an argument) and any knowledge of store or engine.
+
+mod claim;
+mod exchange;
+mod host;
+mod image;
+mod instance;
+mod network;
+mod tombstone;
+mod volume;
+
+pub use claim::ClaimRecord;
+pub use exchange::{
+    ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,
+    exchange_step,
+};
+pub use host::{HostRecord, JoinDigest, JoinRecord};
+pub use image::ImageRecord;
+pub use instance::{BodyRecord, InstanceObserved, InstanceRecord, Intent, state_of};
+pub use network::{NetworkRecord, PortRecord, SecurityGroupRecord, mac_of};
+pub use tombstone::{TombstoneKey, TombstoneRecord};
+pub use volume::{
+    GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,
+};
+
+use amphi_api::ProjectId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt::Display;
+use std::hash::Hash;
+use std::str::FromStr;
+
+/// What the store keeps of one thing, under `PREFIX` + id.
+pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static {
+    /// `/kind/`, with both slashes.
+    const PREFIX: &'static str;
+    /// What people call it: `volume`.
+    const NOUN: &'static str;
+    type Id: Copy + Ord + Hash + Display + FromStr + Send + Sync + 'static;
+
+    fn id(&self) -> Self::Id;
+
+    /// The project that owns it and its name; none for what belongs to the whole cloud.
+    fn owner(&self) -> Option<(ProjectId, &str)> {
+        None
+    }
+
+    fn key_of(id: Self::Id) -> String {
+        format!("{}{id}", Self::PREFIX)
+    }
+
+    fn key(&self) -> String {
+        Self::key_of(self.id())
+    }
+}

@@ -1,1 +1,186 @@
-//! (to come)
+//! What can be done, whoever asks: one file per noun, each step validate → record → wake. Every change is a pure
+//! decision over the world that yields one transaction; when somebody else was faster it is decided anew.
+//!
+//! Refuses HTTP terms, and to touch an engine: hosts are told what they should hold and say what they hold.
+
+mod addresses;
+pub mod desired;
+mod draft;
+mod error;
+pub mod evacuate;
+pub mod exchanges;
+mod groups;
+mod hosts;
+mod images;
+mod instances;
+mod list;
+mod networks;
+mod orders;
+mod ports;
+mod resolve;
+mod snapshots;
+pub mod status;
+pub mod view;
+mod volumes;
+pub mod world;
+
+pub use draft::Draft;
+pub use error::OpsError;
+pub use images::{BlobStream, DIGEST_HEADER};
+pub use list::ListQuery;
+pub use orders::VolumeFate;
+pub use view::{Row, Table, View};
+pub use world::{World, WorldError};
+
+use crate::images::BlobStore;
+use crate::scheduler::{HostSight, Policy};
+use crate::store::{Store, StoreError, Txn};
+use amphi_api::HostId;
+use amphi_api::instance::Fault;
+use amphi_api::wire::{Answer, Ask};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How often a change is decided anew when others were faster.
+const ATTEMPTS: u32 = 16;
+
+/// Asks a connected host something that it answers at once.
+#[async_trait]
+pub trait HostLinks: Send + Sync + 'static {
+    async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError>;
+    /// Whether a link to the host stands here now.
+    fn is_linked(&self, host: HostId) -> bool;
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("the host is not connected")]
+    NoLink,
+    #[error("the host did not answer in time")]
+    Timeout,
+    #[error("{}", .0.message)]
+    Fault(Fault),
+}
+
+/// What ops needs to know beside the records.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The hosts' face, as join tokens carry it.
+    pub hosts_url: String,
+    /// Lower-case hexadecimal SHA-256 of the CA certificate (DER).
+    pub ca_sha256: String,
+    pub policy: Policy,
+}
+
+pub struct Ops {
+    store: Arc<dyn Store>,
+    world: Arc<World>,
+    links: Arc<dyn HostLinks>,
+    blobs: Arc<BlobStore>,
+    settings: Settings,
+    /// Read by uploads, written by whoever removes blobs.
+    uploads: Arc<tokio::sync::RwLock<()>>,
+    /// Held while room is claimed: requests of one controller need not find out by conflict that they race.
+    placing: tokio::sync::Mutex<()>,
+    /// When each host was last heard by this controller.
+    heard: Mutex<HashMap<HostId, Timestamp>>,
+}
+
+impl Ops {
+    pub fn new(
+        store: Arc<dyn Store>,
+        world: Arc<World>,
+        links: Arc<dyn HostLinks>,
+        blobs: Arc<BlobStore>,
+        settings: Settings,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            world,
+            links,
+            blobs,
+            settings,
+            uploads: Arc::default(),
+            placing: tokio::sync::Mutex::new(()),
+            heard: Mutex::new(HashMap::new()),
+        })
+    }
+
+    pub fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// Decides, commits, and waits until the world shows it; decides again when a compare did not hold.
+    pub(crate) async fn transact<T>(
+        &self,
+        mut decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,
+    ) -> Result<T, OpsError> {
+        for _ in 0..ATTEMPTS {
+            let (draft, answer) = {
+                let view = self.world.read();
+                let (draft, answer) = decide(&view)?;
+                (draft.into_txn(&view), answer)
+            };
+            if draft.ops.is_empty() {
+                return Ok(answer);
+            }
+            match self.store.commit(draft).await {
+                Ok(revision) => {
+                    self.reach(revision).await?;
+                    return Ok(answer);
+                }
+                Err(StoreError::Conflict { .. }) => {
+                    // Decide on what the faster one wrote.
+                    let present = self.store.commit(Txn::default()).await?;
+                    self.reach(present).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(OpsError::Unavailable("too many changes of the same thing at once; try again".into()))
+    }
+
+    /// [`Self::transact`] for what claims or frees room, one at a time.
+    pub(crate) async fn transact_room<T>(
+        &self,
+        decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,
+    ) -> Result<T, OpsError> {
+        let _turn = self.placing.lock().await;
+        self.transact(decide).await
+    }
+
+    async fn reach(&self, revision: u64) -> Result<(), OpsError> {
+        if self.world.reached(revision).await {
+            return Ok(());
+        }
+        Err(OpsError::Internal(format!("the watch did not deliver revision {revision} in time")))
+    }
+
+    pub(crate) fn hear(&self, host: HostId) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(host, Timestamp::now());
+    }
+
+    pub(crate) fn heard_at(&self, host: HostId) -> Option<Timestamp> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&host).copied()
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.settings.policy
+    }
+}
+
+/// The hosts as placement sees them.
+pub(crate) fn sights(view: &View) -> Vec<HostSight<'_>> {
+    view.hosts
+        .iter()
+        .map(|host| HostSight {
+            id: host.id,
+            name: &host.name,
+            state: host.state,
+            spec: host.spec.as_ref(),
+            claims: view.claims_of(host.id),
+        })
+        .collect()
+}

@@ -1,1 +1,13 @@
-//! (to come)
+//! Work that nobody waits for: each task takes no input and looks at the world anew each time.
+
+pub mod driver;
+mod exchanges;
+mod ovn;
+mod recycle_bin;
+mod silence;
+
+pub use driver::{Task, drive};
+pub use exchanges::Exchanges;
+pub use ovn::{Ovn, topology};
+pub use recycle_bin::RecycleBin;
+pub use silence::Silence;

@@ -1,1 +1,131 @@
-//! (to come)
+//! The native face: `/v1`, JSON over HTTP, one file per resource. It translates and decides nothing: what may be done
+//! is said in `ops`. Every answer that is no success carries an `ErrorBody`, whatever went wrong.
+
+mod answers;
+mod exchanges;
+mod extract;
+mod groups;
+mod guard;
+mod hosts;
+mod images;
+mod instances;
+mod networks;
+mod snapshots;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod words;
+
+use crate::ops::Ops;
+use amphi_api::ErrorCode;
+use answers::Failure;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::get;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// Whose records a request sees. One token, one project, until there are users.
+pub(crate) const PROJECT: amphi_api::ProjectId = amphi_api::ProjectId::DEFAULT;
+
+/// Shared by the handlers.
+#[derive(Clone)]
+pub struct Native {
+    pub ops: Arc<Ops>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Amphi",
+        description = "Instances whose body is a VM or a set of containers, exchangeable for the other kind. \
+            Every route wants `Authorization: Bearer TOKEN`, but for `/healthz` and this description. \
+            Work of hosts is asynchronous: 202 says that the order is recorded; poll the view for its state."
+    ),
+    components(schemas(amphi_api::host::HostSpec)),
+    security(("token" = [])),
+    modifiers(&Token)
+)]
+struct Document;
+
+struct Token;
+
+impl utoipa::Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+fn routes() -> OpenApiRouter<Native> {
+    OpenApiRouter::new()
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::show, hosts::delete))
+        .routes(routes!(hosts::evacuate))
+        .routes(routes!(hosts::create_join_token))
+        .routes(routes!(networks::list, networks::create))
+        .routes(routes!(networks::show, networks::delete))
+        .routes(routes!(networks::list_ports))
+        .routes(routes!(networks::show_port))
+        .routes(routes!(groups::list, groups::create))
+        .routes(routes!(groups::show, groups::delete))
+        .routes(routes!(groups::add_rule))
+        .routes(routes!(groups::remove_rule))
+        .routes(routes!(images::list, images::create))
+        .routes(routes!(images::show, images::delete))
+        .routes(routes!(images::put_blob))
+        .routes(routes!(instances::list, instances::create))
+        .routes(routes!(instances::show, instances::delete))
+        .routes(routes!(instances::start))
+        .routes(routes!(instances::stop))
+        .routes(routes!(instances::restart))
+        .routes(routes!(instances::console_log))
+        .routes(routes!(exchanges::list_of_instance, exchanges::create))
+        .routes(routes!(exchanges::list))
+        .routes(routes!(exchanges::show))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::delete))
+        .routes(routes!(volumes::extend))
+        .routes(routes!(volumes::bin))
+        .routes(routes!(volumes::purge))
+        .routes(routes!(volumes::restore))
+        .routes(routes!(snapshots::list_of_volume, snapshots::create))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(words::check_set))
+        .routes(routes!(words::whoami))
+        .routes(routes!(words::version))
+}
+
+/// The API's description of itself.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", routes()).into_openapi()
+}
+
+/// All routes of the face, behind the token.
+pub fn router(native: Native, token: &str) -> Router {
+    let (routed, document) =
+        OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", routes()).split_for_parts();
+    // Rendered once: it never changes while we run.
+    let document = document.to_json().unwrap_or_default();
+    let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
+    routed
+        .route("/v1/openapi.json", get(move || async move { (json, document) }))
+        .route("/healthz", get(|| async { StatusCode::OK }))
+        .fallback(|| async { Failure::new(ErrorCode::NotFound, "no such route") })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(ErrorCode::MethodNotAllowed, "the path is there, this method is not")
+        })
+        .with_state(native)
+        // Bodies are bounded where they are read: blobs have no bound.
+        .layer(DefaultBodyLimit::disable())
+        .layer(axum::middleware::from_fn_with_state(guard::Token::new(token), guard::authenticate))
+        .layer(CatchPanicLayer::custom(guard::panicked))
+        .layer(axum::middleware::from_fn(guard::identify))
+}

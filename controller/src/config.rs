@@ -1,0 +1,120 @@
+//! The controller's settings, from one TOML file. An unknown key is refused by name: a misspelt setting that is quietly
+//! left out is a setting that somebody believes in.
+
+use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy};
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Holds `store/`, `images/`, `ca/` and `admin-token`.
+    pub state_dir: PathBuf,
+    /// The native face: plain HTTP. With `LISTEN_FDS=1` descriptor 3 is taken instead.
+    pub listen: SocketAddr,
+    /// The hosts' face: mutual TLS.
+    pub hosts_listen: SocketAddr,
+    /// The hosts' face as join tokens carry it.
+    pub hosts_url: String,
+    /// OVN's northbound database: `unix:PATH` or `tcp:HOST:PORT`.
+    pub ovn_nb: String,
+    /// OVN's southbound database, as hosts reach it.
+    pub ovn_sb: String,
+    /// A file that holds the API token. Default: `state_dir/admin-token`, made at the first start.
+    #[serde(default)]
+    pub admin_token: Option<PathBuf>,
+    /// vCPUs promised per CPU of a host.
+    #[serde(default = "cpu_overcommit")]
+    pub cpu_overcommit: u32,
+    /// Memory promised, in percent of what a host has.
+    #[serde(default = "memory_overcommit")]
+    pub memory_overcommit_percent: u32,
+    /// How long a deleted volume stays in the recycle bin, in hours.
+    #[serde(default = "recycle_hours")]
+    pub recycle_hours: u32,
+}
+
+fn cpu_overcommit() -> u32 {
+    CPU_OVERCOMMIT
+}
+
+fn memory_overcommit() -> u32 {
+    MEMORY_OVERCOMMIT_PERCENT
+}
+
+/// Seven days.
+fn recycle_hours() -> u32 {
+    7 * 24
+}
+
+impl Config {
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        ensure!((1..=256).contains(&config.cpu_overcommit), "cpu_overcommit must be 1 to 256");
+        ensure!(
+            (50..=400).contains(&config.memory_overcommit_percent),
+            "memory_overcommit_percent must be 50 to 400"
+        );
+        ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
+        Ok(config)
+    }
+
+    pub fn policy(&self) -> Policy {
+        Policy {
+            cpu_overcommit: self.cpu_overcommit,
+            memory_overcommit_percent: self.memory_overcommit_percent,
+        }
+    }
+
+    /// The names that the hosts' face answers to: its address, and the host part of its URL.
+    pub fn hosts_names(&self) -> Vec<String> {
+        let mut names = vec![self.hosts_listen.ip().to_string()];
+        let authority = self.hosts_url.trim_start_matches("https://").split('/').next().unwrap_or_default();
+        let host = match authority.strip_prefix('[') {
+            Some(v6) => v6.split(']').next().unwrap_or_default(),
+            None => authority.split(':').next().unwrap_or_default(),
+        };
+        if !host.is_empty() && !names.iter().any(|n| n == host) {
+            names.push(host.to_owned());
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        state_dir = "/tmp/c"
+        listen = "127.0.0.1:8774"
+        hosts_listen = "10.99.0.1:7443"
+        hosts_url = "https://cloud.example:7443"
+        ovn_nb = "tcp:10.99.0.1:6641"
+        ovn_sb = "tcp:10.99.0.1:6642"
+    "#;
+
+    #[test]
+    fn settings() {
+        let config = Config::parse(GOOD).unwrap();
+        assert_eq!(config.hosts_names(), ["10.99.0.1", "cloud.example"]);
+        assert_eq!(config.recycle_hours, 168);
+        for (bad, word) in [
+            (format!("{GOOD}\ncolour = 1"), "colour"),
+            (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),
+            (GOOD.replace("https://", "http://"), "hosts_url"),
+            (format!("{GOOD}\ncpu_overcommit = 0"), "cpu_overcommit"),
+        ] {
+            let error = format!("{:#}", Config::parse(&bad).unwrap_err());
+            assert!(error.contains(word), "{error} does not name {word}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `/v1/exchanges`, and those of an instance.
+
+use super::answers::{Failure, ReadRefusals, WriteRefusals};
+use super::extract::{Body, Id, ListParams, Params};
+use super::{Native, PROJECT};
+use amphi_api::instance::{Exchange, ExchangeCreate};
+use amphi_api::{ExchangeId, InstanceId};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+#[derive(Serialize, ToSchema)]
+pub struct ExchangeList {
+    exchanges: Vec<Exchange>,
+}
+
+/// List exchanges.
+#[utoipa::path(get, path = "/exchanges", tag = "exchanges", params(ListParams),
+    responses((status = 200, body = ExchangeList), ReadRefusals))]
+pub async fn list(
+    State(native): State<Native>,
+    Params(params): Params<ListParams>,
+) -> Result<Json<ExchangeList>, Failure> {
+    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(PROJECT, None, &params.into())? }))
+}
+
+/// Show an exchange.
+#[utoipa::path(get, path = "/exchanges/{id}", tag = "exchanges", params(("id" = Uuid, Path)),
+    responses((status = 200, body = Exchange), ReadRefusals))]
+pub async fn show(State(native): State<Native>, Id(id): Id<ExchangeId>) -> Result<Json<Exchange>, Failure> {
+    Ok(Json(native.ops.exchange(PROJECT, id)?))
+}
+
+/// List the exchanges of an instance.
+#[utoipa::path(get, path = "/instances/{id}/exchanges", tag = "exchanges", params(("id" = Uuid, Path), ListParams),
+    responses((status = 200, body = ExchangeList), ReadRefusals))]
+pub async fn list_of_instance(
+    State(native): State<Native>,
+    Id(id): Id<InstanceId>,
+    Params(params): Params<ListParams>,
+) -> Result<Json<ExchangeList>, Failure> {
+    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(PROJECT, Some(id), &params.into())? }))
+}
+
+/// Give the instance its other kind of body.
+#[utoipa::path(post, path = "/instances/{id}/exchanges", tag = "exchanges", params(("id" = Uuid, Path)), request_body = ExchangeCreate,
+    responses((status = 202, body = Exchange), WriteRefusals))]
+pub async fn create(
+    State(native): State<Native>,
+    Id(id): Id<InstanceId>,
+    Body(request): Body<ExchangeCreate>,
+) -> Result<(StatusCode, Json<Exchange>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.create_exchange(PROJECT, id, &request).await?)))
+}

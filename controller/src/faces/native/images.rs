@@ -1,0 +1,76 @@
+//! `/v1/images` and their blobs.
+
+use super::answers::{Failure, ReadRefusals, WriteRefusals};
+use super::extract::{Body, Id, ListParams, Params, id};
+use super::{Native, PROJECT};
+use crate::ops::DIGEST_HEADER;
+use amphi_api::image::{BlobRole, Image, ImageCreate};
+use amphi_api::{ErrorCode, ImageId};
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use futures_util::TryStreamExt;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+#[derive(Serialize, ToSchema)]
+pub struct ImageList {
+    images: Vec<Image>,
+}
+
+/// List images.
+#[utoipa::path(get, path = "/images", tag = "images", params(ListParams),
+    responses((status = 200, body = ImageList), ReadRefusals))]
+pub async fn list(
+    State(native): State<Native>,
+    Params(params): Params<ListParams>,
+) -> Result<Json<ImageList>, Failure> {
+    Ok(Json(ImageList { images: native.ops.images(PROJECT, &params.into())? }))
+}
+
+/// Make an image; its blobs are uploaded next.
+#[utoipa::path(post, path = "/images", tag = "images", request_body = ImageCreate,
+    responses((status = 201, body = Image), WriteRefusals))]
+pub async fn create(
+    State(native): State<Native>,
+    Body(request): Body<ImageCreate>,
+) -> Result<(StatusCode, Json<Image>), Failure> {
+    Ok((StatusCode::CREATED, Json(native.ops.create_image(PROJECT, &request).await?)))
+}
+
+/// Show an image.
+#[utoipa::path(get, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)),
+    responses((status = 200, body = Image), ReadRefusals))]
+pub async fn show(State(native): State<Native>, Id(id): Id<ImageId>) -> Result<Json<Image>, Failure> {
+    Ok(Json(native.ops.image(PROJECT, id)?))
+}
+
+/// Delete an image that no body uses.
+#[utoipa::path(delete, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)),
+    responses((status = 204), WriteRefusals))]
+pub async fn delete(State(native): State<Native>, Id(id): Id<ImageId>) -> Result<StatusCode, Failure> {
+    native.ops.delete_image(PROJECT, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Upload one blob. The image is active once it has all its format needs.
+#[utoipa::path(put, path = "/images/{id}/blobs/{role}", tag = "images",
+    params(("id" = Uuid, Path), ("role" = BlobRole, Path),
+        ("x-amphi-sha256" = Option<String>, Header, description = "Refuse bytes of another SHA-256 digest")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = Image), WriteRefusals))]
+pub async fn put_blob(
+    State(native): State<Native>,
+    Path((image, role)): Path<(String, String)>,
+    request: Request,
+) -> Result<Json<Image>, Failure> {
+    let image = id(image)?;
+    let role: BlobRole = serde_json::from_value(role.clone().into())
+        .map_err(|_| Failure::new(ErrorCode::NotFound, format!("'{role}' is no kind of blob")))?;
+    let expected = match request.headers().get(DIGEST_HEADER) {
+        None => None,
+        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
+    };
+    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
+    Ok(Json(native.ops.put_blob(PROJECT, image, role, Box::pin(bytes), expected).await?))
+}

@@ -1,0 +1,89 @@
+//! Between the hosts' face and `ops`: translates their words into each other's, both ways. Decides nothing.
+
+use super::hosts::{AskError as LinkError, HostSide, Links, Refusal};
+use crate::ops::{AskError, HostLinks, Ops, OpsError};
+use crate::pki::Ca;
+use amphi_api::host::{Engine, HostSpec};
+use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
+use amphi_api::{ErrorCode, HostId};
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What hosts say, handed to `ops`.
+pub struct Side {
+    pub ops: Arc<Ops>,
+    pub ca: Arc<Ca>,
+    /// OVN's southbound database, as hosts reach it.
+    pub ovn_remote: String,
+}
+
+impl From<OpsError> for Refusal {
+    fn from(error: OpsError) -> Self {
+        Refusal::new(error.code(), error.to_string())
+    }
+}
+
+#[async_trait]
+impl HostSide for Side {
+    async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Refusal> {
+        // A request that cannot be signed must not spend its token: sign for nobody first.
+        let refused = |e: anyhow::Error| Refusal::new(ErrorCode::InvalidField, format!("csr: {e:#}"));
+        self.ca.sign_host(&request.csr, HostId(uuid::Uuid::nil())).map_err(refused)?;
+        let host = self.ops.join(&request.secret, &request.name).await?;
+        let certificate = self.ca.sign_host(&request.csr, host).map_err(refused)?;
+        Ok(JoinAnswer { host, certificate, ca: self.ca.pem().to_owned() })
+    }
+
+    async fn hello(&self, host: HostId, spec: HostSpec) -> Result<String, Refusal> {
+        self.ops.hello(host, &spec).await?;
+        Ok(self.ovn_remote.clone())
+    }
+
+    async fn heartbeat(&self, host: HostId, engines: Vec<Engine>, volume_group_free_bytes: u64) {
+        told(host, "heartbeat", self.ops.heartbeat(host, &engines, volume_group_free_bytes).await);
+    }
+
+    async fn status(&self, host: HostId, status: HostStatus) {
+        told(host, "status", self.ops.status(host, &status).await);
+        told(host, "status", self.ops.entomb_strays(host, &status).await);
+    }
+
+    async fn gone(&self, host: HostId) {
+        told(host, "goodbye", self.ops.gone(host).await);
+    }
+
+    async fn desired(&self, host: HostId) -> Arc<HostDesired> {
+        self.ops.desired(host)
+    }
+
+    fn desired_generation(&self, host: HostId) -> watch::Receiver<u64> {
+        self.ops.desired_generation(host)
+    }
+
+    async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool {
+        self.ops.blob_allowed(host, sha256)
+    }
+}
+
+/// A host says everything again before long: what could not be recorded now is not lost.
+fn told(host: HostId, what: &str, outcome: Result<(), OpsError>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%host, what, %error, "not recorded");
+    }
+}
+
+#[async_trait]
+impl HostLinks for Links {
+    async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError> {
+        Links::ask(self, host, ask).await.map_err(|error| match error {
+            LinkError::NotConnected => AskError::NoLink,
+            LinkError::Timeout => AskError::Timeout,
+            LinkError::Refused(fault) => AskError::Fault(fault),
+        })
+    }
+
+    fn is_linked(&self, host: HostId) -> bool {
+        self.is_up(host)
+    }
+}

@@ -1,0 +1,281 @@
+//! The exchange of one body for the other, as a record with a phase.
+//!
+//! preparing → switching → done; preparing → failed (nothing changed); switching → rolling back → failed. Each phase
+//! is left in one commit together with the instance's new epoch, so that a controller's death between two phases
+//! changes nothing: whoever looks next finds the same step.
+
+use super::Record;
+use super::instance::{BodyRecord, InstanceObserved, InstanceRecord};
+use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Power};
+use amphi_api::wire::BodyState;
+use amphi_api::{ExchangeId, InstanceId, ProjectId};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// How long a new body may take to be made ready: an image of some GiB over a slow link.
+pub const PREPARE_DEADLINE: SignedDuration = SignedDuration::from_secs(600);
+/// How long a new body may take to run, without a word of a fault.
+pub const SWITCH_DEADLINE: SignedDuration = SignedDuration::from_secs(180);
+/// How long a fault may last before it counts: an engine that restarts is back within this.
+pub const FAULT_PATIENCE: SignedDuration = SignedDuration::from_secs(20);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExchangeRecord {
+    pub id: ExchangeId,
+    pub project: ProjectId,
+    pub instance: InstanceId,
+    pub from: BodyKind,
+    pub to: BodyKind,
+    /// The body to take.
+    pub body: BodyRecord,
+    /// The instance did not list it before: it does from the switch on, unless that is rolled back.
+    pub added: bool,
+    pub phase: ExchangePhase,
+    pub phase_since: Timestamp,
+    #[serde(default)]
+    pub outage_ms: Option<u64>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
+    pub started_at: Timestamp,
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+}
+
+impl ExchangeRecord {
+    pub fn ended(&self) -> bool {
+        matches!(self.phase, ExchangePhase::Done | ExchangePhase::Failed)
+    }
+
+    /// The record in its next phase.
+    pub fn entering(&self, phase: ExchangePhase, now: Timestamp) -> Self {
+        let ended = matches!(phase, ExchangePhase::Done | ExchangePhase::Failed);
+        Self { phase, phase_since: now, ended_at: ended.then_some(now), ..self.clone() }
+    }
+
+    pub fn view(&self) -> Exchange {
+        Exchange {
+            id: self.id,
+            instance: self.instance,
+            from: self.from,
+            to: self.to,
+            phase: self.phase,
+            outage_ms: self.outage_ms,
+            fault: self.fault.clone(),
+            started_at: self.started_at,
+            ended_at: self.ended_at,
+        }
+    }
+}
+
+impl Record for ExchangeRecord {
+    const PREFIX: &'static str = "/exchange/";
+    const NOUN: &'static str = "exchange";
+    type Id = ExchangeId;
+    fn id(&self) -> ExchangeId {
+        self.id
+    }
+    fn owner(&self) -> Option<(ProjectId, &str)> {
+        Some((self.project, ""))
+    }
+}
+
+/// What to do with an exchange next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExchangeStep {
+    Wait,
+    /// Give the instance its new body: next epoch, phase switching.
+    Switch,
+    Done {
+        outage_ms: Option<u64>,
+    },
+    /// Give the instance its old body back: next epoch, phase rolling back.
+    RollBack(Fault),
+    /// End it; the instance keeps the body that it has.
+    Fail(Fault),
+}
+
+/// All that the decision looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeSight<'a> {
+    pub exchange: &'a ExchangeRecord,
+    pub instance: &'a InstanceRecord,
+    /// Since when the host's link stands; none while it is down: then no deadline runs.
+    pub host_up_since: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+/// The next step of an exchange: pure.
+pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
+    let Some(up_since) = sight.host_up_since else { return ExchangeStep::Wait };
+    let began = sight.exchange.phase_since.max(up_since);
+    let waited = sight.now.duration_since(began);
+    let current = sight.instance.current();
+    let lasting = |fault: Option<&Fault>| {
+        fault.filter(|f| sight.now.duration_since(f.since.max(began)) >= FAULT_PATIENCE).cloned()
+    };
+    let late = |what: &str, limit: SignedDuration| Fault {
+        code: "engine_timeout".into(),
+        message: format!("{what} within {} s", limit.as_secs()),
+        since: sight.now,
+    };
+    match sight.exchange.phase {
+        ExchangePhase::Preparing => {
+            if current.is_some_and(|o| o.next_ready) {
+                return ExchangeStep::Switch;
+            }
+            match lasting(current.and_then(|o| o.next_fault.as_ref())) {
+                Some(fault) => ExchangeStep::Fail(fault),
+                None if waited >= PREPARE_DEADLINE => {
+                    ExchangeStep::Fail(late("the new body was not made ready", PREPARE_DEADLINE))
+                }
+                None => ExchangeStep::Wait,
+            }
+        }
+        ExchangePhase::Switching => {
+            if settled(sight.instance, current) {
+                return ExchangeStep::Done { outage_ms: current.and_then(|o| o.switch_ms) };
+            }
+            match lasting(current.and_then(|o| o.fault.as_ref())) {
+                Some(fault) => ExchangeStep::RollBack(fault),
+                None if waited >= SWITCH_DEADLINE => {
+                    ExchangeStep::RollBack(late("the new body did not run", SWITCH_DEADLINE))
+                }
+                None => ExchangeStep::Wait,
+            }
+        }
+        // The old body is back, or the instance's own fault says why not: the exchange itself is over either way.
+        ExchangePhase::RollingBack => {
+            let reason = sight.exchange.fault.clone().unwrap_or_else(|| late("it failed", SWITCH_DEADLINE));
+            if settled(sight.instance, current) || waited >= SWITCH_DEADLINE {
+                ExchangeStep::Fail(reason)
+            } else {
+                ExchangeStep::Wait
+            }
+        }
+        ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
+    }
+}
+
+/// The body of the present epoch is where its power should be.
+fn settled(instance: &InstanceRecord, current: Option<&InstanceObserved>) -> bool {
+    current.is_some_and(|o| {
+        o.fault.is_none()
+            && o.kind == instance.body
+            && match instance.power {
+                Power::On => o.state == BodyState::Running,
+                Power::Off => matches!(o.state, BodyState::Stopped | BodyState::Absent),
+            }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::instance::tests::{fault, observed, sample};
+    use super::*;
+    use ExchangePhase as P;
+    use amphi_api::instance::{BodySpec, VmSpec};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + second).unwrap()
+    }
+
+    fn exchange(phase: P) -> ExchangeRecord {
+        ExchangeRecord {
+            id: ExchangeId::new(),
+            project: ProjectId::DEFAULT,
+            instance: InstanceId::new(),
+            from: BodyKind::Set,
+            to: BodyKind::Vm,
+            body: BodyRecord {
+                spec: BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }),
+                images: Vec::new(),
+            },
+            added: false,
+            phase,
+            phase_since: at(0),
+            outage_ms: None,
+            fault: None,
+            started_at: at(0),
+            ended_at: None,
+        }
+    }
+
+    #[test]
+    fn steps() {
+        type Change = Box<dyn Fn(&mut InstanceObserved)>;
+        let nothing = || -> Change { Box::new(|_| ()) };
+        let faulty = |since: i64| -> Change {
+            Box::new(move |o| {
+                o.state = BodyState::Absent;
+                o.fault = Some(Fault { since: at(since), ..fault() });
+            })
+        };
+        let next_faulty = |since: i64| -> Change {
+            Box::new(move |o| o.next_fault = Some(Fault { since: at(since), ..fault() }))
+        };
+        let absent = || -> Change { Box::new(|o| o.state = BodyState::Absent) };
+        let table: Vec<(&str, P, Change, i64, fn(&ExchangeStep) -> bool)> = vec![
+            ("not ready", P::Preparing, nothing(), 1, |s| *s == ExchangeStep::Wait),
+            ("ready", P::Preparing, Box::new(|o| o.next_ready = true), 1, |s| *s == ExchangeStep::Switch),
+            ("a young fault", P::Preparing, next_faulty(0), 5, |s| *s == ExchangeStep::Wait),
+            (
+                "a lasting fault",
+                P::Preparing,
+                next_faulty(0),
+                30,
+                |s| matches!(s, ExchangeStep::Fail(f) if f.code == "image_broken"),
+            ),
+            ("an old fault of before", P::Preparing, next_faulty(-500), 5, |s| *s == ExchangeStep::Wait),
+            (
+                "too late",
+                P::Preparing,
+                nothing(),
+                600,
+                |s| matches!(s, ExchangeStep::Fail(f) if f.code == "engine_timeout"),
+            ),
+            ("runs", P::Switching, Box::new(|o| o.switch_ms = Some(7)), 1, |s| {
+                *s == ExchangeStep::Done { outage_ms: Some(7) }
+            }),
+            ("wrong kind runs", P::Switching, Box::new(|o| o.kind = BodyKind::Vm), 1, |s| {
+                *s == ExchangeStep::Wait
+            }),
+            ("not yet", P::Switching, absent(), 1, |s| *s == ExchangeStep::Wait),
+            ("fault lasts", P::Switching, faulty(0), 25, |s| matches!(s, ExchangeStep::RollBack(_))),
+            ("never runs", P::Switching, absent(), 180, |s| matches!(s, ExchangeStep::RollBack(_))),
+            ("old body back", P::RollingBack, nothing(), 1, |s| matches!(s, ExchangeStep::Fail(_))),
+            ("old body not back", P::RollingBack, absent(), 1, |s| *s == ExchangeStep::Wait),
+            ("over", P::Done, nothing(), 1, |s| *s == ExchangeStep::Wait),
+        ];
+        for (what, phase, change, second, want) in table {
+            let mut instance = sample();
+            let mut seen = observed(2, BodyState::Running);
+            change(&mut seen);
+            instance.observed = Some(seen);
+            let exchange = exchange(phase);
+            let sight = ExchangeSight {
+                exchange: &exchange,
+                instance: &instance,
+                host_up_since: Some(at(-1000)),
+                now: at(second),
+            };
+            let step = exchange_step(sight);
+            assert!(want(&step), "{what}: {step:?}");
+            let blind = exchange_step(ExchangeSight { host_up_since: None, ..sight });
+            assert_eq!(blind, ExchangeStep::Wait, "{what}: no deadline runs while the host is down");
+        }
+    }
+
+    #[test]
+    fn a_status_of_the_old_epoch_does_not_end_the_switch() {
+        let mut instance = sample();
+        instance.observed = Some(observed(1, BodyState::Running));
+        let exchange = exchange(P::Switching);
+        let sight = ExchangeSight {
+            exchange: &exchange,
+            instance: &instance,
+            host_up_since: Some(at(0)),
+            now: at(1),
+        };
+        assert_eq!(exchange_step(sight), ExchangeStep::Wait);
+    }
+}

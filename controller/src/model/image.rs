@@ -1,0 +1,58 @@
+//! Images: a name and a meaning for blobs.
+
+use super::Record;
+use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::{ImageId, ProjectId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    pub id: ImageId,
+    pub project: ProjectId,
+    pub name: String,
+    pub format: ImageFormat,
+    #[serde(default)]
+    pub cmdline: String,
+    #[serde(default)]
+    pub blobs: BTreeMap<BlobRole, Blob>,
+    /// Being deleted: no new body takes it.
+    #[serde(default)]
+    pub closing: bool,
+    pub created_at: Timestamp,
+}
+
+impl ImageRecord {
+    /// Active once every blob of its format is there.
+    pub fn state(&self) -> ImageState {
+        let whole = self.format.roles().iter().all(|role| self.blobs.contains_key(role));
+        if whole { ImageState::Active } else { ImageState::Queued }
+    }
+
+    /// As clients and hosts see it.
+    pub fn view(&self) -> Image {
+        Image {
+            id: self.id,
+            project: self.project,
+            name: self.name.clone(),
+            format: self.format,
+            cmdline: self.cmdline.clone(),
+            state: self.state(),
+            blobs: self.blobs.clone(),
+            created_at: self.created_at,
+        }
+    }
+}
+
+impl Record for ImageRecord {
+    const PREFIX: &'static str = "/image/";
+    const NOUN: &'static str = "image";
+    type Id = ImageId;
+    fn id(&self) -> ImageId {
+        self.id
+    }
+    fn owner(&self) -> Option<(ProjectId, &str)> {
+        Some((self.project, &self.name))
+    }
+}

@@ -1,0 +1,144 @@
+//! Evacuation of a dead host, by order. Each instance moves in one commit: next epoch on the new host, claims moved, a
+//! tombstone of the old epoch left for the dead host. One whose volume is on the dead host stays, and its record says
+//! what is out of reach since when.
+//!
+//! The order itself is the fence: whoever gives it says that the host is dead. While its link stands it is refused.
+
+use super::orders::{bury, end_exchange, entomb, instance_claims};
+use super::{Draft, Ops, OpsError, View, sights};
+use crate::model::*;
+use crate::scheduler::{Policy, Request, place};
+use amphi_api::host::{Evacuation, EvacuationMoved, EvacuationRefused, EvacuationWaiting, HostState};
+use amphi_api::instance::{BodyKind, FailoverPolicy, Lost};
+use amphi_api::wire::Tombstone;
+use amphi_api::{HostId, InstanceId};
+use jiff::Timestamp;
+
+/// What became of one instance.
+#[derive(Debug)]
+enum Fate {
+    Moved(EvacuationMoved),
+    Waiting(EvacuationWaiting),
+    Refused(EvacuationRefused),
+    /// It was being deleted, and is now gone but for its tombstone.
+    Gone,
+}
+
+impl Ops {
+    pub async fn evacuate(&self, host: HostId) -> Result<Evacuation, OpsError> {
+        let instances: Vec<InstanceId> = {
+            let view = self.world().read();
+            self.refuse_alive(&view, host)?;
+            view.instances_on(host).map(|row| row.id).collect()
+        };
+        let mut answer = Evacuation { host, moved: Vec::new(), waiting: Vec::new(), refused: Vec::new() };
+        for id in instances {
+            let fate = self
+                .transact_room(|view| {
+                    self.refuse_alive(view, host)?;
+                    Ok(decide(view, host, id, self.policy(), Timestamp::now()))
+                })
+                .await?;
+            match fate {
+                Fate::Moved(moved) => answer.moved.push(moved),
+                Fate::Waiting(waiting) => answer.waiting.push(waiting),
+                Fate::Refused(refused) => answer.refused.push(refused),
+                Fate::Gone => {}
+            }
+        }
+        Ok(answer)
+    }
+
+    fn refuse_alive(&self, view: &View, host: HostId) -> Result<(), OpsError> {
+        let row = view.hosts.get(host).ok_or_else(|| OpsError::not_found::<HostRecord>(host))?;
+        if row.state == HostState::Up || self.links.is_linked(host) {
+            return Err(OpsError::conflict(format!("host '{}' is connected; it is not dead", row.name)));
+        }
+        Ok(())
+    }
+}
+
+fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Timestamp) -> (Draft, Fate) {
+    let mut draft = Draft::default();
+    let Some(row) = view.instances.get(id).filter(|row| row.host == dead) else {
+        return (draft, Fate::Gone);
+    };
+    // The host's record guards that it has not come back in between.
+    if let Some(host) = view.hosts.get(dead) {
+        draft.guard(host);
+    }
+    if row.intent == Intent::Deleting {
+        bury(view, &mut draft, row, now);
+        return (draft, Fate::Gone);
+    }
+    let volume = row.volume.and_then(|id| view.volumes.get(id));
+    if let Some(volume) = volume.filter(|v| v.host == dead) {
+        let host = view.hosts.get(dead);
+        let lost = Lost {
+            volume: volume.id,
+            host: dead,
+            host_name: host.map(|h| h.name.clone()).unwrap_or_default(),
+            since: host.map_or(now, |h| h.state_since),
+        };
+        if row.lost != [lost.clone()] {
+            let record = InstanceRecord { lost: vec![lost], updated_at: now, ..(*row.record).clone() };
+            draft.update(row, &record);
+        }
+        let waiting = EvacuationWaiting { instance: id, name: row.name.clone(), volumes: vec![volume.id] };
+        return (draft, Fate::Waiting(waiting));
+    }
+    let refused =
+        |reason: String| Fate::Refused(EvacuationRefused { instance: id, name: row.name.clone(), reason });
+    let bodies = match acceptable(row) {
+        Ok(bodies) => bodies,
+        Err(reason) => return (Draft::default(), refused(reason)),
+    };
+    let request = Request {
+        vcpus: row.vcpus,
+        memory_mib: row.memory_mib,
+        volume_gib: 0,
+        bodies: bodies.clone(),
+        network: !row.ports.is_empty(),
+        volume: volume.is_some(),
+        pinned: row.pinned,
+        volume_host: volume.map(|v| v.host),
+        excluded: vec![dead],
+    };
+    let placement = match place(&sights(view), &request, policy) {
+        Ok(placement) => placement,
+        Err(no_room) => return (Draft::default(), refused(no_room.to_string())),
+    };
+    let epoch = row.epoch + 1;
+    end_exchange(view, &mut draft, row, "host_lost", "its host was lost in between", now);
+    entomb(view, &mut draft, dead, Tombstone::Instance { id, epoch: row.epoch }, now);
+    draft.unclaim(dead, instance_claims(row));
+    draft.claim(placement.host, instance_claims(row));
+    draft.update(
+        row,
+        &InstanceRecord {
+            epoch,
+            host: placement.host,
+            body: bodies[placement.body],
+            exchange: None,
+            observed: None,
+            lost: Vec::new(),
+            updated_at: now,
+            ..(*row.record).clone()
+        },
+    );
+    let to_name = view.host_name(placement.host).unwrap_or_default();
+    let moved = EvacuationMoved { instance: id, name: row.name.clone(), to: placement.host, to_name, epoch };
+    (draft, Fate::Moved(moved))
+}
+
+/// The bodies that the instance's policy lets it take elsewhere: the kind that it had comes first.
+fn acceptable(row: &InstanceRecord) -> Result<Vec<BodyKind>, String> {
+    match row.failover {
+        FailoverPolicy::Never => Err("its failover policy is `never`".into()),
+        FailoverPolicy::SameKind => Ok(vec![row.body]),
+        FailoverPolicy::AnyKind => {
+            let others = row.bodies.iter().map(BodyRecord::kind).filter(|kind| *kind != row.body);
+            Ok(std::iter::once(row.body).chain(others).collect())
+        }
+    }
+}

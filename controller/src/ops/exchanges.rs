@@ -1,0 +1,204 @@
+//! Exchanges: the order, and the step that the task takes with each. All state is in the records: a step decided twice
+//! is taken once.
+
+use super::list::find;
+use super::{Draft, ListQuery, Ops, OpsError, Row, View, resolve, sights};
+use crate::model::*;
+use crate::scheduler::{Request, place};
+use amphi_api::instance::{BodyKind, Exchange, ExchangeCreate, ExchangePhase, Fault};
+use amphi_api::{ExchangeId, InstanceId, ProjectId};
+use jiff::Timestamp;
+
+impl Ops {
+    pub async fn create_exchange(
+        &self,
+        scope: ProjectId,
+        id: InstanceId,
+        request: &ExchangeCreate,
+    ) -> Result<Exchange, OpsError> {
+        request.check()?;
+        let exchange = self
+            .transact(|view| {
+                let row = find(&view.instances, scope, id)?;
+                let mut draft = Draft::default();
+                let record = ordered(view, scope, row, request, &mut draft, Timestamp::now())?;
+                self.refuse_unfit(view, row, request.to)?;
+                draft.create(&record);
+                draft.update(
+                    row,
+                    &InstanceRecord {
+                        exchange: Some(record.id),
+                        updated_at: record.started_at,
+                        ..(*row.record).clone()
+                    },
+                );
+                Ok((draft, record.id))
+            })
+            .await?;
+        self.exchange(scope, exchange)
+    }
+
+    /// The instance's host must be up and have the engines; its room is claimed already.
+    fn refuse_unfit(&self, view: &View, row: &InstanceRecord, to: BodyKind) -> Result<(), OpsError> {
+        let request = Request {
+            bodies: vec![to],
+            pinned: Some(row.host),
+            network: !row.ports.is_empty(),
+            volume: row.volume.is_some(),
+            ..Request::default()
+        };
+        let hosts: Vec<_> = sights(view).into_iter().filter(|h| h.id == row.host).collect();
+        place(&hosts, &request, self.policy())?;
+        Ok(())
+    }
+
+    pub fn exchange(&self, scope: ProjectId, id: ExchangeId) -> Result<Exchange, OpsError> {
+        Ok(find(&self.world().read().exchanges, scope, id)?.view())
+    }
+
+    /// All of the project, or those of one instance.
+    pub fn exchanges(
+        &self,
+        scope: ProjectId,
+        instance: Option<InstanceId>,
+        query: &ListQuery,
+    ) -> Result<Vec<Exchange>, OpsError> {
+        let view = self.world().read();
+        if let Some(id) = instance {
+            find(&view.instances, scope, id)?;
+        }
+        let rows = query.rows(&view.exchanges, scope, |e| instance.is_none_or(|id| e.instance == id))?;
+        Ok(rows.into_iter().map(|row| row.view()).collect())
+    }
+
+    /// Takes the next step of every exchange in progress; forgets those of instances that are gone. For the task.
+    pub async fn step_exchanges(&self) -> Result<(), OpsError> {
+        let open: Vec<ExchangeId> = {
+            let view = self.world().read();
+            let now = Timestamp::now();
+            let acts = |e: &&Row<ExchangeRecord>| {
+                view.instances.get(e.instance).is_none() || next_step(&view, e, now) != ExchangeStep::Wait
+            };
+            view.exchanges.iter().filter(acts).map(|e| e.id).collect()
+        };
+        for id in open {
+            self.transact(|view| Ok((step(view, id, Timestamp::now()), ()))).await?;
+        }
+        Ok(())
+    }
+}
+
+fn ordered(
+    view: &View,
+    scope: ProjectId,
+    row: &InstanceRecord,
+    request: &ExchangeCreate,
+    draft: &mut Draft,
+    now: Timestamp,
+) -> Result<ExchangeRecord, OpsError> {
+    if row.intent == Intent::Deleting {
+        return Err(OpsError::conflict("the instance is being deleted"));
+    }
+    if let Some(other) = row.exchange {
+        return Err(OpsError::conflict(format!("exchange {other} is in progress; wait for its end")));
+    }
+    if row.body == request.to {
+        return Err(OpsError::conflict(format!("its body is a {} already", row.body)));
+    }
+    let listed = row.body_of(request.to);
+    let (body, added) = match (&request.body, listed) {
+        (Some(_), Some(_)) => {
+            return Err(OpsError::field("body", format!("the instance lists a {} already", request.to)));
+        }
+        (None, None) => {
+            return Err(OpsError::field("body", format!("is missing: the instance lists no {}", request.to)));
+        }
+        (None, Some(listed)) => (listed.clone(), false),
+        (Some(spec), None) => {
+            let (body, images) = resolve::body(view, scope, "body", spec)?;
+            images.into_iter().for_each(|image| draft.guard(image));
+            (body, true)
+        }
+    };
+    Ok(ExchangeRecord {
+        id: ExchangeId::new(),
+        project: scope,
+        instance: row.id,
+        from: row.body,
+        to: request.to,
+        body,
+        added,
+        phase: ExchangePhase::Preparing,
+        phase_since: now,
+        outage_ms: None,
+        fault: None,
+        started_at: now,
+        ended_at: None,
+    })
+}
+
+fn next_step(view: &View, exchange: &ExchangeRecord, now: Timestamp) -> ExchangeStep {
+    let Some(instance) = view.instances.get(exchange.instance) else { return ExchangeStep::Wait };
+    if exchange.ended() || instance.exchange != Some(exchange.id) {
+        return ExchangeStep::Wait;
+    }
+    let host = view.hosts.get(instance.host).filter(|h| h.is_up());
+    exchange_step(ExchangeSight {
+        exchange,
+        instance: &instance.record,
+        host_up_since: host.map(|h| h.state_since),
+        now,
+    })
+}
+
+/// The transaction of the next step; empty when there is nothing to do.
+fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
+    let mut draft = Draft::default();
+    let Some(row) = view.exchanges.get(id) else { return draft };
+    let Some(instance) = view.instances.get(row.instance) else {
+        draft.delete(row);
+        return draft;
+    };
+    match next_step(view, row, now) {
+        ExchangeStep::Wait => {}
+        ExchangeStep::Switch => {
+            draft.update(row, &row.entering(ExchangePhase::Switching, now));
+            let mut record = next_epoch(instance, row.to, now);
+            if row.added {
+                record.bodies.push(row.record.body.clone());
+            }
+            draft.update(instance, &record);
+        }
+        ExchangeStep::Done { outage_ms } => {
+            let done = row.entering(ExchangePhase::Done, now);
+            draft.update(row, &ExchangeRecord { outage_ms, ..done });
+            draft.update(instance, &free(instance, now));
+        }
+        ExchangeStep::RollBack(fault) => {
+            let back = row.entering(ExchangePhase::RollingBack, now);
+            draft.update(row, &ExchangeRecord { fault: Some(fault), ..back });
+            let mut record = next_epoch(instance, row.from, now);
+            if row.added {
+                record.bodies.retain(|body| body.kind() != row.to);
+            }
+            draft.update(instance, &record);
+        }
+        ExchangeStep::Fail(fault) => {
+            draft.update(row, &failed(row, fault, now));
+            draft.update(instance, &free(instance, now));
+        }
+    }
+    draft
+}
+
+fn next_epoch(instance: &InstanceRecord, body: BodyKind, now: Timestamp) -> InstanceRecord {
+    InstanceRecord { epoch: instance.epoch + 1, body, updated_at: now, ..instance.clone() }
+}
+
+fn free(instance: &InstanceRecord, now: Timestamp) -> InstanceRecord {
+    InstanceRecord { exchange: None, updated_at: now, ..instance.clone() }
+}
+
+fn failed(row: &ExchangeRecord, fault: Fault, now: Timestamp) -> ExchangeRecord {
+    ExchangeRecord { fault: Some(fault), ..row.entering(ExchangePhase::Failed, now) }
+}

@@ -1,0 +1,306 @@
+//! Instances: create, list, show. What is ordered of one that exists is in `orders`.
+
+use super::list::find;
+use super::view::Row;
+use super::{Draft, ListQuery, Ops, OpsError, View, addresses, resolve, sights};
+use crate::model::*;
+use crate::scheduler::{Request, place};
+use amphi_api::host::Claims;
+use amphi_api::instance::{
+    BodyKind, Instance, InstanceAddress, InstanceCreate, InstanceNetwork, InstanceVolume, Power,
+};
+use amphi_api::{HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId};
+use jiff::Timestamp;
+
+impl Ops {
+    pub async fn create_instance(
+        &self,
+        scope: ProjectId,
+        request: &InstanceCreate,
+    ) -> Result<Instance, OpsError> {
+        request.check()?;
+        let id = self
+            .transact_room(|view| {
+                let decision = decide(view, scope, request, self.policy(), Timestamp::now())?;
+                Ok((decision.0, decision.1))
+            })
+            .await?;
+        self.instance(scope, id)
+    }
+
+    pub fn instance(&self, scope: ProjectId, id: InstanceId) -> Result<Instance, OpsError> {
+        let view = self.world().read();
+        Ok(instance_view(&view, find(&view.instances, scope, id)?))
+    }
+
+    pub fn instances(&self, scope: ProjectId, query: &ListQuery) -> Result<Vec<Instance>, OpsError> {
+        let view = self.world().read();
+        let rows = query.rows(&view.instances, scope, |_| true)?;
+        Ok(rows.into_iter().map(|row| instance_view(&view, row)).collect())
+    }
+}
+
+/// Everything of a new instance in one transaction: record, ports, addresses, volume, claim.
+fn decide(
+    view: &View,
+    scope: ProjectId,
+    request: &InstanceCreate,
+    policy: &crate::scheduler::Policy,
+    now: Timestamp,
+) -> Result<(Draft, InstanceId), OpsError> {
+    let mut draft = Draft::default();
+    let id = InstanceId::new();
+    let mut bodies = Vec::new();
+    for (at, body) in request.bodies.iter().enumerate() {
+        let (record, images) = resolve::body(view, scope, &format!("bodies[{at}]"), body)?;
+        images.into_iter().for_each(|image| draft.guard(image));
+        bodies.push(record);
+    }
+    let groups = security_groups(view, scope, &request.security_groups, &mut draft)?;
+    let pinned = match &request.host {
+        Some(text) => Some(resolve::host(view, "host", text)?.id),
+        None => None,
+    };
+    let attached = existing_volume(view, scope, request.volume.as_ref())?;
+    let new_gib = request.volume.as_ref().and_then(|v| v.size_gib).unwrap_or(0);
+    let wiring = Wiring { scope, instance: id, groups: &groups, now };
+    let mut ports = Vec::new();
+    for (at, network) in request.networks.iter().enumerate() {
+        if request.networks.len() > 1 {
+            let earlier = &ports;
+            refuse_twice(view, scope, earlier, network, at)?;
+        }
+        ports.push(wiring.port(view, network, at, &mut draft)?);
+    }
+    let kinds: Vec<BodyKind> = bodies.iter().map(BodyRecord::kind).collect();
+    let placement = place(
+        &sights(view),
+        &Request {
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+            volume_gib: new_gib,
+            bodies: kinds.clone(),
+            network: !ports.is_empty(),
+            volume: request.volume.is_some(),
+            pinned,
+            volume_host: attached.map(|v| v.host),
+            excluded: Vec::new(),
+        },
+        policy,
+    )?;
+    let volume = match attached {
+        Some(row) => {
+            draft.update(row, &VolumeRecord { instance: Some(id), ..(*row.record).clone() });
+            Some(row.id)
+        }
+        None if new_gib > 0 => {
+            let record = new_volume(scope, request, new_gib, placement.host, id, now);
+            draft.create(&record);
+            Some(record.id)
+        }
+        None => None,
+    };
+    draft.claim(
+        placement.host,
+        Claims { vcpus: request.vcpus, memory_mib: request.memory_mib, volume_gib: new_gib, instances: 1 },
+    );
+    draft.create(&InstanceRecord {
+        id,
+        project: scope,
+        name: request.name.clone(),
+        vcpus: request.vcpus,
+        memory_mib: request.memory_mib,
+        bodies,
+        ports: ports.iter().map(|p| p.id).collect(),
+        security_groups: groups,
+        volume,
+        user_data: request.user_data.clone(),
+        ssh_keys: request.ssh_keys.clone(),
+        metadata: request.metadata.clone(),
+        failover: request.failover,
+        pinned,
+        epoch: 1,
+        host: placement.host,
+        body: kinds[placement.body],
+        power: Power::On,
+        restarts: 0,
+        intent: Intent::Live,
+        trash_volume: false,
+        exchange: None,
+        lost: Vec::new(),
+        built: false,
+        observed: None,
+        created_at: now,
+        updated_at: now,
+    });
+    Ok((draft, id))
+}
+
+fn security_groups(
+    view: &View,
+    scope: ProjectId,
+    names: &[String],
+    draft: &mut Draft,
+) -> Result<Vec<SecurityGroupId>, OpsError> {
+    let mut groups: Vec<SecurityGroupId> = Vec::new();
+    for (at, text) in names.iter().enumerate() {
+        let field = format!("security_groups[{at}]");
+        let row = resolve::named(&view.groups, scope, &field, text)?;
+        if row.closing {
+            return Err(OpsError::field(field, format!("security group '{text}' is being deleted")));
+        }
+        draft.guard(row);
+        if !groups.contains(&row.id) {
+            groups.push(row.id);
+        }
+    }
+    Ok(groups)
+}
+
+fn existing_volume<'a>(
+    view: &'a View,
+    scope: ProjectId,
+    wanted: Option<&InstanceVolume>,
+) -> Result<Option<&'a Row<VolumeRecord>>, OpsError> {
+    let Some(id) = wanted.and_then(|v| v.id) else { return Ok(None) };
+    let row = find(&view.volumes, scope, id)
+        .map_err(|_| OpsError::field("volume.id", format!("no volume {id}")))?;
+    if row.intent == Intent::Deleting || row.trashed_at.is_some() {
+        return Err(OpsError::taken("volume.id", format!("volume {id} is in the recycle bin; restore it")));
+    }
+    if let Some(instance) = row.instance {
+        return Err(OpsError::taken("volume.id", format!("volume {id} belongs to instance {instance}")));
+    }
+    Ok(Some(row))
+}
+
+fn new_volume(
+    scope: ProjectId,
+    request: &InstanceCreate,
+    size_gib: u64,
+    host: HostId,
+    instance: InstanceId,
+    now: Timestamp,
+) -> VolumeRecord {
+    let name = request.volume.as_ref().and_then(|v| v.name.clone());
+    VolumeRecord {
+        id: VolumeId::new(),
+        project: scope,
+        name: name.unwrap_or_else(|| request.name.clone()),
+        size_gib,
+        host,
+        source: None,
+        instance: Some(instance),
+        made: false,
+        trashed_at: None,
+        intent: Intent::Live,
+        snapshots: 0,
+        observed: None,
+        created_at: now,
+    }
+}
+
+/// One port per network: the two bodies could not tell two of them apart alike.
+fn refuse_twice(
+    view: &View,
+    scope: ProjectId,
+    earlier: &[PortRecord],
+    wanted: &InstanceNetwork,
+    at: usize,
+) -> Result<(), OpsError> {
+    let field = format!("networks[{at}].network");
+    let network = resolve::named(&view.networks, scope, &field, &wanted.network)?;
+    if earlier.iter().any(|p| p.network == network.id) {
+        return Err(OpsError::field(field, format!("network '{}' is named twice", network.name)));
+    }
+    Ok(())
+}
+
+struct Wiring<'a> {
+    scope: ProjectId,
+    instance: InstanceId,
+    groups: &'a [SecurityGroupId],
+    now: Timestamp,
+}
+
+impl Wiring<'_> {
+    /// A port with its address and MAC, and the keys that keep both from everybody else.
+    fn port(
+        &self,
+        view: &View,
+        wanted: &InstanceNetwork,
+        at: usize,
+        draft: &mut Draft,
+    ) -> Result<PortRecord, OpsError> {
+        let field = format!("networks[{at}]");
+        let place = format!("{field}.network");
+        let network = resolve::named(&view.networks, self.scope, &place, &wanted.network)?;
+        if network.closing {
+            return Err(OpsError::field(place, format!("network '{}' is being deleted", network.name)));
+        }
+        draft.guard(network);
+        let address = addresses::allocate(network, view.addresses(network.id), wanted.address, &field)?;
+        let (id, mac) = fresh_port(view, network.id);
+        let port = PortRecord {
+            id,
+            project: self.scope,
+            network: network.id,
+            instance: self.instance,
+            mac,
+            address,
+            security_groups: self.groups.to_vec(),
+            created_at: self.now,
+        };
+        draft.create(&port);
+        draft.reserve(NetworkRecord::address_key(network.id, address), id);
+        draft.reserve(NetworkRecord::mac_key(network.id, &port.mac), id);
+        Ok(port)
+    }
+}
+
+/// An id whose MAC is free on the network. Three random bytes: another draw is needed about once in 16 million / ports.
+fn fresh_port(view: &View, network: NetworkId) -> (PortId, String) {
+    loop {
+        let id = PortId::new();
+        let mac = mac_of(id);
+        if !view.mac_taken(network, &mac) {
+            return (id, mac);
+        }
+    }
+}
+
+/// An instance as clients see it.
+pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
+    let addresses = record.ports.iter().filter_map(|id| view.ports.get(*id)).map(|port| InstanceAddress {
+        port: port.id,
+        network: port.network,
+        network_name: view.networks.get(port.network).map(|n| n.name.clone()).unwrap_or_default(),
+        mac: port.mac.clone(),
+        address: port.address,
+    });
+    let current = record.current();
+    Instance {
+        id: record.id,
+        project: record.project,
+        name: record.name.clone(),
+        state: state_of(record, view.host_up(record.host)),
+        body: record.body,
+        power: record.power,
+        epoch: record.epoch,
+        host: Some(record.host),
+        host_name: view.host_name(record.host),
+        vcpus: record.vcpus,
+        memory_mib: record.memory_mib,
+        bodies: record.bodies.iter().map(|b| b.spec.clone()).collect(),
+        addresses: addresses.collect(),
+        security_groups: record.security_groups.clone(),
+        volume: record.volume,
+        members: current.map(|o| o.members.clone()).unwrap_or_default(),
+        metadata: record.metadata.clone(),
+        failover: record.failover,
+        fault: current.and_then(|o| o.fault.clone()),
+        lost: record.lost.clone(),
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+    }
+}

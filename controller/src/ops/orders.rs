@@ -1,0 +1,191 @@
+//! What is ordered of an instance that exists: start, stop, restart, delete; and its console log.
+//!
+//! Deletion leaves a tombstone for the host and the record in state `deleting`; record, ports and addresses go in one
+//! commit when the host says that nothing is left. While the host is down, the addresses stay taken and the instance
+//! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
+
+use super::list::find;
+use super::view::Row;
+use super::{AskError, Draft, Ops, OpsError, View};
+use crate::model::*;
+use amphi_api::host::Claims;
+use amphi_api::instance::{ConsoleLog, ExchangePhase, Fault, Instance, Power};
+use amphi_api::wire::{Answer, Ask, Tombstone};
+use amphi_api::{InstanceId, ProjectId};
+use jiff::Timestamp;
+
+/// Most lines of a console log.
+pub const LOG_LINES_MAX: u32 = 10_000;
+
+/// What becomes of an instance's volume when the instance is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumeFate {
+    #[default]
+    Keep,
+    /// To the recycle bin.
+    Trash,
+}
+
+#[derive(Clone, Copy)]
+enum Order {
+    Start,
+    Stop,
+    Restart,
+}
+
+impl Ops {
+    pub async fn start_instance(&self, scope: ProjectId, id: InstanceId) -> Result<Instance, OpsError> {
+        self.order(scope, id, Order::Start).await
+    }
+
+    pub async fn stop_instance(&self, scope: ProjectId, id: InstanceId) -> Result<Instance, OpsError> {
+        self.order(scope, id, Order::Stop).await
+    }
+
+    /// A restart of what is stopped is refused: it would be a start in disguise.
+    pub async fn restart_instance(&self, scope: ProjectId, id: InstanceId) -> Result<Instance, OpsError> {
+        self.order(scope, id, Order::Restart).await
+    }
+
+    async fn order(&self, scope: ProjectId, id: InstanceId, order: Order) -> Result<Instance, OpsError> {
+        self.transact(|view| {
+            let row = find(&view.instances, scope, id)?;
+            let record = ordered(row, order, Timestamp::now())?;
+            let mut draft = Draft::default();
+            if record != *row.record {
+                draft.update(row, &record);
+            }
+            Ok((draft, ()))
+        })
+        .await?;
+        self.instance(scope, id)
+    }
+
+    pub async fn delete_instance(
+        &self,
+        scope: ProjectId,
+        id: InstanceId,
+        volume: VolumeFate,
+    ) -> Result<(), OpsError> {
+        self.transact(|view| {
+            let row = find(&view.instances, scope, id)?;
+            let mut draft = Draft::default();
+            if row.intent == Intent::Live {
+                let now = Timestamp::now();
+                draft.update(
+                    row,
+                    &InstanceRecord {
+                        intent: Intent::Deleting,
+                        trash_volume: volume == VolumeFate::Trash,
+                        exchange: None,
+                        updated_at: now,
+                        ..(*row.record).clone()
+                    },
+                );
+                entomb(view, &mut draft, row.host, Tombstone::Instance { id, epoch: row.epoch }, now);
+                end_exchange(view, &mut draft, row, "deleted", "the instance was deleted", now);
+            }
+            Ok((draft, ()))
+        })
+        .await
+    }
+
+    pub async fn console_log(
+        &self,
+        scope: ProjectId,
+        id: InstanceId,
+        member: Option<String>,
+        lines: u32,
+    ) -> Result<ConsoleLog, OpsError> {
+        if lines == 0 || lines > LOG_LINES_MAX {
+            return Err(OpsError::field("lines", format!("must be 1 to {LOG_LINES_MAX}")));
+        }
+        let host = {
+            let view = self.world().read();
+            find(&view.instances, scope, id)?.host
+        };
+        match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
+            Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
+            Err(AskError::Fault(fault)) if fault.code == "no_such_member" => {
+                Err(OpsError::field("member", fault.message))
+            }
+            Err(AskError::Fault(fault)) => Err(OpsError::conflict(fault.message)),
+            Err(error @ (AskError::NoLink | AskError::Timeout)) => {
+                Err(OpsError::Unavailable(error.to_string()))
+            }
+        }
+    }
+}
+
+fn ordered(row: &InstanceRecord, order: Order, now: Timestamp) -> Result<InstanceRecord, OpsError> {
+    if row.intent == Intent::Deleting {
+        return Err(OpsError::conflict("the instance is being deleted"));
+    }
+    if let Some(exchange) = row.exchange {
+        return Err(OpsError::conflict(format!("exchange {exchange} is in progress; wait for its end")));
+    }
+    let mut record = row.clone();
+    match order {
+        Order::Start => record.power = Power::On,
+        Order::Stop => record.power = Power::Off,
+        Order::Restart if row.power == Power::Off => {
+            return Err(OpsError::conflict("the instance is stopped; start it"));
+        }
+        Order::Restart => record.restarts += 1,
+    }
+    if record != *row {
+        record.updated_at = now;
+    }
+    Ok(record)
+}
+
+/// Orders the host to destroy something. An order for a higher epoch replaces the one before.
+pub(super) fn entomb(
+    view: &View,
+    draft: &mut Draft,
+    host: amphi_api::HostId,
+    order: Tombstone,
+    now: Timestamp,
+) {
+    let record = TombstoneRecord { host, order, since: now };
+    draft.put_record(view.tombstones.get(record.id()), &record);
+}
+
+/// Ends the exchange in progress, if there is one, as failed.
+pub(super) fn end_exchange(
+    view: &View,
+    draft: &mut Draft,
+    row: &Row<InstanceRecord>,
+    code: &str,
+    message: &str,
+    now: Timestamp,
+) {
+    let Some(exchange) = row.exchange.and_then(|id| view.exchanges.get(id)) else { return };
+    let fault = Fault { code: code.into(), message: message.into(), since: now };
+    let record = ExchangeRecord { fault: Some(fault), ..exchange.entering(ExchangePhase::Failed, now) };
+    draft.update(exchange, &record);
+}
+
+/// The record of a deleted instance vanishes with all that it held; its volume goes free or to the recycle bin.
+pub(super) fn bury(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, now: Timestamp) {
+    for port in row.ports.iter().filter_map(|id| view.ports.get(*id)) {
+        draft.delete(port);
+        draft.release(NetworkRecord::address_key(port.network, port.address));
+        draft.release(NetworkRecord::mac_key(port.network, &port.mac));
+    }
+    if let Some(volume) = row.volume.and_then(|id| view.volumes.get(id)) {
+        let record = VolumeRecord {
+            instance: None,
+            trashed_at: row.trash_volume.then_some(now).or(volume.trashed_at),
+            ..(*volume.record).clone()
+        };
+        draft.update(volume, &record);
+    }
+    draft.unclaim(row.host, instance_claims(row));
+    draft.delete(row);
+}
+
+/// What an instance takes of its host, its volume apart.
+pub(super) fn instance_claims(record: &InstanceRecord) -> Claims {
+    Claims { vcpus: record.vcpus, memory_mib: record.memory_mib, volume_gib: 0, instances: 1 }
+}

@@ -1,0 +1,109 @@
+//! Snapshots: they live on their volume's host and take its full size there.
+
+use super::list::find;
+use super::orders::entomb;
+use super::volumes::{room, usable};
+use super::{Draft, ListQuery, Ops, OpsError, sights};
+use crate::model::*;
+use crate::scheduler::{Request, place};
+use amphi_api::volume::{Snapshot, SnapshotCreate};
+use amphi_api::wire::Tombstone;
+use amphi_api::{ProjectId, SnapshotId, VolumeId, validate};
+use jiff::Timestamp;
+
+impl Ops {
+    pub async fn create_snapshot(
+        &self,
+        scope: ProjectId,
+        volume: VolumeId,
+        request: &SnapshotCreate,
+    ) -> Result<Snapshot, OpsError> {
+        validate::name("name", &request.name)?;
+        let id = self
+            .transact_room(|view| {
+                let row = find(&view.volumes, scope, volume)?;
+                usable(row)?;
+                if !row.made {
+                    return Err(OpsError::conflict("the volume is not made yet"));
+                }
+                let asked = Request {
+                    volume_gib: row.size_gib,
+                    volume: true,
+                    volume_host: Some(row.host),
+                    ..Request::default()
+                };
+                place(&sights(view), &asked, self.policy())?;
+                let mut draft = Draft::default();
+                let record = SnapshotRecord {
+                    id: SnapshotId::new(),
+                    project: scope,
+                    name: request.name.clone(),
+                    volume,
+                    size_gib: row.size_gib,
+                    host: row.host,
+                    made: false,
+                    intent: Intent::Live,
+                    fault: None,
+                    created_at: Timestamp::now(),
+                };
+                draft.create(&record);
+                draft.update(row, &VolumeRecord { snapshots: row.snapshots + 1, ..(*row.record).clone() });
+                draft.claim(row.host, room(row.size_gib));
+                Ok((draft, record.id))
+            })
+            .await?;
+        self.snapshot(scope, id)
+    }
+
+    pub fn snapshot(&self, scope: ProjectId, id: SnapshotId) -> Result<Snapshot, OpsError> {
+        Ok(snapshot_view(find(&self.world().read().snapshots, scope, id)?))
+    }
+
+    /// All of the project, or those of one volume.
+    pub fn snapshots(
+        &self,
+        scope: ProjectId,
+        volume: Option<VolumeId>,
+        query: &ListQuery,
+    ) -> Result<Vec<Snapshot>, OpsError> {
+        let view = self.world().read();
+        if let Some(id) = volume {
+            find(&view.volumes, scope, id)?;
+        }
+        let rows = query.rows(&view.snapshots, scope, |s| volume.is_none_or(|id| s.volume == id))?;
+        Ok(rows.into_iter().map(|row| snapshot_view(row)).collect())
+    }
+
+    /// Refused while a volume is still being made from it.
+    pub async fn delete_snapshot(&self, scope: ProjectId, id: SnapshotId) -> Result<(), OpsError> {
+        self.transact(|view| {
+            let row = find(&view.snapshots, scope, id)?;
+            let mut draft = Draft::default();
+            if row.intent == Intent::Deleting {
+                return Ok((draft, ()));
+            }
+            let user = view.volumes_on(row.host).find(|v| v.source == Some(id) && !v.made);
+            if let Some(user) = user {
+                return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
+            }
+            draft.update(row, &SnapshotRecord { intent: Intent::Deleting, ..(*row.record).clone() });
+            entomb(view, &mut draft, row.host, Tombstone::Snapshot { id }, Timestamp::now());
+            Ok((draft, ()))
+        })
+        .await
+    }
+}
+
+fn snapshot_view(record: &SnapshotRecord) -> Snapshot {
+    Snapshot {
+        id: record.id,
+        project: record.project,
+        name: record.name.clone(),
+        volume: record.volume,
+        size_gib: record.size_gib,
+        state: snapshot_state_of(record),
+        host: record.host,
+        fault: record.fault.as_ref().map(|f| f.message.clone()),
+        created_at: record.created_at,
+    }
+}

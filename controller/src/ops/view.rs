@@ -1,0 +1,343 @@
+//! One state of all records: tables by id, with indexes. Knows which host a change matters to, nothing more.
+
+use crate::model::*;
+use crate::store::{Change, Entry, Event, Revision};
+use amphi_api::host::Claims;
+use amphi_api::{HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A record as of a version.
+#[derive(Clone, Debug)]
+pub struct Row<R> {
+    pub record: Arc<R>,
+    /// For the compare of the transaction that changes it.
+    pub version: u64,
+}
+
+impl<R> Deref for Row<R> {
+    type Target = R;
+    fn deref(&self) -> &R {
+        &self.record
+    }
+}
+
+/// All records of a kind, in order of id (and so of creation), by project and by name.
+#[derive(Debug)]
+pub struct Table<R: Record> {
+    rows: BTreeMap<R::Id, Row<R>>,
+    projects: HashMap<ProjectId, BTreeSet<R::Id>>,
+    names: HashMap<(ProjectId, String), BTreeSet<R::Id>>,
+}
+
+impl<R: Record> Default for Table<R> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), projects: HashMap::new(), names: HashMap::new() }
+    }
+}
+
+impl<R: Record> Table<R> {
+    pub fn get(&self, id: R::Id) -> Option<&Row<R>> {
+        self.rows.get(&id)
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Row<R>> {
+        self.rows.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Rows from an id on.
+    pub fn from(&self, id: R::Id) -> impl Iterator<Item = &Row<R>> {
+        self.rows.range(id..).map(|(_, row)| row)
+    }
+
+    pub fn of_project(&self, project: ProjectId) -> impl DoubleEndedIterator<Item = &Row<R>> {
+        self.projects.get(&project).into_iter().flatten().filter_map(|id| self.rows.get(id))
+    }
+
+    /// Of a project, what comes after this id.
+    pub fn of_project_after(
+        &self,
+        project: ProjectId,
+        marker: Option<R::Id>,
+    ) -> impl Iterator<Item = &Row<R>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = (marker.map_or(Unbounded, Excluded), Unbounded);
+        let ids = self.projects.get(&project).map(|ids| ids.range(range));
+        ids.into_iter().flatten().filter_map(|id| self.rows.get(id))
+    }
+
+    /// Names are not unique.
+    pub fn named<'a>(&'a self, project: ProjectId, name: &str) -> Vec<&'a Row<R>> {
+        let ids = self.names.get(&(project, name.to_owned()));
+        ids.into_iter().flatten().filter_map(|id| self.rows.get(id)).collect()
+    }
+
+    fn put(&mut self, record: R, version: u64) -> (R::Id, Option<Row<R>>) {
+        let id = record.id();
+        let before = self.take(id);
+        if let Some((project, name)) = record.owner() {
+            self.projects.entry(project).or_default().insert(id);
+            self.names.entry((project, name.to_owned())).or_default().insert(id);
+        }
+        self.rows.insert(id, Row { record: Arc::new(record), version });
+        (id, before)
+    }
+
+    fn take(&mut self, id: R::Id) -> Option<Row<R>> {
+        let row = self.rows.remove(&id)?;
+        if let Some((project, name)) = row.owner() {
+            drop_from(&mut self.projects, &project, &id);
+            drop_from(&mut self.names, &(project, name.to_owned()), &id);
+        }
+        Some(row)
+    }
+}
+
+fn drop_from<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct View {
+    revision: Revision,
+    /// Generations of hosts not in here are `floor`.
+    generations: HashMap<HostId, Revision>,
+    floor: Revision,
+    pub hosts: Table<HostRecord>,
+    pub joins: Table<JoinRecord>,
+    pub networks: Table<NetworkRecord>,
+    pub ports: Table<PortRecord>,
+    pub groups: Table<SecurityGroupRecord>,
+    pub images: Table<ImageRecord>,
+    pub instances: Table<InstanceRecord>,
+    pub volumes: Table<VolumeRecord>,
+    pub snapshots: Table<SnapshotRecord>,
+    pub exchanges: Table<ExchangeRecord>,
+    pub tombstones: Table<TombstoneRecord>,
+    pub claims: Table<ClaimRecord>,
+    instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
+    volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
+    snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
+    addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
+    macs: HashSet<(NetworkId, String)>,
+}
+
+impl View {
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The commit that last changed what the host should hold. After a start, the commit that was the last then: no
+    /// generation that anyone has sent before is higher.
+    pub fn generation(&self, host: HostId) -> Revision {
+        self.generations.get(&host).copied().unwrap_or(self.floor)
+    }
+
+    pub fn instances_on(&self, host: HostId) -> impl Iterator<Item = &Row<InstanceRecord>> {
+        self.instances_on.get(&host).into_iter().flatten().filter_map(|id| self.instances.get(*id))
+    }
+
+    pub fn volumes_on(&self, host: HostId) -> impl Iterator<Item = &Row<VolumeRecord>> {
+        self.volumes_on.get(&host).into_iter().flatten().filter_map(|id| self.volumes.get(*id))
+    }
+
+    pub fn snapshots_on(&self, host: HostId) -> impl Iterator<Item = &Row<SnapshotRecord>> {
+        self.snapshots_on.get(&host).into_iter().flatten().filter_map(|id| self.snapshots.get(*id))
+    }
+
+    pub fn tombstones_on(&self, host: HostId) -> impl Iterator<Item = &Row<TombstoneRecord>> {
+        self.tombstones.from(TombstoneKey::first(host)).take_while(move |t| t.host == host)
+    }
+
+    /// Taken addresses of a network, with their ports; the gateway is not among them.
+    pub fn addresses(&self, network: NetworkId) -> Option<&BTreeMap<IpAddr, PortId>> {
+        self.addresses.get(&network)
+    }
+
+    pub fn mac_taken(&self, network: NetworkId, mac: &str) -> bool {
+        self.macs.contains(&(network, mac.to_owned()))
+    }
+
+    pub fn claims_of(&self, host: HostId) -> Claims {
+        self.claims.get(host).map(|row| row.claims).unwrap_or_default()
+    }
+
+    pub fn host_named(&self, name: &str) -> Option<&Row<HostRecord>> {
+        self.hosts.iter().find(|h| h.name == name)
+    }
+
+    /// Takes the loaded entries for the state at this revision.
+    pub(super) fn settle(&mut self, revision: Revision) {
+        self.revision = revision;
+        self.floor = revision;
+        self.generations.clear();
+    }
+
+    /// Applies a commit; returns the hosts whose desired state it changed.
+    pub(super) fn apply(&mut self, change: Change) -> BTreeSet<HostId> {
+        let mut touched = BTreeSet::new();
+        for event in change.events {
+            let (key, result) = match event {
+                Event::Put(entry) => (entry.key.clone(), self.put(entry)),
+                Event::Deleted { key } => (key.clone(), Ok(self.delete(&key))),
+            };
+            match result {
+                Ok(hosts) => touched.extend(hosts),
+                Err(error) => tracing::error!(%key, %error, "a record cannot be read; its last state stays"),
+            }
+        }
+        self.revision = change.revision;
+        for host in &touched {
+            self.generations.insert(*host, change.revision);
+        }
+        touched
+    }
+
+    pub(super) fn put(&mut self, entry: Entry) -> Result<Vec<HostId>, serde_json::Error> {
+        let mut touched = Vec::new();
+        let (value, version) = (entry.value, entry.version);
+        let kind = kind_of(&entry.key);
+        macro_rules! read {
+            () => {
+                serde_json::from_value(value)?
+            };
+        }
+        match kind {
+            HostRecord::PREFIX => {
+                let (id, before) = self.hosts.put(read!(), version);
+                if before.map(|b| b.hellos) != self.hosts.get(id).map(|h| h.hellos) {
+                    touched.push(id);
+                }
+            }
+            JoinRecord::PREFIX => drop(self.joins.put(read!(), version)),
+            NetworkRecord::PREFIX => drop(self.networks.put(read!(), version)),
+            SecurityGroupRecord::PREFIX => drop(self.groups.put(read!(), version)),
+            ImageRecord::PREFIX => drop(self.images.put(read!(), version)),
+            ClaimRecord::PREFIX => drop(self.claims.put(read!(), version)),
+            PortRecord::PREFIX => {
+                let (id, before) = self.ports.put(read!(), version);
+                if let Some(before) = before {
+                    self.forget_port(&before);
+                }
+                if let Some(port) = self.ports.get(id) {
+                    self.addresses.entry(port.network).or_default().insert(port.address, id);
+                    self.macs.insert((port.network, port.mac.clone()));
+                }
+            }
+            InstanceRecord::PREFIX => {
+                let (id, before) = self.instances.put(read!(), version);
+                let Some(now) = self.instances.get(id) else { return Ok(touched) };
+                if before.as_ref().is_none_or(|b| now.matters(b)) {
+                    touched.push(now.host);
+                    touched.extend(before.as_ref().map(|b| b.host));
+                }
+                if let Some(before) = before {
+                    drop_from(&mut self.instances_on, &before.host, &id);
+                }
+                self.instances_on.entry(now.host).or_default().insert(id);
+            }
+            VolumeRecord::PREFIX => {
+                let (id, before) = self.volumes.put(read!(), version);
+                let Some(now) = self.volumes.get(id) else { return Ok(touched) };
+                if before.as_ref().is_none_or(|b| now.matters(b)) {
+                    touched.push(now.host);
+                }
+                self.volumes_on.entry(now.host).or_default().insert(id);
+            }
+            SnapshotRecord::PREFIX => {
+                let (id, before) = self.snapshots.put(read!(), version);
+                let Some(now) = self.snapshots.get(id) else { return Ok(touched) };
+                if before.as_ref().is_none_or(|b| now.matters(b)) {
+                    touched.push(now.host);
+                }
+                self.snapshots_on.entry(now.host).or_default().insert(id);
+            }
+            ExchangeRecord::PREFIX => {
+                let (id, _) = self.exchanges.put(read!(), version);
+                let instance = self.exchanges.get(id).and_then(|e| self.instances.get(e.instance));
+                touched.extend(instance.map(|i| i.host));
+            }
+            TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
+            // Keys that only reserve something are known by the records beside them.
+            _ => {}
+        }
+        Ok(touched)
+    }
+
+    fn delete(&mut self, key: &str) -> Vec<HostId> {
+        let kind = kind_of(key);
+        let id = &key[kind.len()..];
+        match kind {
+            HostRecord::PREFIX => drop(remove(&mut self.hosts, id)),
+            JoinRecord::PREFIX => drop(remove(&mut self.joins, id)),
+            NetworkRecord::PREFIX => drop(remove(&mut self.networks, id)),
+            SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
+            ImageRecord::PREFIX => drop(remove(&mut self.images, id)),
+            ClaimRecord::PREFIX => drop(remove(&mut self.claims, id)),
+            ExchangeRecord::PREFIX => drop(remove(&mut self.exchanges, id)),
+            PortRecord::PREFIX => {
+                if let Some(port) = remove(&mut self.ports, id) {
+                    self.forget_port(&port);
+                }
+            }
+            InstanceRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.instances, id) {
+                    drop_from(&mut self.instances_on, &old.host, &old.id);
+                    return vec![old.host];
+                }
+            }
+            VolumeRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.volumes, id) {
+                    drop_from(&mut self.volumes_on, &old.host, &old.id);
+                    return vec![old.host];
+                }
+            }
+            SnapshotRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.snapshots, id) {
+                    drop_from(&mut self.snapshots_on, &old.host, &old.id);
+                    return vec![old.host];
+                }
+            }
+            TombstoneRecord::PREFIX => {
+                return remove(&mut self.tombstones, id).map(|old| old.host).into_iter().collect();
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn forget_port(&mut self, port: &PortRecord) {
+        if let Some(taken) = self.addresses.get_mut(&port.network) {
+            taken.remove(&port.address);
+            if taken.is_empty() {
+                self.addresses.remove(&port.network);
+            }
+        }
+        self.macs.remove(&(port.network, port.mac.clone()));
+    }
+}
+
+fn remove<R: Record>(table: &mut Table<R>, id: &str) -> Option<Row<R>> {
+    id.parse().ok().and_then(|id| table.take(id))
+}
+
+/// `/kind/` of a key.
+fn kind_of(key: &str) -> &str {
+    let rest = key.get(1..).unwrap_or_default();
+    rest.find('/').map_or(key, |at| &key[..at + 2])
+}

@@ -1,0 +1,141 @@
+//! The records in memory: typed, indexed, kept current by the store's watch. Reads never touch the store; a commit
+//! waits until the world has applied its revision, so that whoever wrote reads what was written.
+//!
+//! Also says, per host, at which revision its desired state last changed, and wakes whoever waits for that.
+
+use super::view::View;
+use crate::store::{Change, Revision, Store, StoreError, Watch};
+use amphi_api::HostId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a commit may take to come back through the watch before that is an error.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between attempts to read the store again after a watch ended.
+const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+
+pub struct World {
+    view: RwLock<View>,
+    applied: watch::Sender<Revision>,
+    wakes: Mutex<HashMap<HostId, watch::Sender<Revision>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the record {key} cannot be read: {message}")]
+    Unreadable { key: String, message: String },
+}
+
+impl World {
+    /// Reads everything, then follows the store until the world is dropped. A record that cannot be read stops the
+    /// start: half a world must not give orders.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, WorldError> {
+        let (view, watch) = Self::load(store.as_ref()).await?;
+        let world = Arc::new(Self {
+            applied: watch::Sender::new(view.revision()),
+            view: RwLock::new(view),
+            wakes: Mutex::new(HashMap::new()),
+        });
+        tokio::spawn(follow(Arc::downgrade(&world), store, watch));
+        Ok(world)
+    }
+
+    async fn load(store: &dyn Store) -> Result<(View, Watch), WorldError> {
+        let (entries, revision) = store.range("/").await?;
+        let watch = store.watch("/", revision).await?;
+        let mut view = View::default();
+        for entry in entries {
+            let key = entry.key.clone();
+            view.put(entry).map_err(|e| WorldError::Unreadable { key, message: e.to_string() })?;
+        }
+        view.settle(revision);
+        Ok((view, watch))
+    }
+
+    /// The present state. Never hold it across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the commit of this revision can be read here.
+    pub async fn reached(&self, revision: Revision) -> bool {
+        let mut applied = self.applied.subscribe();
+        let wait = applied.wait_for(|now| *now >= revision);
+        tokio::time::timeout(APPLY_TIMEOUT, wait).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// Changes with every applied commit: what tasks wake on.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.applied.subscribe()
+    }
+
+    /// The generation of a host's desired state; changes are coalesced.
+    pub fn generation(&self, host: HostId) -> watch::Receiver<Revision> {
+        let present = self.read().generation(host);
+        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = wakes.entry(host).or_insert_with(|| watch::Sender::new(present));
+        sender.subscribe()
+    }
+
+    fn apply(&self, change: Change) {
+        let revision = change.revision;
+        let touched = {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            view.apply(change)
+        };
+        let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        for host in touched {
+            if let Some(wake) = wakes.get(&host) {
+                wake.send_replace(revision);
+            }
+        }
+        drop(wakes);
+        self.applied.send_replace(revision);
+    }
+
+    fn replace(&self, fresh: View) {
+        let revision = fresh.revision();
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        wakes.values().for_each(|wake| {
+            wake.send_replace(revision);
+        });
+        drop(wakes);
+        self.applied.send_replace(revision);
+    }
+}
+
+async fn follow(world: std::sync::Weak<World>, store: Arc<dyn Store>, mut watch: Watch) {
+    loop {
+        let next = watch.recv().await;
+        let Some(world) = world.upgrade() else { return };
+        match next {
+            Some(Ok(change)) => world.apply(change),
+            ended => {
+                if let Some(Err(error)) = ended {
+                    tracing::warn!(%error, "the watch ended; reading the store again");
+                }
+                loop {
+                    match World::load(store.as_ref()).await {
+                        Ok((view, fresh)) => {
+                            world.replace(view);
+                            watch = fresh;
+                            break;
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "cannot read the store");
+                            if Arc::strong_count(&world) == 1 {
+                                return;
+                            }
+                            tokio::time::sleep(RELOAD_PAUSE).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

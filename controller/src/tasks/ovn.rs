@@ -1,0 +1,99 @@
+//! Keeps OVN's northbound database what the records say: all networks, ports and security groups, as a whole.
+//!
+//! A port may be bound by the chassis of its instance's host and by no other. A port of an instance that is being
+//! deleted stays where it is until the host has let it go.
+
+use super::Task;
+use crate::network::{GroupSpec, NetworkSpec, Northbound, PortSpec, Topology};
+use crate::ops::{Ops, View};
+use anyhow::Context;
+use async_trait::async_trait;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// How often the database is compared although neither side has changed.
+const COMPARE: Duration = Duration::from_secs(10);
+
+pub struct Ovn {
+    pub ops: Arc<Ops>,
+    northbound: Northbound,
+    last: Mutex<Option<(Topology, Instant)>>,
+}
+
+impl Ovn {
+    pub fn new(ops: Arc<Ops>, endpoint: &str) -> anyhow::Result<Self> {
+        let northbound = Northbound::open(endpoint).with_context(|| format!("ovn_nb = {endpoint:?}"))?;
+        Ok(Self { ops, northbound, last: Mutex::new(None) })
+    }
+}
+
+#[async_trait]
+impl Task for Ovn {
+    fn name(&self) -> &'static str {
+        "ovn"
+    }
+    fn period(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+    async fn look(&self) -> anyhow::Result<()> {
+        let topology = topology(&self.ops.world().read());
+        let mut last = self.last.lock().await;
+        // Most changes of the records are no news to the network.
+        if last.as_ref().is_some_and(|(then, at)| *then == topology && at.elapsed() < COMPARE) {
+            return Ok(());
+        }
+        *last = None;
+        let operations = self.northbound.project(&topology).await?;
+        if operations > 0 {
+            tracing::debug!(operations, "northbound database brought in line");
+        }
+        *last = Some((topology, Instant::now()));
+        Ok(())
+    }
+}
+
+/// All that OVN should know: a pure function of the records.
+pub fn topology(view: &View) -> Topology {
+    let v4 = |address: IpAddr| match address {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    };
+    let network = |row: &crate::model::NetworkRecord| {
+        let IpNet::V4(subnet) = row.subnet.cidr else { return None };
+        Some(NetworkSpec {
+            id: row.id,
+            name: row.name.clone(),
+            subnet,
+            gateway: v4(row.subnet.effective_gateway())?,
+            dns: row.subnet.dns.clone(),
+            dhcp: row.subnet.dhcp,
+            mtu: row.mtu,
+        })
+    };
+    let port = |row: &crate::model::PortRecord| {
+        let host = view.instances.get(row.instance).and_then(|i| view.hosts.get(i.host));
+        Some(PortSpec {
+            id: row.id,
+            network: row.network,
+            mac: row.mac.clone(),
+            address: v4(row.address)?,
+            chassis: host.and_then(|h| h.spec.as_ref()).map(|s| s.chassis.clone()),
+            groups: row.security_groups.clone(),
+        })
+    };
+    Topology {
+        networks: view.networks.iter().filter_map(|row| network(row)).collect(),
+        ports: view.ports.iter().filter_map(|row| port(row)).collect(),
+        groups: view
+            .groups
+            .iter()
+            .map(|row| GroupSpec {
+                id: row.id,
+                rules: row.rules.iter().map(|rule| (rule.id, rule.spec.clone())).collect(),
+            })
+            .collect(),
+    }
+}
