@@ -15,10 +15,15 @@ packages=(
 )
 
 missing=()
-installed=$(dpkg-query --show --showformat='${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
-for package in "${packages[@]}"; do
-  grep -qx "$package installed" <<<"$installed" || missing+=("$package")
-done
+look() {
+  local installed package
+  missing=()
+  installed=$(dpkg-query --show --showformat='${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
+  for package in "${packages[@]}"; do
+    grep -qx "$package installed" <<<"$installed" || missing+=("$package")
+  done
+}
+look
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
@@ -31,7 +36,8 @@ install_missing() {
     trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
   fi
   echo "installing: ${missing[*]}"
-  local apt=(as_root env DEBIAN_FRONTEND=noninteractive apt-get -o Dpkg::Use-Pty=0)
+  # Nothing that is on the machine may go for it.
+  local apt=(as_root env DEBIAN_FRONTEND=noninteractive apt-get -o Dpkg::Use-Pty=0 --no-remove)
   "${apt[@]}" -q update
   if ! "${apt[@]}" -s install --no-install-recommends "${missing[@]}" >/dev/null 2>&1; then
     # qemu-utils from elsewhere (backports) keeps out the qemu-system-x86 of the configured sources: take theirs.
@@ -54,7 +60,14 @@ install_missing() {
   fi
 }
 
-[ ${#missing[@]} = 0 ] || install_missing
+if [ ${#missing[@]} -gt 0 ]; then
+  install_missing
+  look
+  if [ ${#missing[@]} -gt 0 ]; then
+    echo "install.sh: still missing: ${missing[*]}" >&2
+    exit 1
+  fi
+fi
 
 if ! command -v cargo-nextest >/dev/null; then
   if ! command -v cargo >/dev/null; then
