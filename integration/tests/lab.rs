@@ -126,6 +126,7 @@ fn engines_guests_cuts_and_power() {
 
     // A frozen host answers nothing and comes back as it was.
     lab.pause("h2").unwrap();
+    assert!(lab.status("h2").is_err(), "a frozen host tells its status");
     assert!(ping(&lab, "h1", "p1", 2).is_err(), "a frozen host answers");
     lab.resume("h2").unwrap();
     eventually("the frozen host is back", || ping(&lab, "h1", "p1", 2));

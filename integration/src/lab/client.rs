@@ -1,7 +1,7 @@
 //! The lab as its users see it: up, break, look, down. All calls block and have time limits; from asynchronous code use
 //! `spawn_blocking`. Nothing here is state of the lab: a `Lab` is a directory and, for its owner, the connection it lives by.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -202,8 +202,9 @@ impl Lab {
         }
     }
 
+    /// A paused node does not answer: an error after 5 s.
     pub fn status(&self, node: &str) -> Result<NodeStatus> {
-        match self.node(node, &Request::Status)? {
+        match call(&self.layout.node_control(node), &Request::Status, Duration::from_secs(5))? {
             Reply::Node(status) => Ok(status),
             other => bail!("unexpected answer {other:?}"),
         }
@@ -378,9 +379,9 @@ fn follow(layout: &Layout, node: &str, mut each: impl FnMut(&UnitStatus)) -> Res
     Ok(())
 }
 
-/// The last lines of a log.
+/// The last lines of a log; nothing for a step, which has none.
 fn tail(path: &Path) -> String {
-    let bytes = OpenOptions::new().read(true).open(path).and_then(|_| fs::read(path)).unwrap_or_default();
+    let Ok(bytes) = fs::read(path) else { return String::new() };
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines[lines.len().saturating_sub(15)..].join("\n");

@@ -224,6 +224,9 @@ impl Switch {
             "--", "--may-exist", "add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type=netdev", "fail_mode=secure",
         ];
         processes.run(&arguments)?;
+        // Where the database says all that already (after a power cut), ovs-vsctl does not wait for ovs-vswitchd to follow.
+        let made = poll(Duration::from_secs(20), || Path::new("/sys/class/net/br-ex").exists(), || Ok(()))?;
+        ensure!(made, "ovs-vswitchd does not make br-ex within 20 s");
         processes.run(&["ip", "addr", "replace", &format!("{}/24", self.address), "dev", "br-ex"])?;
         processes.run(&["ip", "link", "set", "dev", "br-ex", "up"]).map(drop)
     }
