@@ -56,7 +56,14 @@ impl JsonFile {
         let text = error.to_string();
         let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
         let what = format!("{}:{}:{}: {message}", self.name, error.line(), error.column());
-        Failure { code: 4, what, field: field.map(|f| f.trim_start_matches("?.").to_owned()), next: None }
+        // A step that the parser could not name is no help.
+        let named = |path: String| path.split('.').filter(|step| *step != "?").collect::<Vec<_>>().join(".");
+        let mut field = field.map(named).filter(|path| !path.is_empty());
+        // The parser knows only what should have held the missing field; the server names the field itself.
+        if let Some(missing) = message.strip_prefix("missing field `").and_then(|m| m.split('`').next()) {
+            field = Some(field.map_or(missing.to_owned(), |path| format!("{path}.{missing}")));
+        }
+        Failure { code: 4, what, field, next: None }
     }
 
     /// A rule's complaint about a field, with the field's place in the file.
@@ -137,6 +144,13 @@ mod tests {
             assert_eq!(failure.field.as_deref(), field, "{text}: {failure:?}");
             assert_eq!(failure.code, 4);
         }
+    }
+
+    #[test]
+    fn fields_of_a_body_keep_their_path() {
+        let text = r#"{"name": "a", "vcpus": 1, "memory_mib": 64, "bodies": [{"set": {"members": [{"index": "x"}]}}]}"#;
+        let failure = file(text).parse::<amphi_api::instance::InstanceCreate>().unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("bodies[0].set.members[0].index"), "{failure:?}");
     }
 
     #[test]

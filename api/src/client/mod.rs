@@ -33,6 +33,7 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     token: String,
+    limit: Duration,
 }
 
 /// One call: what it is for, in words for an error, and where it goes.
@@ -76,12 +77,19 @@ impl Client {
             http,
             base: parsed.as_str().trim_end_matches('/').to_owned(),
             token: token.trim().to_owned(),
+            limit: CALL_TIMEOUT,
         })
     }
 
     /// A client for the controller that AMPHI_URL and AMPHI_TOKEN name.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::new(&from_variable(URL_VARIABLE)?, &from_variable(TOKEN_VARIABLE)?)
+    }
+
+    /// The same client with another limit for ordinary calls (default [`CALL_TIMEOUT`]).
+    pub fn with_call_timeout(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// The controller's address as it was given, without a slash at its end.
@@ -92,7 +100,7 @@ impl Client {
     /// A call of `path` (which begins with a slash, and is below `/v1`).
     pub(crate) fn call(&self, operation: impl Into<String>, method: Method, path: &str) -> Call {
         let request = self.http.request(method, format!("{}/v1{path}", self.base)).bearer_auth(&self.token);
-        Call { operation: operation.into(), request, limit: CALL_TIMEOUT }
+        Call { operation: operation.into(), request, limit: self.limit }
     }
 }
 

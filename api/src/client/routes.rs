@@ -213,6 +213,11 @@ impl Client {
         self.list("exchanges", &format!("/instances/{id}/exchanges")).await
     }
 
+    /// The exchanges of every instance.
+    pub async fn all_exchanges(&self) -> Result<Vec<Exchange>> {
+        self.list("exchanges", "/exchanges").await
+    }
+
     pub async fn exchange(&self, id: ExchangeId) -> Result<Exchange> {
         self.get("exchange", &format!("/exchanges/{id}")).await
     }

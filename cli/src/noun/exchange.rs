@@ -31,8 +31,8 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// The exchanges of an instance.
-    List { instance: String },
+    /// The exchanges of an instance, or of all.
+    List { instance: Option<String> },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -45,8 +45,10 @@ impl Arguments {
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
         let client = session.client()?;
         if let Some(Command::List { instance }) = self.command {
-            let instance = client.find_instance(&instance).await?;
-            let exchanges = client.exchanges(instance.id).await?;
+            let exchanges = match instance {
+                Some(name) => client.exchanges(client.find_instance(&name).await?.id).await?,
+                None => client.all_exchanges().await?,
+            };
             return session.list("exchanges", &exchanges, |e| list(e, Timestamp::now()));
         }
         let (Some(name), Some(to)) = (self.instance, self.to) else {
@@ -118,7 +120,7 @@ fn milliseconds(count: u64) -> String {
 
 fn list(exchanges: &[Exchange], now: Timestamp) -> String {
     rows(
-        &["STARTED", "FROM", "TO", "PHASE", "OUTAGE", "FAULT", "ID"],
+        &["STARTED", "FROM", "TO", "PHASE", "OUTAGE", "FAULT", "INSTANCE"],
         exchanges.iter().map(|e| {
             vec![
                 format!("{} ago", age(e.started_at, now)),
@@ -127,7 +129,7 @@ fn list(exchanges: &[Exchange], now: Timestamp) -> String {
                 word(e.phase),
                 or_dash(e.outage_ms.map(milliseconds)),
                 or_dash(e.fault.as_ref().map(|f| format!("{}: {}", f.code, f.message))),
-                e.id.to_string(),
+                e.instance.to_string(),
             ]
         }),
     )
@@ -152,7 +154,7 @@ mod tests {
             list(&exchanges, "2026-01-02T03:05:05Z".parse().unwrap()),
             format!(
                 "\
-STARTED  FROM  TO   PHASE   OUTAGE   FAULT                      ID
+STARTED  FROM  TO   PHASE   OUTAGE   FAULT                      INSTANCE
 60s ago  set   vm   done    2.045 s  -                          {id}
 2m ago   vm    set  failed  -        image_broken: no manifest  {id}
 "

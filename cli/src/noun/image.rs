@@ -65,6 +65,9 @@ impl From<Format> for ImageFormat {
     }
 }
 
+/// One blob to upload: its role, its file, and the file's length in bytes.
+type Source = (BlobRole, PathBuf, u64);
+
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
         match self {
@@ -105,7 +108,7 @@ impl Create {
     }
 
     /// The format, and the files with their sizes. All are opened before anything is asked of the controller.
-    fn blobs(&self) -> Result<(ImageFormat, Vec<(BlobRole, PathBuf, u64)>), Failure> {
+    fn blobs(&self) -> Result<(ImageFormat, Vec<Source>), Failure> {
         if let (Some(kernel), Some(initramfs)) = (&self.kernel, &self.initramfs) {
             if self.format.is_some_and(|f| f != Format::KernelInitramfs) {
                 return Err(Failure::new(2, "--kernel and --initramfs make a kernel-initramfs image"));

@@ -11,6 +11,11 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long an instance may stay in a bad state before a wait gives up: the fault shown may still be the one from
+/// before the order, and an engine that restarts is back within this.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -126,8 +131,16 @@ async fn await_state(
 ) -> Result<Instance, Failure> {
     let deadline = session.wait().unwrap_or_default();
     let waiting = session.waiting(format!("instance {name}"));
-    let ended =
-        |i: &Instance| i.state == goal || matches!(i.state, InstanceState::Error | InstanceState::Stranded);
+    let mut bad_since: Option<Instant> = None;
+    let ended = |i: &Instance| {
+        let bad = matches!(i.state, InstanceState::Error | InstanceState::Stranded | InstanceState::Unknown);
+        if bad {
+            bad_since.get_or_insert_with(Instant::now);
+        } else {
+            bad_since = None;
+        }
+        i.state == goal || bad_since.is_some_and(|since| since.elapsed() >= GRACE)
+    };
     let seen = session.client()?.wait_instance(id, ended, deadline, |i| waiting.state(&progress(i))).await?;
     drop(waiting);
     if seen.state == goal { Ok(seen) } else { Err(failed(&seen)) }
@@ -148,7 +161,7 @@ fn progress(instance: &Instance) -> String {
 fn failed(instance: &Instance) -> Failure {
     let next = match instance.state {
         InstanceState::Error => "it is tried again by itself; see: amphi instance show",
-        _ => "see: amphi instance show",
+        _ => "if its host is dead: amphi host evacuate; see: amphi instance show",
     };
     Failure::new(1, format!("instance {} is {}", instance.name, progress(instance)))
         .next(format!("{next} {}", instance.id))

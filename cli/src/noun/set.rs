@@ -19,7 +19,7 @@ pub enum Command {
         file: PathBuf,
     },
     /// Make an instance with a set as its body.
-    Create(Create),
+    Create(Box<Create>),
 }
 
 #[derive(Args)]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Subcommand)]
 pub enum Command {
     /// Make an instance with a VM as its body.
-    Create(Create),
+    Create(Box<Create>),
 }
 
 #[derive(Args)]
