@@ -1,7 +1,9 @@
 //! Owns the question whether VMs run accelerated here, answered by running one: a boot sector that ends its machine
 //! through QEMU's debug-exit device. `/dev/kvm` alone proves nothing: a nested or filtered KVM may create a guest
 //! that never gets past its firmware. Never asks libvirt, which probes KVM itself and can hang on such a machine for
-//! most of a minute: there, hide `/dev/kvm` from libvirtd (bind `/dev/null` over it in its mount namespace).
+//! most of a minute: there, hide `/dev/kvm` from libvirtd in its mount namespace. Bind an empty file over it and remount
+//! that read-only (a `/dev/null` over it passes libvirt's access check, and makes it probe QEMU again at every
+//! definition), with `namespaces = []` in qemu.conf.
 
 use amphi_api::host::Acceleration;
 use std::io::Write;
