@@ -284,7 +284,7 @@ async fn a_port_is_plugged_into_the_switch_and_carries_tcp() {
     let device = host.run(&format!(
         "{named} external_ids:iface-id={port} external_ids:attached-mac='\"fa:16:3e:00:00:01\"'"
     ));
-    assert_eq!(device, format!("va{}", &port.0.simple().to_string()[..11]));
+    assert_eq!(device, amphi_hostsrv::network::host_device(port.0));
     console(&vms, plan.instance, "guest: mtu 1400 mac fa:16:3e:00:00:01").await;
     console(&vms, plan.instance, "guest: ping").await;
     console(&vms, plan.instance, "guest: tcp").await;
