@@ -1,7 +1,7 @@
 //! The embedded engine: the conformance suite, a model, a broken database, and a second process.
 
 use amphi_controller::store::conformance::{self, Factory};
-use amphi_controller::store::{Compare, Op, SledStore, Store, StoreError, Txn};
+use amphi_controller::store::{Compare, Entry, Op, Revision, SledStore, Store, StoreError, Txn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,23 +31,51 @@ async fn a_second_opening_is_refused_and_harms_nothing() {
     assert!(store.get("/a").await.unwrap().is_some());
 }
 
-#[tokio::test]
-async fn a_broken_database_is_kept_aside_and_rebuilt_from_the_export() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = SledStore::open(dir.path()).unwrap();
+async fn filled(dir: &Path) -> (Vec<Entry>, Revision) {
+    let store = SledStore::open(dir).unwrap();
+    let lease = store.lease_grant(std::time::Duration::from_secs(600)).await.unwrap();
     for n in 0..50 {
-        let put = Op::Put { key: format!("/k/{n}"), value: n.into(), lease: None };
+        let put = Op::Put { key: format!("/k/{n}"), value: n.into(), lease: (n == 0).then_some(lease) };
         store.commit(Txn { compares: vec![], ops: vec![put] }).await.unwrap();
     }
-    let before = store.range("/").await.unwrap();
-    drop(store);
-    for file in ["db/conf", "db/db"] {
-        std::fs::write(dir.path().join(file), "this is no database").unwrap();
+    store.range("/").await.unwrap()
+}
+
+#[tokio::test]
+async fn a_broken_database_is_kept_aside_and_made_again_from_the_export() {
+    for files in [&["db/conf", "db/db"][..], &["db/conf"], &["db/db"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let (entries, revision) = filled(dir.path()).await;
+        for file in files {
+            std::fs::write(dir.path().join(file), "this is no database").unwrap();
+        }
+        let (found, leapt) = SledStore::open(dir.path()).unwrap().range("/").await.unwrap();
+        assert_eq!(found, entries, "{files:?}");
+        assert!(leapt > revision + 1_000_000, "a revision that was given out must not come again: {leapt}");
+        let names =
+            std::fs::read_dir(dir.path()).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
+        assert_eq!(names.filter(|name| name.starts_with("db.broken-")).count(), 1, "{files:?}");
     }
-    let store = SledStore::open(dir.path()).unwrap();
-    assert_eq!(store.range("/").await.unwrap(), before);
-    let kept = std::fs::read_dir(dir.path()).unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
-    assert_eq!(kept.filter(|name| name.starts_with("db.broken-")).count(), 1);
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_no_new_cloud() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entries, _) = filled(dir.path()).await;
+    std::fs::remove_dir_all(dir.path().join("db")).unwrap();
+    assert_eq!(SledStore::open(dir.path()).unwrap().range("/").await.unwrap().0, entries);
+}
+
+#[tokio::test]
+async fn a_broken_database_without_an_export_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    std::fs::remove_file(dir.path().join("export.jsonl")).unwrap();
+    let database = dir.path().join("db/db");
+    std::fs::write(&database, "this is no database").unwrap();
+    let error = SledStore::open(dir.path()).err().expect("refused");
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&database).unwrap(), "this is no database");
 }
 
 #[derive(Clone, Debug)]

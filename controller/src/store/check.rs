@@ -25,7 +25,6 @@ pub fn well_formed(txn: &Txn) -> Result<(), StoreError> {
             return invalid(format!("{key} is written twice"));
         }
         if let Op::Put { value, .. } = op {
-            // An upper bound that needs no second serialization of the common, small record.
             let size = value.to_string().len();
             if size > VALUE_MAX {
                 return invalid(format!("the value of {key} has {size} bytes, more than {VALUE_MAX}"));

@@ -38,8 +38,11 @@ pub async fn all(factory: &impl Factory) {
     refusals(&factory.open().await).await;
     ranges(&factory.open().await).await;
     watches(&factory.open().await).await;
+    slow_watches(Arc::new(factory.open().await)).await;
     leases(&factory.open().await).await;
+    lease_races(&factory.open().await).await;
     concurrent_counts(Arc::new(factory.open().await)).await;
+    whole_or_not_at_all(Arc::new(factory.open().await)).await;
     reopened(factory).await;
 }
 
@@ -121,6 +124,42 @@ async fn watches(store: &impl Store) {
     }
 }
 
+/// Who does not read gets what was kept, without a gap, and then everything or the word that something is missing.
+async fn slow_watches(store: Arc<impl Store>) {
+    const COMMITS: u64 = 3_000;
+    let start = store.commit(txn(&[], vec![put("/s/n", 0)])).await.unwrap();
+    let slow = store.watch("/s/", start).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..COMMITS {
+        let store = store.clone();
+        tasks.spawn(async move { store.commit(txn(&[], vec![put("/s/n", n)])).await });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no task fails").unwrap();
+    }
+    let late = store.watch("/s/", start).await;
+    let mut read = Vec::new();
+    for mut watch in [Some(slow), late.ok()].into_iter().flatten() {
+        let mut revision = start;
+        while revision < start + COMMITS {
+            let next = tokio::time::timeout(Duration::from_secs(10), watch.recv()).await;
+            match next.expect("a change in time").expect("a watch says why it ends") {
+                Ok(change) => {
+                    assert_eq!(change.revision, revision + 1, "no gap");
+                    revision = change.revision;
+                }
+                Err(error) => {
+                    assert!(matches!(error, StoreError::Compacted(_)), "{error}");
+                    assert!(watch.recv().await.is_none(), "nothing follows");
+                    break;
+                }
+            }
+        }
+        read.push(revision - start);
+    }
+    assert!(read[0] > 0, "a slow watch still gets the first changes");
+}
+
 async fn leases(store: &impl Store) {
     let lease = store.lease_grant(Duration::from_secs(1)).await.unwrap();
     let keep = store.lease_grant(Duration::from_secs(600)).await.unwrap();
@@ -141,9 +180,56 @@ async fn leases(store: &impl Store) {
     assert_eq!(store.lease_revoke(keep).await, Err(StoreError::NoLease(keep)));
 }
 
+/// Puts under a lease while it is revoked, many times at once: afterwards no key of it is left.
+async fn lease_races(store: &impl Store) {
+    assert!(matches!(store.lease_grant(Duration::ZERO).await, Err(StoreError::Invalid(_))));
+    for round in 0..50 {
+        let lease = store.lease_grant(Duration::from_secs(600)).await.unwrap();
+        let key = |n: usize| format!("/lr/{round}/{n}");
+        let leased = |n| Op::Put { key: key(n), value: json!(1), lease: Some(lease) };
+        store.commit(txn(&[], vec![leased(9)])).await.unwrap();
+        let (a, b, freed, revoked, c) = tokio::join!(
+            store.commit(txn(&[], vec![leased(1)])),
+            store.commit(txn(&[], vec![leased(2)])),
+            store.commit(txn(&[], vec![put(&key(9), 2)])),
+            store.lease_revoke(lease),
+            store.commit(txn(&[], vec![leased(3)])),
+        );
+        revoked.unwrap();
+        freed.unwrap();
+        for put in [a, b, c] {
+            assert!(matches!(put, Ok(_) | Err(StoreError::NoLease(_))), "{put:?}");
+        }
+        let (left, _) = store.range(&format!("/lr/{round}/")).await.unwrap();
+        let left: Vec<_> = left.into_iter().map(|e| (e.key, e.value)).collect();
+        assert_eq!(left, [(key(9), json!(2))], "what was put without the lease stays, the rest goes");
+    }
+}
+
+/// Two keys written together are equal in every read, whoever else writes.
+async fn whole_or_not_at_all(store: Arc<impl Store>) {
+    let both = |n: u64| txn(&[], vec![put("/pair/a", n), put("/pair/b", n)]);
+    store.commit(both(0)).await.unwrap();
+    let writing = store.clone();
+    let writer = tokio::spawn(async move {
+        for n in 1..200 {
+            writing.commit(both(n)).await.unwrap();
+        }
+    });
+    let mut reads = 0;
+    while !writer.is_finished() || reads == 0 {
+        let (pair, _) = store.range("/pair/").await.unwrap();
+        assert_eq!(pair[0].value, pair[1].value);
+        assert_eq!(pair[0].modified, pair[1].modified);
+        reads += 1;
+        tokio::task::yield_now().await;
+    }
+    writer.await.expect("the writer ends well");
+}
+
 async fn concurrent_counts(store: Arc<impl Store>) {
-    const TASKS: u64 = 32;
-    const EACH: u64 = 10;
+    const TASKS: u64 = 64;
+    const EACH: u64 = 5;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..TASKS {
         let store = store.clone();

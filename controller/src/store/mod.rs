@@ -9,8 +9,10 @@
 mod check;
 pub mod conformance;
 mod disk;
+mod export;
 mod memory;
 mod sled;
+mod writer;
 
 pub use sled::SledStore;
 
