@@ -24,6 +24,7 @@ mod restarts;
 mod start;
 
 pub use driver::{SetDriver, SetOptions};
+pub use engine::Limits as SetLimits;
 pub use restarts::next_restart_delay;
 
 /// What errors call the engine.

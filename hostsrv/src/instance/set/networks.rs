@@ -1,12 +1,14 @@
 //! The Docker networks that stand for Amphi networks: made when a set first needs one, removed when no container
 //! names one any more. Refuses to change one that exists.
 
+use super::ENGINE;
 use super::engine::Engine;
 use super::labels;
 use super::render::render_network;
 use crate::instance::{DriverError, PortAttachment};
 use bollard::models::NetworkCreateRequest;
 use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
+use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use tokio::sync::{RwLock, RwLockReadGuard};
 
@@ -25,6 +27,7 @@ impl Networks {
         engine: &Engine,
         ports: &[PortAttachment],
     ) -> Result<RwLockReadGuard<'_, ()>, DriverError> {
+        check(ports)?;
         let guard = self.sweeping.read().await;
         for port in ports {
             let request = render_network(port);
@@ -70,6 +73,28 @@ impl Networks {
         }
         Ok(())
     }
+}
+
+/// What libnetwork cannot do is told before anything is made: one container twice in a network, or in two networks
+/// whose subnets overlap.
+fn check(ports: &[PortAttachment]) -> Result<(), DriverError> {
+    for (at, port) in ports.iter().enumerate() {
+        let (own, overlaps) = (port.subnet.trunc(), |other: &IpNet| {
+            port.subnet.contains(&other.trunc()) || other.contains(&port.subnet.trunc())
+        });
+        if let Some(other) = ports[..at].iter().find(|other| overlaps(&other.subnet)) {
+            return Err(DriverError::EngineRefused {
+                engine: ENGINE,
+                doing: format!("plug port {}", port.id),
+                message: format!(
+                    "its subnet {own} overlaps with {} of port {}, and a container takes only one port of a subnet",
+                    other.subnet.trunc(),
+                    other.id
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 async fn exists(engine: &Engine, name: &str) -> Result<bool, DriverError> {

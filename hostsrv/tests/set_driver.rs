@@ -1,0 +1,634 @@
+//! Sets on a real dockerd.
+
+mod common;
+
+use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::set::SetSpec;
+use amphi_api::wire::BodyDesired;
+use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use amphi_hostsrv::instance::set::{SetDriver, SetLimits, SetOptions};
+use amphi_hostsrv::instance::{
+    Adjustment, Bell, BodyDriver, BodyPlan, CachedImage, DriverError, ObservedBody, ObservedState,
+    PortAttachment, VolumeAttachment,
+};
+use amphi_hostsrv::network::ovs::{Chassis, Datapath};
+use amphi_hostsrv::network::plugin::{
+    NetworkDriver, Records, activation_router, bind, ipam_router, network_router, serve,
+};
+use axum::body::Bytes;
+use axum::routing::post;
+use axum::{Json, Router};
+use common::engines::{BUSYBOX, DOCKER_SOCKET};
+use common::plugin::wiring;
+use common::{DEADLINE, PrivateHost, eventually, on_private_host, run};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Prints what a program sees at its first instruction, then stays; ends in order on SIGTERM.
+const MEMBER: &str = "echo $NAME net $(readlink /proc/self/ns/net) ipc $(readlink /proc/self/ns/ipc) \
+    backlog $(cat /proc/sys/net/core/somaxconn) on $(hostname) \
+    eth0 $(ip -o -4 addr show eth0 2>/dev/null | awk '{print $4}') $(cat /sys/class/net/eth0/address 2>/dev/null); \
+    echo to stderr >&2; trap 'echo bye; exit 0' TERM; while :; do sleep 1000 & wait; done";
+
+struct Stage<'a> {
+    host: &'a mut PrivateHost,
+    runtime: Runtime,
+    bell: Bell,
+    driver: SetDriver,
+    image: CachedImage,
+}
+
+impl<'a> Stage<'a> {
+    fn new(host: &'a mut PrivateHost) -> Stage<'a> {
+        host.start_docker();
+        let archive = host.path("image.tar");
+        host.docker(&["save", "-o", &archive.display().to_string(), BUSYBOX]);
+        host.docker(&["rmi", BUSYBOX]);
+        let runtime = Runtime::new().expect("a runtime");
+        let bell = Bell::default();
+        let driver = driver(&runtime, &bell);
+        Stage { host, runtime, bell, driver, image: image(archive) }
+    }
+
+    fn run<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> T {
+        self.runtime.block_on(work).unwrap_or_else(|error| panic!("{}: {error}", error.code()))
+    }
+
+    fn refused<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> DriverError {
+        self.runtime.block_on(work).err().expect("this must not work")
+    }
+
+    fn observe(&self) -> Option<ObservedBody> {
+        let mut bodies = self.run(self.driver.observe());
+        assert!(bodies.len() <= 1, "{bodies:?}");
+        bodies.pop()
+    }
+
+    /// Waits for the bell until the body is as wanted: what the reconciler does.
+    fn rings_until(&self, what: &str, wanted: impl Fn(&ObservedBody) -> bool) -> ObservedBody {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let body = self.observe().expect("a body");
+            if wanted(&body) {
+                return body;
+            }
+            let rang = self.runtime.block_on(async {
+                tokio::time::timeout(end.saturating_duration_since(Instant::now()), self.bell.notified()).await
+            });
+            assert!(rang.is_ok(), "{what}: the bell stays silent; last seen {body:?}");
+        }
+    }
+
+    fn running(&self) -> ObservedBody {
+        let body = self.observe().expect("a body");
+        assert_eq!((body.state, &body.trouble), (ObservedState::Running, &None), "{body:?}");
+        let starts: Vec<i64> = body.members.iter().map(|m| m.started_at_us.expect("started")).collect();
+        assert!(body.members.iter().all(|member| member.running), "{body:?}");
+        if body.members.iter().all(|member| member.restarts == 0) {
+            assert!(starts.is_sorted(), "members start in order of index: {body:?}");
+        }
+        body
+    }
+
+    /// Container ids and start times: the same where nothing was touched.
+    fn fingerprint(&self) -> String {
+        let ids = self.host.docker(&["ps", "-aq", "--no-trunc"]);
+        let mut args = vec!["inspect", "-f", "{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}"];
+        args.extend(ids.lines());
+        self.host.docker(&args)
+    }
+
+    fn container(&self, plan: &BodyPlan, member: &str) -> String {
+        format!("amphi-{}-{member}", plan.instance)
+    }
+
+    fn inspect(&self, plan: &BodyPlan, member: &str, field: &str) -> String {
+        self.host.docker(&["inspect", "-f", &format!("{{{{{field}}}}}"), &self.container(plan, member)])
+    }
+
+    fn plan(&self, set: Value) -> BodyPlan {
+        let set: SetSpec = serde_json::from_value(set).expect("a set");
+        set.check().expect("a sound set");
+        let set = set.normalized();
+        let images = set.members.iter().map(|_| self.image.image.clone()).collect();
+        BodyPlan {
+            instance: InstanceId::new(),
+            project: ProjectId::new(),
+            name: "Web 1".to_owned(),
+            epoch: 5,
+            vcpus: 4,
+            memory_mib: 256,
+            body: BodyDesired::Set { set, images },
+            ports: Vec::new(),
+            volume: None,
+            images: BTreeMap::from([(self.image.image.id, self.image.clone())]),
+            user_data: None,
+            ssh_keys: Vec::new(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    fn usual_plan(&self) -> BodyPlan {
+        self.plan(json!({
+            "anchor": {"sysctls": {"net.core.somaxconn": "777"}},
+            "members": [
+                {"index": 20, "name": "late", "image": "x", "command": ["/bin/sh", "-c", MEMBER],
+                 "env": {"NAME": "late"}, "options": {"cpu": 20, "mem": 25}},
+                {"index": 10, "name": "early", "image": "x", "command": ["/bin/sh", "-c", MEMBER],
+                 "env": {"NAME": "early"}, "options": {"cpu": 80, "mem": 75}},
+            ],
+        }))
+    }
+
+    /// The anchor and its members are in the same network and IPC namespaces. (The kernel gives a dead namespace's
+    /// number to the next, so comparing with an earlier one says nothing.)
+    fn one_namespace(&self, plan: &BodyPlan) {
+        let of = |member| {
+            let pid = self.inspect(plan, member, ".State.Pid");
+            ["net", "ipc"].map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a process"))
+        };
+        let anchor = of("anchor");
+        assert_eq!((of("early"), of("late")), (anchor.clone(), anchor));
+    }
+
+    /// What the member printed at its last start, as words.
+    fn first_words(&self, plan: &BodyPlan, member: &str) -> Vec<String> {
+        eventually(&format!("{member} prints"), || {
+            let log = self.run(self.driver.console_log(plan.instance, Some(member), 100));
+            let line = log.lines().rfind(|line| line.starts_with(member)).map(str::to_owned);
+            line.map(|line| line.split(' ').map(str::to_owned).collect()).ok_or(log)
+        })
+    }
+}
+
+fn driver(runtime: &Runtime, bell: &Bell) -> SetDriver {
+    let _context = runtime.enter();
+    let limits = SetLimits { ping: Duration::from_secs(2), call: Duration::from_secs(5), ..Default::default() };
+    let options = SetOptions { limits, ..SetOptions::default() };
+    SetDriver::new(DOCKER_SOCKET, bell.clone(), options).expect("a driver")
+}
+
+fn image(archive: PathBuf) -> CachedImage {
+    let bytes = std::fs::read(&archive).expect("an archive");
+    let blob = Blob { sha256: format!("{:064x}", bytes.len()), size: bytes.len() as u64 };
+    CachedImage {
+        image: Image {
+            id: ImageId::new(),
+            project: ProjectId::new(),
+            name: "busybox".to_owned(),
+            format: ImageFormat::DockerArchive,
+            cmdline: String::new(),
+            state: ImageState::Active,
+            blobs: BTreeMap::from([(BlobRole::Archive, blob)]),
+            created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
+        },
+        blobs: BTreeMap::from([(BlobRole::Archive, archive)]),
+    }
+}
+
+#[test]
+fn a_set_lives_and_dies() {
+    on_private_host("a_set_lives_and_dies", |host| {
+        let stage = Stage::new(host);
+        let plan = stage.usual_plan();
+        assert_eq!(stage.run(stage.driver.probe()).version.split('.').next(), Some("20"));
+        stage.run(stage.driver.prepare(&plan));
+        assert_eq!(stage.observe(), None, "preparing makes no body");
+        stage.run(stage.driver.ensure(&plan));
+        let body = stage.running();
+        let members: Vec<_> = body.members.iter().map(|m| (m.name.as_str(), m.index)).collect();
+        assert_eq!((body.epoch, members), (5, vec![("early", 10), ("late", 20)]));
+
+        // One network, one IPC namespace, the anchor's sysctls, from the first instruction; shares as ordered.
+        let (early, late) = (stage.first_words(&plan, "early"), stage.first_words(&plan, "late"));
+        assert_eq!(early[1..], late[1..]);
+        assert_eq!(early[5..9], ["backlog", "777", "on", "web-1"]);
+        let limits = ".HostConfig.CpuQuota}} {{.HostConfig.Memory}} {{.HostConfig.MemorySwap";
+        assert_eq!(stage.inspect(&plan, "early", limits), format!("320000 {0} {0}", 192 << 20));
+        for member in ["anchor", "early", "late"] {
+            assert_eq!(stage.inspect(&plan, member, ".HostConfig.RestartPolicy.Name"), "no");
+        }
+
+        // Ordering what is there changes nothing, and a fresh process sees the same.
+        let before = stage.fingerprint();
+        stage.run(stage.driver.ensure(&plan));
+        assert_eq!(stage.fingerprint(), before);
+        let fresh = driver(&stage.runtime, &Bell::default());
+        assert_eq!(stage.run(fresh.observe()), [body]);
+        stage.run(fresh.ensure(&plan));
+        assert_eq!(stage.fingerprint(), before);
+        drop(fresh);
+
+        let log = stage.run(stage.driver.console_log(plan.instance, None, 10));
+        assert!(log.starts_with("early net") && log.contains("to stderr"), "{log}");
+        let last = stage.run(stage.driver.console_log(plan.instance, Some("late"), 1));
+        assert_eq!(last.lines().count(), 1, "{last}");
+        let unknown = stage.refused(stage.driver.console_log(plan.instance, Some("nobody"), 1));
+        assert!(unknown.to_string().contains("nobody"), "{unknown}");
+
+        members_come_back(&stage, &plan);
+        the_anchor_comes_back(&stage, &plan);
+        pauses_and_stops(&stage, &plan);
+
+        // Another epoch is neither disturbed nor mixed with this one.
+        let next = BodyPlan { epoch: 6, ..plan.clone() };
+        let refused = stage.refused(stage.driver.ensure(&next));
+        assert!(refused.to_string().contains("epoch 5 are still there"), "{refused}");
+        stage.run(stage.driver.remove(plan.instance, 4));
+        stage.running();
+        stage.run(stage.driver.remove(plan.instance, 5));
+        assert_eq!((stage.observe(), stage.host.docker(&["ps", "-aq"]).as_str()), (None, ""));
+        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.ensure(&next));
+        assert_eq!(stage.running().epoch, 6);
+        stage.run(stage.driver.remove(plan.instance, 9));
+        assert_eq!(stage.host.docker(&["ps", "-aq"]), "");
+        assert!(stage.host.docker(&["image", "ls"]).contains("amphi-anchor"));
+    });
+}
+
+fn members_come_back(stage: &Stage, plan: &BodyPlan) {
+    stage.host.docker(&["kill", &stage.container(plan, "late")]);
+    let body = stage.rings_until("a killed member", |body| body.state == ObservedState::Degraded);
+    assert_eq!((body.members[1].running, body.members[1].exit_code), (false, Some(137)));
+    let trouble = body.trouble.unwrap_or_default();
+    assert!(trouble.contains("member late ended with exit code 137"), "{trouble}");
+    stage.run(stage.driver.ensure(plan));
+    assert_eq!(stage.running().members[1].restarts, 1);
+    stage.one_namespace(plan);
+
+    // Again at once: now it has to wait, ordering it does not block, and the bell says when.
+    stage.host.docker(&["kill", &stage.container(plan, "late")]);
+    let killed = Instant::now();
+    stage.rings_until("a member killed again", |body| body.state == ObservedState::Degraded);
+    stage.run(stage.driver.ensure(plan));
+    let body = stage.observe().expect("a body");
+    assert_eq!(body.state, ObservedState::Degraded, "{body:?}");
+    assert!(body.trouble.is_some_and(|text| text.contains("after 1 restarts; it is to start again at")));
+    let due = stage.rings_until("the member's time", |body| {
+        body.trouble.as_deref().is_some_and(|text| text.ends_with("start again now"))
+    });
+    assert!(killed.elapsed() > Duration::from_millis(900), "{due:?}");
+    stage.run(stage.driver.ensure(plan));
+    assert_eq!(stage.running().members[1].restarts, 2);
+
+    // Somebody removed one.
+    stage.host.docker(&["rm", "-f", &stage.container(plan, "early")]);
+    let body = stage.rings_until("a removed member", |body| body.state == ObservedState::Degraded);
+    assert_eq!(body.trouble.as_deref(), Some("member early is missing"));
+    stage.run(stage.driver.ensure(plan));
+    stage.running();
+}
+
+fn the_anchor_comes_back(stage: &Stage, plan: &BodyPlan) {
+    stage.host.docker(&["kill", &stage.container(plan, "anchor")]);
+    stage.rings_until("a killed anchor", |body| body.state == ObservedState::Stopped);
+    stage.run(stage.driver.ensure(plan));
+    let body = stage.running();
+    let starts: Vec<_> = body.members.iter().map(|member| member.started_at_us).collect();
+    assert!(starts.is_sorted(), "{body:?}");
+    stage.one_namespace(plan);
+
+    // Somebody restarted it behind the driver's back: its members keep dead namespaces and must follow.
+    stage.host.docker(&["restart", "-t", "0", &stage.container(plan, "anchor")]);
+    let body = stage.rings_until("a restarted anchor", |body| body.state == ObservedState::Degraded);
+    assert!(body.trouble.is_some_and(|text| text.contains("without the network")));
+    stage.run(stage.driver.ensure(plan));
+    stage.running();
+    stage.one_namespace(plan);
+
+    // Gone for good.
+    stage.host.docker(&["rm", "-f", &stage.container(plan, "anchor")]);
+    stage.rings_until("a removed anchor", |body| body.state == ObservedState::Stopped);
+    stage.run(stage.driver.ensure(plan));
+    stage.running();
+}
+
+fn pauses_and_stops(stage: &Stage, plan: &BodyPlan) {
+    stage.run(stage.driver.adjust(plan.instance, Adjustment::VolumeGrown { bytes: 1 }));
+    stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
+    stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
+    assert_eq!(stage.inspect(plan, "late", ".State.Status"), "paused");
+    let body = stage.observe().expect("a body");
+    assert_eq!(body.trouble.as_deref(), Some("member early is paused; member late is paused"));
+    stage.run(stage.driver.adjust(plan.instance, Adjustment::Resume));
+    stage.running();
+    stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
+    stage.run(stage.driver.ensure(plan));
+    stage.running();
+
+    let before = Instant::now();
+    stage.run(stage.driver.stop(plan.instance, Duration::from_secs(20)));
+    assert!(before.elapsed() < Duration::from_secs(15), "an orderly stop needs no force");
+    let body = stage.observe().expect("it stays defined");
+    assert_eq!(body.state, ObservedState::Stopped);
+    let codes: Vec<_> = body.members.iter().map(|member| member.exit_code).collect();
+    assert_eq!(codes, [Some(0), Some(0)], "they ended by themselves");
+    let end = |member| stage.inspect(plan, member, ".State.FinishedAt");
+    let ends = [end("late"), end("early"), end("anchor")];
+    assert!(ends.is_sorted(), "reverse order: {ends:?}");
+    stage.run(stage.driver.stop(plan.instance, Duration::ZERO));
+    stage.run(stage.driver.ensure(plan));
+    stage.running();
+}
+
+#[test]
+fn broken_images_and_members_are_named() {
+    on_private_host("broken_images_and_members_are_named", |host| {
+        let stage = Stage::new(host);
+        let whole = std::fs::read(stage.host.path("image.tar")).expect("an archive");
+        // A flipped byte in the middle, which the load itself has to find.
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 0xff;
+        for (name, bytes) in
+            [("garbage", b"garbage".repeat(1000)), ("half", whole[..whole.len() / 2].to_vec()), ("flipped", flipped)]
+        {
+            let path = stage.host.path(name);
+            std::fs::write(&path, bytes).expect("a file");
+            let mut cached = stage.image.clone();
+            cached.blobs.insert(BlobRole::Archive, path);
+            cached.image.blobs.clear();
+            let mut plan = stage.usual_plan();
+            plan.images.insert(cached.image.id, cached);
+            for error in
+                [stage.refused(stage.driver.prepare(&plan)), stage.refused(stage.driver.ensure(&plan))]
+            {
+                assert!(matches!(error, DriverError::ImageBroken { .. }), "{name}: {error:?}");
+            }
+            assert_eq!(stage.observe(), None, "{name}");
+        }
+
+        // A member whose program does not exist: the reason is told, and a better plan goes ahead.
+        let wrong = stage.plan(json!({"members": [
+            {"index": 0, "image": "x", "command": ["/bin/sleep", "1000"]},
+            {"index": 1, "image": "x", "command": ["/bin/absent"]}]}));
+        for _ in 0..2 {
+            let refused = stage.refused(stage.driver.ensure(&wrong));
+            assert_eq!(refused.code(), "engine_refused");
+            assert!(refused.to_string().contains("/bin/absent"), "{refused}");
+            assert_eq!(stage.observe().map(|body| body.state), Some(ObservedState::Degraded));
+        }
+        // A sysctl that the kernel does not have: no member ever runs.
+        let sysctl = stage.plan(json!({"anchor": {"sysctls": {"net.core.absent": "1"}},
+            "members": [{"index": 0, "image": "x", "command": ["/bin/sleep", "1000"]}]}));
+        stage.run(stage.driver.remove(wrong.instance, 5));
+        let refused = stage.refused(stage.driver.ensure(&sysctl));
+        assert!(refused.to_string().contains("net/core/absent"), "{refused}");
+        assert_eq!(stage.observe().map(|body| body.state), Some(ObservedState::Stopped));
+        stage.run(stage.driver.remove(sysctl.instance, 5));
+
+        // Images vanish behind the driver's back.
+        let plan = stage.usual_plan();
+        stage.run(stage.driver.prepare(&plan));
+        stage.host.docker(&["image", "prune", "-af"]);
+        stage.run(stage.driver.ensure(&plan));
+        stage.running();
+        stage.run(stage.driver.remove(plan.instance, 5));
+    });
+}
+
+#[test]
+fn a_hung_and_a_dead_dockerd_are_told_apart() {
+    on_private_host("a_hung_and_a_dead_dockerd_are_told_apart", |host| {
+        let stage = Stage::new(host);
+        let plan = stage.usual_plan();
+        stage.run(stage.driver.ensure(&plan));
+        let body = stage.running();
+        let pid = std::fs::read_to_string("/run/docker.pid").expect("a pid");
+        run("kill", &["-STOP", pid.trim()]);
+        for (limit, error) in [
+            (2, stage.refused(stage.driver.probe())),
+            (5, stage.refused(stage.driver.observe())),
+            (5, stage.refused(stage.driver.ensure(&plan))),
+            (5, stage.refused(stage.driver.stop(plan.instance, Duration::ZERO))),
+        ] {
+            let DriverError::EngineTimeout { limit: told, .. } = error else { panic!("{error:?}") };
+            assert_eq!(told, Duration::from_secs(limit));
+        }
+        run("kill", &["-CONT", pid.trim()]);
+        assert_eq!(stage.observe(), Some(body.clone()));
+
+        // Its containers live on without it, and are known again when it is back: the bell says so.
+        stage.host.stop("dockerd");
+        assert_eq!(stage.refused(stage.driver.observe()).code(), "engine_down");
+        assert_eq!(stage.refused(stage.driver.probe()).code(), "engine_down");
+        let silent = stage.runtime.block_on(async {
+            // What rang before belongs to the past.
+            let _ = tokio::time::timeout(Duration::from_millis(1), stage.bell.notified()).await;
+            tokio::time::timeout(Duration::from_millis(1), stage.bell.notified()).await
+        });
+        assert!(silent.is_err());
+        stage.host.start_dockerd();
+        let rang = stage.runtime.block_on(async { tokio::time::timeout(DEADLINE, stage.bell.notified()).await });
+        assert!(rang.is_ok(), "the bell rings when the engine is back");
+        assert_eq!(stage.observe(), Some(body));
+        stage.run(stage.driver.remove(plan.instance, 5));
+    });
+}
+
+/// A volume driver whose volumes are directories.
+fn directories(root: PathBuf) -> Router {
+    let reply = move |body: Bytes| {
+        let root = root.clone();
+        async move {
+            let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let name = request["Name"].as_str().unwrap_or_default().to_owned();
+            let path = root.join(&name);
+            std::fs::create_dir_all(&path).expect("a directory");
+            Json(json!({"Err": "", "Mountpoint": path, "Volume": {"Name": name, "Mountpoint": path},
+                "Volumes": [], "Capabilities": {"Scope": "local"}}))
+        }
+    };
+    let mut router = Router::new();
+    for call in ["Create", "Remove", "Mount", "Unmount", "Path", "Get", "List", "Capabilities"] {
+        router = router.route(&format!("/VolumeDriver.{call}"), post(reply.clone()));
+    }
+    router
+}
+
+fn serve_plugin(runtime: &Runtime, dir: &Path) {
+    let chassis = Chassis {
+        name: "h1".to_owned(),
+        remote: "tcp:127.0.0.1:6642".to_owned(),
+        encap_ip: "127.0.0.1".parse().expect("an address"),
+        datapath: Datapath::Userspace,
+    };
+    let listener = runtime.block_on(async {
+        let wiring = wiring();
+        wiring.switch.ensure_bridge(Datapath::Userspace).await.expect("a bridge");
+        wiring.switch.ensure_chassis(&chassis).await.expect("a chassis");
+        bind(Path::new("/run/docker/plugins/amphi.sock")).await.expect("a free socket")
+    });
+    let _context = runtime.enter();
+    let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
+    let network = Arc::new(NetworkDriver { wiring: wiring(), records, await_flows: None });
+    let router = activation_router(&["NetworkDriver", "IpamDriver", "VolumeDriver"])
+        .merge(network_router(network))
+        .merge(ipam_router())
+        .merge(directories(dir.join("volumes")));
+    tokio::spawn(async move { serve(listener, router).await.expect("serves") });
+}
+
+fn port(network: NetworkId, last: u8, gateway: bool) -> PortAttachment {
+    PortAttachment {
+        id: PortId::new(),
+        network,
+        subnet: "10.7.0.0/24".parse().expect("a subnet"),
+        mac: format!("0a:00:27:00:00:{last:02x}"),
+        address: format!("10.7.0.{last}/24").parse().expect("an address"),
+        gateway: gateway.then(|| "10.7.0.1".parse().expect("an address")),
+        dns: vec!["10.7.0.1".parse().expect("an address")],
+        mtu: 1400,
+    }
+}
+
+#[test]
+fn a_set_keeps_its_ports_and_its_volume() {
+    on_private_host("a_set_keeps_its_ports_and_its_volume", |host| {
+        host.start_switch();
+        let dir = host.dir.clone();
+        let plugin_runtime = Runtime::new().expect("a runtime");
+        serve_plugin(&plugin_runtime, &dir);
+        let stage = Stage::new(host);
+        let (front, back) = (NetworkId::new(), NetworkId::new());
+        let mut plan = stage.usual_plan();
+        let second = PortAttachment {
+            subnet: "10.8.0.0/24".parse().expect("a subnet"),
+            address: "10.8.0.6/24".parse().expect("an address"),
+            ..port(back, 6, true)
+        };
+        plan.ports = vec![port(front, 5, true), second];
+        let volume = VolumeId::new();
+        plan.volume = Some(VolumeAttachment { id: volume, device: PathBuf::new(), mount: None });
+        let mut peer = stage.usual_plan();
+        peer.ports = vec![port(front, 7, false)];
+
+        stage.run(stage.driver.prepare(&plan));
+        stage.run(stage.driver.ensure(&plan));
+        stage.running();
+        let words = stage.first_words(&plan, "early");
+        assert_eq!(words[9..], ["eth0", "10.7.0.5/24", "0a:00:27:00:00:05"]);
+        assert_eq!(stage.first_words(&plan, "late")[9..], words[9..]);
+        let early = stage.container(&plan, "early");
+        let sees = |command: &str| stage.host.docker(&["exec", &early, "/bin/sh", "-c", command]);
+        assert_eq!(sees("cat /sys/class/net/eth1/address"), "0a:00:27:00:00:06");
+        let mut twice = stage.usual_plan();
+        twice.ports = vec![port(front, 9, true), port(front, 10, true)];
+        let refused = stage.refused(stage.driver.prepare(&twice));
+        assert!(refused.to_string().contains("10.7.0.0/24"), "{refused}");
+        assert_eq!(sees("ip route | grep default"), "default via 10.7.0.1 dev eth0");
+        assert_eq!(sees("grep web-1 /etc/hosts | head -n 1 | awk '{print $1}'"), "10.7.0.5");
+        sees("echo kept > /data/file");
+        let late = stage.container(&plan, "late");
+        assert_eq!(stage.host.docker(&["exec", &late, "cat", "/data/file"]), "kept");
+        assert!(dir.join("volumes").join(volume.to_string()).join("file").exists());
+
+        // Two sets share a network; each start anew keeps the address.
+        stage.run(stage.driver.ensure(&peer));
+        run("ovs-ofctl", &["add-flow", "br-int", "actions=NORMAL"]);
+        sees("ping -c 1 -w 20 10.7.0.7");
+        stage.host.docker(&["kill", &stage.container(&plan, "anchor")]);
+        eventually("the set is seen to be stopped", || {
+            let bodies = stage.run(stage.driver.observe());
+            let body = bodies.into_iter().find(|body| body.instance == plan.instance).expect("a body");
+            if body.state == ObservedState::Stopped { Ok(()) } else { Err(body) }
+        });
+        stage.run(stage.driver.ensure(&plan));
+        eventually("the second start has the same address", || {
+            let log = stage.run(stage.driver.console_log(plan.instance, Some("late"), 100));
+            let lines: Vec<_> = log.lines().filter(|line| line.contains("10.7.0.5/24 0a:00:27:00:00:05")).collect();
+            if lines.len() == 2 { Ok(()) } else { Err(log) }
+        });
+
+        // The switch's database goes away: the set's trouble has the network's name, and ends with it.
+        stage.run(stage.driver.remove(peer.instance, 5));
+        stage.host.docker(&["network", "inspect", &format!("amphi-{front}")]);
+        let mut third = stage.usual_plan();
+        // The same subnet and address in another network.
+        third.ports = vec![port(NetworkId::new(), 5, true)];
+        let bodies = |instance| {
+            stage.run(stage.driver.observe()).into_iter().filter(|body| body.instance == instance).count()
+        };
+        run("pkill", &["-STOP", "-F", "/run/openvswitch/ovsdb-server.pid"]);
+        let down = stage.refused(stage.driver.ensure(&third));
+        assert_eq!(down.code(), "network_down", "{down}");
+        run("pkill", &["-CONT", "-F", "/run/openvswitch/ovsdb-server.pid"]);
+        stage.run(stage.driver.ensure(&third));
+        assert_eq!(bodies(third.instance), 1);
+        stage.run(stage.driver.remove(third.instance, 5));
+
+        stage.run(stage.driver.remove(plan.instance, 5));
+        assert_eq!(stage.host.docker(&["ps", "-aq"]), "");
+        assert_eq!(stage.host.docker(&["network", "ls", "-q", "--filter", "driver=amphi"]), "");
+        assert_eq!(stage.runtime.block_on(wiring().switch.observe()).expect("observable"), []);
+    });
+}
+
+#[test]
+fn a_set_starts_about_as_fast_as_its_containers_would() {
+    on_private_host("a_set_starts_about_as_fast_as_its_containers_would", |host| {
+        let stage = Stage::new(host);
+        let warm = stage.usual_plan();
+        stage.run(stage.driver.ensure(&warm));
+        stage.run(stage.driver.remove(warm.instance, 5));
+        let (mut sets, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..9 {
+            let plan = stage.usual_plan();
+            let start = Instant::now();
+            stage.run(stage.driver.ensure(&plan));
+            sets.push(start.elapsed());
+            stage.running();
+            stage.run(stage.driver.remove(plan.instance, 5));
+            bare.push(stage.runtime.block_on(bare_containers()));
+        }
+        sets.sort();
+        bare.sort();
+        let (set, bare) = (sets[sets.len() / 2], bare[bare.len() / 2]);
+        let ratio = set.as_secs_f64() / bare.as_secs_f64();
+        println!("set {set:?}, bare {bare:?}, ratio {ratio:.2}");
+        assert!(ratio < 1.3, "set {set:?}, three bare containers {bare:?}: {ratio:.2} times");
+    });
+}
+
+/// The same three containers by plain calls, one after the other.
+async fn bare_containers() -> Duration {
+    use bollard::models::{ContainerCreateBody, HostConfig};
+    use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
+    let docker =
+        bollard::Docker::connect_with_unix(DOCKER_SOCKET, 60, bollard::API_DEFAULT_VERSION).expect("a client");
+    let images = docker.list_images(None::<bollard::query_parameters::ListImagesOptions>).await.expect("images");
+    let image = images.first().expect("an image").id.clone();
+    let body = |host: HostConfig| ContainerCreateBody {
+        image: Some(image.clone()),
+        entrypoint: Some(["/bin/busybox", "sleep", "1000"].map(str::to_owned).into()),
+        host_config: Some(host),
+        ..Default::default()
+    };
+    let anchor = HostConfig {
+        network_mode: Some("none".to_owned()),
+        ipc_mode: Some("shareable".to_owned()),
+        ..Default::default()
+    };
+    let member = HostConfig {
+        network_mode: Some("container:bare-0".to_owned()),
+        ipc_mode: Some("container:bare-0".to_owned()),
+        memory: Some(64 << 20),
+        ..Default::default()
+    };
+    let start = Instant::now();
+    for (name, host) in [("bare-0", anchor), ("bare-1", member.clone()), ("bare-2", member)] {
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        docker.create_container(Some(options), body(host)).await.expect("created");
+        docker.start_container(name, None).await.expect("started");
+    }
+    let took = start.elapsed();
+    let options = RemoveContainerOptionsBuilder::default().force(true).build();
+    for name in ["bare-2", "bare-1", "bare-0"] {
+        docker.remove_container(name, Some(options.clone())).await.expect("removed");
+    }
+    took
+}
