@@ -6,6 +6,7 @@ use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
 use amphi_api::set::SetSpec;
 use amphi_api::wire::BodyDesired;
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use amphi_hostsrv::instance::set::render::{Facts, render};
 use amphi_hostsrv::instance::set::{SetDriver, SetLimits, SetOptions};
 use amphi_hostsrv::instance::{
     Adjustment, Bell, BodyDriver, BodyPlan, CachedImage, DriverError, ObservedBody, ObservedState,
@@ -18,6 +19,7 @@ use amphi_hostsrv::network::plugin::{
 use axum::body::Bytes;
 use axum::routing::post;
 use axum::{Json, Router};
+use bollard::query_parameters::{CreateContainerOptionsBuilder, ListImagesOptions};
 use common::engines::{BUSYBOX, DOCKER_SOCKET};
 use common::plugin::wiring;
 use common::{DEADLINE, PrivateHost, eventually, on_private_host, run};
@@ -77,7 +79,8 @@ impl<'a> Stage<'a> {
                 return body;
             }
             let rang = self.runtime.block_on(async {
-                tokio::time::timeout(end.saturating_duration_since(Instant::now()), self.bell.notified()).await
+                tokio::time::timeout(end.saturating_duration_since(Instant::now()), self.bell.notified())
+                    .await
             });
             assert!(rang.is_ok(), "{what}: the bell stays silent; last seen {body:?}");
         }
@@ -149,7 +152,8 @@ impl<'a> Stage<'a> {
     fn one_namespace(&self, plan: &BodyPlan) {
         let of = |member| {
             let pid = self.inspect(plan, member, ".State.Pid");
-            ["net", "ipc"].map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a process"))
+            ["net", "ipc"]
+                .map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a process"))
         };
         let anchor = of("anchor");
         assert_eq!((of("early"), of("late")), (anchor.clone(), anchor));
@@ -167,7 +171,8 @@ impl<'a> Stage<'a> {
 
 fn driver(runtime: &Runtime, bell: &Bell) -> SetDriver {
     let _context = runtime.enter();
-    let limits = SetLimits { ping: Duration::from_secs(2), call: Duration::from_secs(5), ..Default::default() };
+    let limits =
+        SetLimits { ping: Duration::from_secs(2), call: Duration::from_secs(5), ..Default::default() };
     let options = SetOptions { limits, ..SetOptions::default() };
     SetDriver::new(DOCKER_SOCKET, bell.clone(), options).expect("a driver")
 }
@@ -344,9 +349,11 @@ fn broken_images_and_members_are_named() {
         // A flipped byte in the middle, which the load itself has to find.
         let mut flipped = whole.clone();
         flipped[whole.len() / 2] ^= 0xff;
-        for (name, bytes) in
-            [("garbage", b"garbage".repeat(1000)), ("half", whole[..whole.len() / 2].to_vec()), ("flipped", flipped)]
-        {
+        for (name, bytes) in [
+            ("garbage", b"garbage".repeat(1000)),
+            ("half", whole[..whole.len() / 2].to_vec()),
+            ("flipped", flipped),
+        ] {
             let path = stage.host.path(name);
             std::fs::write(&path, bytes).expect("a file");
             let mut cached = stage.image.clone();
@@ -423,7 +430,8 @@ fn a_hung_and_a_dead_dockerd_are_told_apart() {
         });
         assert!(silent.is_err());
         stage.host.start_dockerd();
-        let rang = stage.runtime.block_on(async { tokio::time::timeout(DEADLINE, stage.bell.notified()).await });
+        let rang =
+            stage.runtime.block_on(async { tokio::time::timeout(DEADLINE, stage.bell.notified()).await });
         assert!(rang.is_ok(), "the bell rings when the engine is back");
         assert_eq!(stage.observe(), Some(body));
         stage.run(stage.driver.remove(plan.instance, 5));
@@ -475,7 +483,7 @@ fn serve_plugin(runtime: &Runtime, dir: &Path) {
 
 fn port(network: NetworkId, last: u8, gateway: bool) -> PortAttachment {
     PortAttachment {
-        id: PortId::new(),
+        id: PortId(uuid::Uuid::new_v4()),
         network,
         subnet: "10.7.0.0/24".parse().expect("a subnet"),
         mac: format!("0a:00:27:00:00:{last:02x}"),
@@ -499,6 +507,7 @@ fn a_set_keeps_its_ports_and_its_volume() {
         let second = PortAttachment {
             subnet: "10.8.0.0/24".parse().expect("a subnet"),
             address: "10.8.0.6/24".parse().expect("an address"),
+            gateway: Some("10.8.0.1".parse().expect("an address")),
             ..port(back, 6, true)
         };
         plan.ports = vec![port(front, 5, true), second];
@@ -540,7 +549,8 @@ fn a_set_keeps_its_ports_and_its_volume() {
         stage.run(stage.driver.ensure(&plan));
         eventually("the second start has the same address", || {
             let log = stage.run(stage.driver.console_log(plan.instance, Some("late"), 100));
-            let lines: Vec<_> = log.lines().filter(|line| line.contains("10.7.0.5/24 0a:00:27:00:00:05")).collect();
+            let lines: Vec<_> =
+                log.lines().filter(|line| line.contains("10.7.0.5/24 0a:00:27:00:00:05")).collect();
             if lines.len() == 2 { Ok(()) } else { Err(log) }
         });
 
@@ -564,26 +574,35 @@ fn a_set_keeps_its_ports_and_its_volume() {
         stage.run(stage.driver.remove(plan.instance, 5));
         assert_eq!(stage.host.docker(&["ps", "-aq"]), "");
         assert_eq!(stage.host.docker(&["network", "ls", "-q", "--filter", "driver=amphi"]), "");
-        assert_eq!(stage.runtime.block_on(wiring().switch.observe()).expect("observable"), []);
+        let attached = stage.runtime.block_on(async { wiring().switch.observe().await });
+        assert_eq!(attached.expect("observable"), []);
     });
 }
 
 #[test]
 fn a_set_starts_about_as_fast_as_its_containers_would() {
     on_private_host("a_set_starts_about_as_fast_as_its_containers_would", |host| {
+        host.start_switch();
+        let dir = host.dir.clone();
+        let plugin_runtime = Runtime::new().expect("a runtime");
+        serve_plugin(&plugin_runtime, &dir);
         let stage = Stage::new(host);
-        let warm = stage.usual_plan();
+        // Keeps network and images, so that both find the same.
+        let mut warm = stage.usual_plan();
+        let network = NetworkId::new();
+        warm.ports = vec![port(network, 4, true)];
         stage.run(stage.driver.ensure(&warm));
-        stage.run(stage.driver.remove(warm.instance, 5));
         let (mut sets, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..9 {
-            let plan = stage.usual_plan();
+            let mut plan = stage.usual_plan();
+            plan.ports = vec![port(network, 5, true)];
+            plan.volume = Some(VolumeAttachment { id: VolumeId::new(), device: PathBuf::new(), mount: None });
             let start = Instant::now();
             stage.run(stage.driver.ensure(&plan));
             sets.push(start.elapsed());
-            stage.running();
             stage.run(stage.driver.remove(plan.instance, 5));
-            bare.push(stage.runtime.block_on(bare_containers()));
+            bare.push(stage.runtime.block_on(bare_containers(&plan)));
+            stage.run(stage.driver.remove(plan.instance, 5));
         }
         sets.sort();
         bare.sort();
@@ -595,40 +614,26 @@ fn a_set_starts_about_as_fast_as_its_containers_would() {
 }
 
 /// The same three containers by plain calls, one after the other.
-async fn bare_containers() -> Duration {
-    use bollard::models::{ContainerCreateBody, HostConfig};
-    use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
-    let docker =
-        bollard::Docker::connect_with_unix(DOCKER_SOCKET, 60, bollard::API_DEFAULT_VERSION).expect("a client");
-    let images = docker.list_images(None::<bollard::query_parameters::ListImagesOptions>).await.expect("images");
-    let image = images.first().expect("an image").id.clone();
-    let body = |host: HostConfig| ContainerCreateBody {
-        image: Some(image.clone()),
-        entrypoint: Some(["/bin/busybox", "sleep", "1000"].map(str::to_owned).into()),
-        host_config: Some(host),
-        ..Default::default()
+async fn bare_containers(plan: &BodyPlan) -> Duration {
+    let docker = bollard::Docker::connect_with_unix(DOCKER_SOCKET, 60, bollard::API_DEFAULT_VERSION)
+        .expect("a client");
+    let BodyDesired::Set { set, .. } = &plan.body else { panic!("a set") };
+    let images = docker.list_images(None::<ListImagesOptions>).await.expect("images");
+    let id = |tag: &str| {
+        let found = images.iter().find(|image| image.repo_tags.iter().any(|found| found.starts_with(tag)));
+        found.expect("a loaded image").id.clone()
     };
-    let anchor = HostConfig {
-        network_mode: Some("none".to_owned()),
-        ipc_mode: Some("shareable".to_owned()),
-        ..Default::default()
+    let facts = Facts {
+        anchor_image: id("amphi-anchor"),
+        privileged_anchor: SetOptions::default().privileged_anchor,
+        member_images: vec![id("busybox"); 2],
     };
-    let member = HostConfig {
-        network_mode: Some("container:bare-0".to_owned()),
-        ipc_mode: Some("container:bare-0".to_owned()),
-        memory: Some(64 << 20),
-        ..Default::default()
-    };
+    let rendered = render(plan, set, &facts);
     let start = Instant::now();
-    for (name, host) in [("bare-0", anchor), ("bare-1", member.clone()), ("bare-2", member)] {
-        let options = CreateContainerOptionsBuilder::default().name(name).build();
-        docker.create_container(Some(options), body(host)).await.expect("created");
-        docker.start_container(name, None).await.expect("started");
+    for container in [&rendered.anchor, &rendered.members[0].container, &rendered.members[1].container] {
+        let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
+        docker.create_container(Some(options), container.body.clone()).await.expect("created");
+        docker.start_container(&container.name, None).await.expect("started");
     }
-    let took = start.elapsed();
-    let options = RemoveContainerOptionsBuilder::default().force(true).build();
-    for name in ["bare-2", "bare-1", "bare-0"] {
-        docker.remove_container(name, Some(options.clone())).await.expect("removed");
-    }
-    took
+    start.elapsed()
 }

@@ -255,7 +255,8 @@ impl BodyDriver for SetDriver {
             (Role::Member { name, .. }, Some(member)) => name == member,
             _ => false,
         });
-        let first = parts.iter().find(|part| !part.is_anchor());
+        let newest = parts.last().map(|part| part.tag.epoch);
+        let first = parts.iter().find(|part| !part.is_anchor() && Some(part.tag.epoch) == newest);
         let Some(part) = wanted.or(first.filter(|_| member.is_none())) else {
             return Err(DriverError::EngineRefused {
                 engine: ENGINE,

@@ -123,10 +123,10 @@ fn is_network(message: &str) -> bool {
         "failed to set up container networking",
         "to sandbox: ",
         "error creating external connectivity network",
-        "could not find plugin amphi in v1 plugin registry",
-        "plugin \"amphi\" not found",
     ];
-    MARKS.iter().any(|mark| message.contains(mark))
+    // The socket is one for all drivers; without it, Docker waits 15 s and names the plug-in alone.
+    let plugin = message.contains("plugin \"amphi\" not found") && !message.contains("volume");
+    plugin || MARKS.iter().any(|mark| message.contains(mark))
 }
 
 #[cfg(test)]
@@ -142,6 +142,11 @@ mod tests {
         let table = [
             (server(400, "Minimum memory limit allowed is 6MB"), "engine_refused"),
             (server(404, "No such image: sha256:00"), "engine_refused"),
+            (server(404, "plugin \"amphi\" not found"), "network_down"),
+            (
+                server(400, "error looking up volume plugin amphi: plugin \"amphi\" not found"),
+                "engine_refused",
+            ),
             (server(500, "NetworkDriver.Join: no switch"), "network_down"),
             (server(500, "failed to create endpoint a on network b: x"), "network_down"),
             (server(500, "OCI: failed to add interface vc0 to sandbox: no such link"), "network_down"),
