@@ -1,199 +1,29 @@
 //! Sets on a real dockerd.
 
 mod common;
+#[path = "set_driver/drivers.rs"]
+mod drivers;
+#[path = "set_driver/stage.rs"]
+mod stage;
 
-use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
-use amphi_api::set::SetSpec;
+use amphi_api::image::BlobRole;
 use amphi_api::wire::BodyDesired;
-use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use amphi_api::{NetworkId, VolumeId};
+use amphi_hostsrv::instance::set::SetOptions;
 use amphi_hostsrv::instance::set::render::{Facts, render};
-use amphi_hostsrv::instance::set::{SetDriver, SetLimits, SetOptions};
 use amphi_hostsrv::instance::{
-    Adjustment, Bell, BodyDriver, BodyPlan, CachedImage, DriverError, ObservedBody, ObservedState,
-    PortAttachment, VolumeAttachment,
+    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, ObservedState, PortAttachment, VolumeAttachment,
 };
-use amphi_hostsrv::network::ovs::{Chassis, Datapath};
-use amphi_hostsrv::network::plugin::{
-    NetworkDriver, Records, activation_router, bind, ipam_router, network_router, serve,
-};
-use axum::body::Bytes;
-use axum::routing::post;
-use axum::{Json, Router};
 use bollard::query_parameters::{CreateContainerOptionsBuilder, ListImagesOptions};
-use common::engines::{BUSYBOX, DOCKER_SOCKET};
+use common::engines::DOCKER_SOCKET;
 use common::plugin::wiring;
-use common::{DEADLINE, PrivateHost, eventually, on_private_host, run};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use common::{DEADLINE, eventually, on_private_host, run};
+use drivers::{port, serve_plugin};
+use serde_json::json;
+use stage::{Stage, driver};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-
-/// Prints what a program sees at its first instruction, then stays; ends in order on SIGTERM.
-const MEMBER: &str = "echo $NAME net $(readlink /proc/self/ns/net) ipc $(readlink /proc/self/ns/ipc) \
-    backlog $(cat /proc/sys/net/core/somaxconn) on $(hostname) \
-    eth0 $(ip -o -4 addr show eth0 2>/dev/null | awk '{print $4}') $(cat /sys/class/net/eth0/address 2>/dev/null); \
-    echo to stderr >&2; trap 'echo bye; exit 0' TERM; while :; do sleep 1000 & wait; done";
-
-struct Stage<'a> {
-    host: &'a mut PrivateHost,
-    runtime: Runtime,
-    bell: Bell,
-    driver: SetDriver,
-    image: CachedImage,
-}
-
-impl<'a> Stage<'a> {
-    fn new(host: &'a mut PrivateHost) -> Stage<'a> {
-        host.start_docker();
-        let archive = host.path("image.tar");
-        host.docker(&["save", "-o", &archive.display().to_string(), BUSYBOX]);
-        host.docker(&["rmi", BUSYBOX]);
-        let runtime = Runtime::new().expect("a runtime");
-        let bell = Bell::default();
-        let driver = driver(&runtime, &bell);
-        Stage { host, runtime, bell, driver, image: image(archive) }
-    }
-
-    fn run<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> T {
-        self.runtime.block_on(work).unwrap_or_else(|error| panic!("{}: {error}", error.code()))
-    }
-
-    fn refused<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> DriverError {
-        self.runtime.block_on(work).err().expect("this must not work")
-    }
-
-    fn observe(&self) -> Option<ObservedBody> {
-        let mut bodies = self.run(self.driver.observe());
-        assert!(bodies.len() <= 1, "{bodies:?}");
-        bodies.pop()
-    }
-
-    /// Waits for the bell until the body is as wanted: what the reconciler does.
-    fn rings_until(&self, what: &str, wanted: impl Fn(&ObservedBody) -> bool) -> ObservedBody {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let body = self.observe().expect("a body");
-            if wanted(&body) {
-                return body;
-            }
-            let rang = self.runtime.block_on(async {
-                tokio::time::timeout(end.saturating_duration_since(Instant::now()), self.bell.notified())
-                    .await
-            });
-            assert!(rang.is_ok(), "{what}: the bell stays silent; last seen {body:?}");
-        }
-    }
-
-    fn running(&self) -> ObservedBody {
-        let body = self.observe().expect("a body");
-        assert_eq!((body.state, &body.trouble), (ObservedState::Running, &None), "{body:?}");
-        let starts: Vec<i64> = body.members.iter().map(|m| m.started_at_us.expect("started")).collect();
-        assert!(body.members.iter().all(|member| member.running), "{body:?}");
-        if body.members.iter().all(|member| member.restarts == 0) {
-            assert!(starts.is_sorted(), "members start in order of index: {body:?}");
-        }
-        body
-    }
-
-    /// Container ids and start times: the same where nothing was touched.
-    fn fingerprint(&self) -> String {
-        let ids = self.host.docker(&["ps", "-aq", "--no-trunc"]);
-        let mut args = vec!["inspect", "-f", "{{.Name}} {{.Id}} {{.State.StartedAt}} {{.State.Status}}"];
-        args.extend(ids.lines());
-        self.host.docker(&args)
-    }
-
-    fn container(&self, plan: &BodyPlan, member: &str) -> String {
-        format!("amphi-{}-{member}", plan.instance)
-    }
-
-    fn inspect(&self, plan: &BodyPlan, member: &str, field: &str) -> String {
-        self.host.docker(&["inspect", "-f", &format!("{{{{{field}}}}}"), &self.container(plan, member)])
-    }
-
-    fn plan(&self, set: Value) -> BodyPlan {
-        let set: SetSpec = serde_json::from_value(set).expect("a set");
-        set.check().expect("a sound set");
-        let set = set.normalized();
-        let images = set.members.iter().map(|_| self.image.image.clone()).collect();
-        BodyPlan {
-            instance: InstanceId::new(),
-            project: ProjectId::new(),
-            name: "Web 1".to_owned(),
-            epoch: 5,
-            vcpus: 4,
-            memory_mib: 256,
-            body: BodyDesired::Set { set, images },
-            ports: Vec::new(),
-            volume: None,
-            images: BTreeMap::from([(self.image.image.id, self.image.clone())]),
-            user_data: None,
-            ssh_keys: Vec::new(),
-            metadata: BTreeMap::new(),
-        }
-    }
-
-    fn usual_plan(&self) -> BodyPlan {
-        self.plan(json!({
-            "anchor": {"sysctls": {"net.core.somaxconn": "777"}},
-            "members": [
-                {"index": 20, "name": "late", "image": "x", "command": ["/bin/sh", "-c", MEMBER],
-                 "env": {"NAME": "late"}, "options": {"cpu": 20, "mem": 25}},
-                {"index": 10, "name": "early", "image": "x", "command": ["/bin/sh", "-c", MEMBER],
-                 "env": {"NAME": "early"}, "options": {"cpu": 80, "mem": 75}},
-            ],
-        }))
-    }
-
-    /// The anchor and its members are in the same network and IPC namespaces. (The kernel gives a dead namespace's
-    /// number to the next, so comparing with an earlier one says nothing.)
-    fn one_namespace(&self, plan: &BodyPlan) {
-        let of = |member| {
-            let pid = self.inspect(plan, member, ".State.Pid");
-            ["net", "ipc"]
-                .map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a process"))
-        };
-        let anchor = of("anchor");
-        assert_eq!((of("early"), of("late")), (anchor.clone(), anchor));
-    }
-
-    /// What the member printed at its last start, as words.
-    fn first_words(&self, plan: &BodyPlan, member: &str) -> Vec<String> {
-        eventually(&format!("{member} prints"), || {
-            let log = self.run(self.driver.console_log(plan.instance, Some(member), 100));
-            let line = log.lines().rfind(|line| line.starts_with(member)).map(str::to_owned);
-            line.map(|line| line.split(' ').map(str::to_owned).collect()).ok_or(log)
-        })
-    }
-}
-
-fn driver(runtime: &Runtime, bell: &Bell) -> SetDriver {
-    let _context = runtime.enter();
-    let limits =
-        SetLimits { ping: Duration::from_secs(2), call: Duration::from_secs(5), ..Default::default() };
-    let options = SetOptions { limits, ..SetOptions::default() };
-    SetDriver::new(DOCKER_SOCKET, bell.clone(), options).expect("a driver")
-}
-
-fn image(archive: PathBuf) -> CachedImage {
-    let bytes = std::fs::read(&archive).expect("an archive");
-    let blob = Blob { sha256: format!("{:064x}", bytes.len()), size: bytes.len() as u64 };
-    CachedImage {
-        image: Image {
-            id: ImageId::new(),
-            project: ProjectId::new(),
-            name: "busybox".to_owned(),
-            format: ImageFormat::DockerArchive,
-            cmdline: String::new(),
-            state: ImageState::Active,
-            blobs: BTreeMap::from([(BlobRole::Archive, blob)]),
-            created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
-        },
-        blobs: BTreeMap::from([(BlobRole::Archive, archive)]),
-    }
-}
 
 #[test]
 fn a_set_lives_and_dies() {
@@ -436,62 +266,6 @@ fn a_hung_and_a_dead_dockerd_are_told_apart() {
         assert_eq!(stage.observe(), Some(body));
         stage.run(stage.driver.remove(plan.instance, 5));
     });
-}
-
-/// A volume driver whose volumes are directories.
-fn directories(root: PathBuf) -> Router {
-    let reply = move |body: Bytes| {
-        let root = root.clone();
-        async move {
-            let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-            let name = request["Name"].as_str().unwrap_or_default().to_owned();
-            let path = root.join(&name);
-            std::fs::create_dir_all(&path).expect("a directory");
-            Json(json!({"Err": "", "Mountpoint": path, "Volume": {"Name": name, "Mountpoint": path},
-                "Volumes": [], "Capabilities": {"Scope": "local"}}))
-        }
-    };
-    let mut router = Router::new();
-    for call in ["Create", "Remove", "Mount", "Unmount", "Path", "Get", "List", "Capabilities"] {
-        router = router.route(&format!("/VolumeDriver.{call}"), post(reply.clone()));
-    }
-    router
-}
-
-fn serve_plugin(runtime: &Runtime, dir: &Path) {
-    let chassis = Chassis {
-        name: "h1".to_owned(),
-        remote: "tcp:127.0.0.1:6642".to_owned(),
-        encap_ip: "127.0.0.1".parse().expect("an address"),
-        datapath: Datapath::Userspace,
-    };
-    let listener = runtime.block_on(async {
-        let wiring = wiring();
-        wiring.switch.ensure_bridge(Datapath::Userspace).await.expect("a bridge");
-        wiring.switch.ensure_chassis(&chassis).await.expect("a chassis");
-        bind(Path::new("/run/docker/plugins/amphi.sock")).await.expect("a free socket")
-    });
-    let _context = runtime.enter();
-    let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
-    let network = Arc::new(NetworkDriver { wiring: wiring(), records, await_flows: None });
-    let router = activation_router(&["NetworkDriver", "IpamDriver", "VolumeDriver"])
-        .merge(network_router(network))
-        .merge(ipam_router())
-        .merge(directories(dir.join("volumes")));
-    tokio::spawn(async move { serve(listener, router).await.expect("serves") });
-}
-
-fn port(network: NetworkId, last: u8, gateway: bool) -> PortAttachment {
-    PortAttachment {
-        id: PortId(uuid::Uuid::new_v4()),
-        network,
-        subnet: "10.7.0.0/24".parse().expect("a subnet"),
-        mac: format!("0a:00:27:00:00:{last:02x}"),
-        address: format!("10.7.0.{last}/24").parse().expect("an address"),
-        gateway: gateway.then(|| "10.7.0.1".parse().expect("an address")),
-        dns: vec!["10.7.0.1".parse().expect("an address")],
-        mtu: 1400,
-    }
 }
 
 #[test]

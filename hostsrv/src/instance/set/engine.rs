@@ -7,7 +7,7 @@ use bollard::Docker;
 use bollard::errors::Error;
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bollard's own bound, in seconds: above every limit of ours, which are the ones that count.
 const BOLLARD_TIMEOUT: u64 = 3600;
@@ -71,7 +71,10 @@ impl Engine {
         F: Future<Output = Result<T, Error>>,
     {
         let client = self.client(doing)?;
-        match tokio::time::timeout(limit, call(client)).await {
+        let begin = Instant::now();
+        let answer = tokio::time::timeout(limit, call(client)).await;
+        tracing::debug!(doing, took = ?begin.elapsed(), "Docker call");
+        match answer {
             Ok(answer) => answer.map_err(|error| refusal(doing, error)),
             Err(_) => Err(DriverError::EngineTimeout { engine: ENGINE, doing: doing.to_owned(), limit }),
         }
