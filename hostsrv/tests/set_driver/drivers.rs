@@ -60,7 +60,7 @@ pub fn serve_plugin(runtime: &Runtime, dir: &Path) {
 
 pub fn port(network: NetworkId, last: u8, gateway: bool) -> PortAttachment {
     PortAttachment {
-        id: PortId(uuid::Uuid::new_v4()),
+        id: PortId::new(),
         network,
         subnet: "10.7.0.0/24".parse().expect("a subnet"),
         mac: format!("0a:00:27:00:00:{last:02x}"),
