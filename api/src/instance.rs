@@ -142,7 +142,7 @@ pub struct InstanceCreate {
     pub metadata: BTreeMap<String, String>,
     #[serde(default)]
     pub failover: FailoverPolicy,
-    /// Name or id of the one host it may go to.
+    /// Name or id of the host to begin on. Whether it may leave it when it fails is `failover`'s to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
 }

@@ -87,3 +87,33 @@ impl HostLinks for Links {
         self.is_up(host)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::Cloud;
+    use amphi_api::host::JoinTokenCreate;
+    use amphi_api::wire::JoinTicket;
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_signed_spends_no_token() {
+        let cloud = Cloud::new().await;
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Arc::new(Ca::open(dir.path()).unwrap());
+        let side = Side { ops: cloud.ops.clone(), ca, ovn_remote: "tcp:10.0.0.1:6642".into() };
+        let token = cloud.ops.create_join_token(&JoinTokenCreate::default()).await.unwrap().token;
+        let ticket = hex::decode(token.strip_prefix("amphi-").unwrap()).unwrap();
+        let ticket: JoinTicket = serde_json::from_slice(&ticket).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::new(vec![]).unwrap().serialize_request(&key).unwrap();
+        let request = |csr: String| JoinRequest { secret: ticket.secret.clone(), name: "h1".into(), csr };
+        let refusal = side.join(request("nonsense".into())).await.unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::InvalidField);
+        let answer = side.join(request(csr.pem().unwrap())).await.unwrap();
+        assert!(answer.certificate.contains("BEGIN CERTIFICATE"));
+        let refusal = side.join(request(csr.pem().unwrap())).await.unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::Forbidden, "a token is good once");
+        let spec = crate::ops::tests::spec("h1");
+        assert_eq!(side.hello(answer.host, spec).await.unwrap(), "tcp:10.0.0.1:6642");
+    }
+}

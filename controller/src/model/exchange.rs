@@ -214,7 +214,8 @@ mod tests {
             Box::new(move |o| o.next_fault = Some(Fault { since: at(since), ..fault() }))
         };
         let absent = || -> Change { Box::new(|o| o.state = BodyState::Absent) };
-        let table: Vec<(&str, P, Change, i64, fn(&ExchangeStep) -> bool)> = vec![
+        type Row = (&'static str, P, Change, i64, fn(&ExchangeStep) -> bool);
+        let table: Vec<Row> = vec![
             ("not ready", P::Preparing, nothing(), 1, |s| *s == ExchangeStep::Wait),
             ("ready", P::Preparing, Box::new(|o| o.next_ready = true), 1, |s| *s == ExchangeStep::Switch),
             ("a young fault", P::Preparing, next_faulty(0), 5, |s| *s == ExchangeStep::Wait),

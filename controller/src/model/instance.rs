@@ -58,9 +58,6 @@ pub struct InstanceRecord {
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     pub failover: FailoverPolicy,
-    /// The one host it may go to.
-    #[serde(default)]
-    pub pinned: Option<HostId>,
 
     pub epoch: u64,
     pub host: HostId,
@@ -218,7 +215,6 @@ pub(super) mod tests {
             ssh_keys: Vec::new(),
             metadata: BTreeMap::new(),
             failover: FailoverPolicy::AnyKind,
-            pinned: None,
             epoch: 2,
             host: HostId::new(),
             body: BodyKind::Set,

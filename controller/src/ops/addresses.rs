@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn free_addresses() {
-        let table: [(&str, Option<&str>, &[&str], Option<&str>); 7] = [
+        type Row = (&'static str, Option<&'static str>, &'static [&'static str], Option<&'static str>);
+        let table: [Row; 7] = [
             ("10.0.0.0/29", None, &[], Some("10.0.0.2")),
             ("10.0.0.0/29", None, &["10.0.0.2"], Some("10.0.0.3")),
             ("10.0.0.0/29", None, &["10.0.0.4"], Some("10.0.0.5")),

@@ -100,7 +100,7 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
         bodies: bodies.clone(),
         network: !row.ports.is_empty(),
         volume: volume.is_some(),
-        pinned: row.pinned,
+        pinned: None,
         volume_host: volume.map(|v| v.host),
         excluded: vec![dead],
     };

@@ -98,21 +98,19 @@ impl Ops {
             Ok((draft, ()))
         })
         .await?;
-        let refusal = self
-            .transact(|view| {
-                let row = find(&view.groups, scope, id)?;
-                let mut draft = Draft::default();
-                let used = refuse_used(view, id);
-                match &used {
-                    Ok(()) => draft.delete(row),
-                    Err(_) => {
-                        draft.update(row, &SecurityGroupRecord { closing: false, ..(*row.record).clone() });
-                    }
+        self.transact(|view| {
+            let row = find(&view.groups, scope, id)?;
+            let mut draft = Draft::default();
+            let used = refuse_used(view, id);
+            match &used {
+                Ok(()) => draft.delete(row),
+                Err(_) => {
+                    draft.update(row, &SecurityGroupRecord { closing: false, ..(*row.record).clone() });
                 }
-                Ok((draft, used))
-            })
-            .await?;
-        refusal
+            }
+            Ok((draft, used))
+        })
+        .await?
     }
 }
 

@@ -118,7 +118,6 @@ fn decide(
         ssh_keys: request.ssh_keys.clone(),
         metadata: request.metadata.clone(),
         failover: request.failover,
-        pinned,
         epoch: 1,
         host: placement.host,
         body: kinds[placement.body],

@@ -20,6 +20,8 @@ mod ports;
 mod resolve;
 mod snapshots;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod view;
 mod volumes;
 pub mod world;

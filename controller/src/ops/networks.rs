@@ -57,19 +57,17 @@ impl Ops {
             Ok((draft, ()))
         })
         .await?;
-        let refusal = self
-            .transact(|view| {
-                let row = find(&view.networks, scope, id)?;
-                let mut draft = Draft::default();
-                let used = refuse_used(view, id);
-                match &used {
-                    Ok(()) => draft.delete(row),
-                    Err(_) => draft.update(row, &NetworkRecord { closing: false, ..(*row.record).clone() }),
-                }
-                Ok((draft, used))
-            })
-            .await?;
-        refusal
+        self.transact(|view| {
+            let row = find(&view.networks, scope, id)?;
+            let mut draft = Draft::default();
+            let used = refuse_used(view, id);
+            match &used {
+                Ok(()) => draft.delete(row),
+                Err(_) => draft.update(row, &NetworkRecord { closing: false, ..(*row.record).clone() }),
+            }
+            Ok((draft, used))
+        })
+        .await?
     }
 }
 

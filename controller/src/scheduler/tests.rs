@@ -59,7 +59,8 @@ fn every_reason_is_told() {
         spec
     };
     let claims = Claims { vcpus: 16, memory_mib: 3500, volume_gib: 10, instances: 1 };
-    let table: Vec<(HostSpec, Claims, HostState, fn(&mut Request), &[&str])> = vec![
+    type Row = (HostSpec, Claims, HostState, fn(&mut Request), &'static [&'static str]);
+    let table: Vec<Row> = vec![
         (good.clone(), claims, HostState::Up, |_| (), &["vCPUs are taken", "MiB are taken", "GiB are taken"]),
         (good.clone(), Claims::default(), HostState::Down, |_| (), &["is down"]),
         (good.clone(), Claims::default(), HostState::Up, |r| r.vcpus = 3, &["has 2 CPUs"]),

@@ -97,3 +97,34 @@ pub fn topology(view: &View) -> Topology {
             .collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::VolumeFate;
+    use crate::ops::tests::{Cloud, P};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_port_is_where_its_instance_is_until_it_is_let_go() {
+        let (cloud, h1, h2) = Cloud::furnished().await;
+        let chassis = |cloud: &Cloud| {
+            let topology = topology(&cloud.ops.world().read());
+            topology.ports.into_iter().map(|p| p.chassis.unwrap()).collect::<Vec<_>>()
+        };
+        let made = cloud.create(json!({"host": "h1", "security_groups": ["web"]})).await.unwrap();
+        let told = topology(&cloud.ops.world().read());
+        assert_eq!((told.networks.len(), told.groups.len()), (1, 1));
+        assert_eq!(told.ports[0].groups, [told.groups[0].id]);
+        assert_eq!(IpAddr::V4(told.ports[0].address), made.addresses[0].address);
+        assert_eq!(chassis(&cloud), ["h1"]);
+        cloud.down(h1).await;
+        assert_eq!(chassis(&cloud), ["h1"], "a silent host may still be forwarding");
+        cloud.ops.evacuate(h1).await.unwrap();
+        assert_eq!(chassis(&cloud), ["h2"]);
+        cloud.ops.delete_instance(P, made.id, VolumeFate::Keep).await.unwrap();
+        assert_eq!(chassis(&cloud), ["h2"]);
+        cloud.obey(h2).await;
+        assert!(chassis(&cloud).is_empty());
+    }
+}

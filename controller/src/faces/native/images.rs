@@ -67,10 +67,9 @@ pub async fn put_blob(
     let image = id(image)?;
     let role: BlobRole = serde_json::from_value(role.clone().into())
         .map_err(|_| Failure::new(ErrorCode::NotFound, format!("'{role}' is no kind of blob")))?;
-    let expected = match request.headers().get(DIGEST_HEADER) {
-        None => None,
-        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
-    };
+    // A value that is no text is no digest either: it is refused as one.
+    let digest = request.headers().get(DIGEST_HEADER);
+    let expected = digest.map(|value| value.to_str().unwrap_or_default().to_owned());
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
     Ok(Json(native.ops.put_blob(PROJECT, image, role, Box::pin(bytes), expected).await?))
 }

@@ -46,7 +46,7 @@ pub struct Native {
             Every route wants `Authorization: Bearer TOKEN`, but for `/healthz` and this description. \
             Work of hosts is asynchronous: 202 says that the order is recorded; poll the view for its state."
     ),
-    components(schemas(amphi_api::host::HostSpec)),
+    components(schemas(amphi_api::image::BlobRole)),
     security(("token" = [])),
     modifiers(&Token)
 )]

@@ -1,0 +1,174 @@
+use super::*;
+use amphi_api::ErrorCode;
+use amphi_api::instance::{BodyKind, Exchange, ExchangeCreate, ExchangePhase, Fault, InstanceState};
+use jiff::SignedDuration;
+
+fn to(kind: BodyKind) -> ExchangeCreate {
+    ExchangeCreate { to: kind, body: None }
+}
+
+async fn running(cloud: &Cloud) -> Instance {
+    let both = json!([{"set": {"members": [{"index": 0, "image": "busybox"}]}}, {"vm": {"image": "vm"}}]);
+    let made = cloud.create(json!({"host": "h1", "bodies": both, "volume": {"size_gib": 1}})).await.unwrap();
+    cloud.obey(made.host.unwrap()).await;
+    cloud.show(&made)
+}
+
+fn phase(cloud: &Cloud, exchange: &Exchange) -> ExchangePhase {
+    cloud.ops.exchange(P, exchange.id).unwrap().phase
+}
+
+#[tokio::test]
+async fn there_and_back_with_the_same_identity() {
+    let (mut cloud, h1, _) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    for (kind, epoch) in [(BodyKind::Vm, 2), (BodyKind::Set, 3)] {
+        let exchange = cloud.ops.create_exchange(P, before.id, &to(kind)).await.unwrap();
+        assert_eq!(exchange.phase, ExchangePhase::Preparing);
+        assert_eq!(cloud.show(&before).state, InstanceState::Exchanging);
+        let told = cloud.ops.desired(h1);
+        assert_eq!(told.instances[0].next_body.as_ref().unwrap().kind(), kind);
+        for refused in [
+            cloud.ops.stop_instance(P, before.id).await.map(drop),
+            cloud.ops.restart_instance(P, before.id).await.map(drop),
+            cloud.ops.create_exchange(P, before.id, &to(kind)).await.map(drop),
+        ] {
+            assert_eq!(refused.unwrap_err().code(), ErrorCode::Conflict);
+        }
+        cloud.ops.step_exchanges().await.unwrap();
+        assert_eq!(phase(&cloud, &exchange), ExchangePhase::Preparing, "not before the host is ready");
+        // Each phase is found again by a controller that starts in between, and taken once however often it is tried.
+        cloud.obey(h1).await;
+        cloud = cloud.another().await;
+        let other = cloud.another().await;
+        let (one, two) = tokio::join!(cloud.ops.step_exchanges(), other.ops.step_exchanges());
+        one.and(two).unwrap();
+        assert_eq!(phase(&cloud, &exchange), ExchangePhase::Switching);
+        let told = cloud.ops.desired(h1);
+        assert_eq!((told.instances[0].epoch, told.instances[0].body.kind()), (epoch, kind));
+        assert_eq!(told.instances[0].next_body, None);
+        cloud = cloud.another().await;
+        cloud.obey(h1).await;
+        cloud.ops.step_exchanges().await.unwrap();
+        let done = cloud.ops.exchange(P, exchange.id).unwrap();
+        assert_eq!((done.phase, done.outage_ms, done.fault), (ExchangePhase::Done, Some(42), None));
+        let after = cloud.show(&before);
+        assert_eq!((after.state, after.body, after.epoch), (InstanceState::Running, kind, epoch));
+        assert_eq!((&after.addresses, after.volume), (&before.addresses, before.volume));
+        assert_eq!(after.bodies, before.bodies, "the order of bodies is the owner's");
+    }
+    assert_eq!(cloud.ops.exchanges(P, Some(before.id), &ListQuery::default()).unwrap().len(), 2);
+    cloud.ops.delete_instance(P, before.id, VolumeFate::Keep).await.unwrap();
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(cloud.ops.world().read().exchanges.len(), 0, "the history goes with the instance");
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_made_ready_changes_nothing() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    let exchange = cloud.ops.create_exchange(P, before.id, &to(BodyKind::Vm)).await.unwrap();
+    let mut status = cloud.obedient(h1);
+    status.instances[0].next_ready = false;
+    status.instances[0].next_fault = Some(fault(0));
+    cloud.ops.status(h1, &status).await.unwrap();
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::Preparing, "a fault must last to count");
+    backdate(&cloud, &exchange).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    let failed = cloud.ops.exchange(P, exchange.id).unwrap();
+    assert_eq!((failed.phase, failed.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "image_broken"));
+    let after = cloud.show(&before);
+    assert_eq!((after.epoch, after.body, after.state), (before.epoch, before.body, InstanceState::Running));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_run_is_rolled_back() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+    cloud.obey(h1).await;
+    let error = cloud.ops.create_exchange(P, made.id, &to(BodyKind::Vm)).await.unwrap_err();
+    assert!(matches!(&error, OpsError::Field(e) if e.field == "body"), "{error:?}");
+    let body: ExchangeCreate =
+        serde_json::from_value(json!({"to": "vm", "body": {"vm": {"image": "none"}}})).unwrap();
+    let error = cloud.ops.create_exchange(P, made.id, &body).await.unwrap_err();
+    assert!(matches!(&error, OpsError::Field(e) if e.field == "body.vm.image"), "{error:?}");
+    let body: ExchangeCreate =
+        serde_json::from_value(json!({"to": "vm", "body": {"vm": {"image": "vm"}}})).unwrap();
+    let exchange = cloud.ops.create_exchange(P, made.id, &body).await.unwrap();
+    let image =
+        cloud.ops.images(P, &ListQuery { name: Some("vm".into()), ..Default::default() }).unwrap()[0].id;
+    assert_eq!(cloud.ops.delete_image(P, image).await.unwrap_err().code(), ErrorCode::Conflict);
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(cloud.show(&made).bodies.len(), 2, "the new body is listed from the switch on");
+
+    let mut status = cloud.obedient(h1);
+    status.instances[0].state = BodyState::Absent;
+    status.instances[0].fault = Some(fault(0));
+    cloud.ops.status(h1, &status).await.unwrap();
+    backdate(&cloud, &exchange).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::RollingBack);
+    let back = cloud.show(&made);
+    assert_eq!((back.epoch, back.body, back.bodies.len()), (3, BodyKind::Set, 1));
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    let failed = cloud.ops.exchange(P, exchange.id).unwrap();
+    assert_eq!((failed.phase, failed.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "image_broken"));
+    assert_eq!(cloud.show(&made).state, InstanceState::Running);
+}
+
+#[tokio::test]
+async fn a_lost_host_or_a_deletion_ends_it() {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    let both = json!([{"set": {"members": [{"index": 0, "image": "busybox"}]}}, {"vm": {"image": "vm"}}]);
+    let made = cloud.create(json!({"bodies": both})).await.unwrap();
+    let home = made.host.unwrap();
+    cloud.obey(home).await;
+    let exchange = cloud.ops.create_exchange(P, made.id, &to(BodyKind::Vm)).await.unwrap();
+    cloud.down(home).await;
+    let answer = cloud.ops.evacuate(home).await.unwrap();
+    assert_eq!(answer.moved.len(), 1);
+    let ended = cloud.ops.exchange(P, exchange.id).unwrap();
+    assert_eq!((ended.phase, ended.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "host_lost"));
+
+    let there = if home == h1 { h2 } else { h1 };
+    cloud.obey(there).await;
+    let exchange = cloud.ops.create_exchange(P, made.id, &to(BodyKind::Vm)).await.unwrap();
+    cloud.ops.delete_instance(P, made.id, VolumeFate::Keep).await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::Failed);
+    cloud.obey(there).await;
+    cloud.assert_empty();
+}
+
+fn fault(age: i64) -> Fault {
+    let since = Timestamp::now() - SignedDuration::from_secs(age);
+    Fault { code: "image_broken".into(), message: "no".into(), since }
+}
+
+/// Lets a minute pass: for the exchange's phase, the host's link and the faults that it has told.
+async fn backdate(cloud: &Cloud, exchange: &Exchange) {
+    let past = Timestamp::now() - SignedDuration::from_secs(60);
+    cloud
+        .ops
+        .transact(|view| {
+            let mut draft = Draft::default();
+            let row = view.exchanges.get(exchange.id).unwrap();
+            draft.update(row, &crate::model::ExchangeRecord { phase_since: past, ..(*row.record).clone() });
+            let instance = view.instances.get(exchange.instance).unwrap();
+            let mut record = (*instance.record).clone();
+            if let Some(observed) = &mut record.observed {
+                for fault in [&mut observed.fault, &mut observed.next_fault].into_iter().flatten() {
+                    fault.since = past;
+                }
+            }
+            draft.update(instance, &record);
+            let host = view.hosts.get(instance.host).unwrap();
+            draft.update(host, &crate::model::HostRecord { state_since: past, ..(*host.record).clone() });
+            Ok((draft, ()))
+        })
+        .await
+        .unwrap();
+}

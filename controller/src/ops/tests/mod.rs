@@ -1,0 +1,231 @@
+//! Operations on the real embedded store, with hosts that are played: what a host would say is made of what it is told.
+
+mod create;
+mod evacuation;
+mod exchange;
+mod life;
+mod volumes;
+
+use super::*;
+use crate::images::BlobStore;
+use crate::model::{ImageRecord, Record};
+use crate::store::{Op, SledStore};
+use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, JoinTokenCreate, VolumeActivation};
+use amphi_api::image::{Blob, BlobRole, ImageFormat};
+use amphi_api::instance::{Instance, InstanceCreate, Power};
+use amphi_api::network::{Network, NetworkCreate};
+use amphi_api::wire::{BodyState, HostStatus, InstanceStatus, JoinTicket, SnapshotStatus, VolumeStatus};
+use amphi_api::{ImageId, ProjectId};
+use serde_json::json;
+use std::collections::HashSet;
+
+pub const P: ProjectId = ProjectId::DEFAULT;
+const GIB: u64 = 1 << 30;
+
+/// Links that stand as the test says.
+#[derive(Default)]
+pub struct PlayedLinks(Mutex<HashSet<HostId>>);
+
+#[async_trait]
+impl HostLinks for PlayedLinks {
+    async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError> {
+        if !self.is_linked(host) {
+            return Err(AskError::NoLink);
+        }
+        let Ask::ConsoleLog { member, lines, .. } = ask;
+        Ok(Answer::ConsoleLog { text: format!("{lines} lines of {member:?}") })
+    }
+    fn is_linked(&self, host: HostId) -> bool {
+        self.0.lock().unwrap().contains(&host)
+    }
+}
+
+pub struct Cloud {
+    pub ops: Arc<Ops>,
+    pub links: Arc<PlayedLinks>,
+    pub store: Arc<dyn Store>,
+    dir: Arc<tempfile::TempDir>,
+}
+
+pub fn spec(name: &str) -> HostSpec {
+    let engine = |name| Engine { name, version: "1".into(), trouble: None };
+    HostSpec {
+        name: name.into(),
+        chassis: name.into(),
+        address: "10.99.0.11".into(),
+        cpus: 4,
+        memory_mib: 4096,
+        reserved_cpus: 1,
+        reserved_memory_mib: 512,
+        volume_group_bytes: 20 * GIB,
+        volume_group_free_bytes: 20 * GIB,
+        acceleration: Acceleration::Tcg,
+        activation: VolumeActivation::Loop,
+        engines: [EngineName::Docker, EngineName::Libvirt, EngineName::Ovs, EngineName::Ovn, EngineName::Lvm]
+            .map(engine)
+            .to_vec(),
+        agent_version: "0".into(),
+    }
+}
+
+impl Cloud {
+    /// A controller on an empty store.
+    pub async fn new() -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let store: Arc<dyn Store> = Arc::new(SledStore::open(&dir.path().join("store")).unwrap());
+        Self::on(store, dir, Arc::default()).await
+    }
+
+    /// One more controller on the same store: also what a restart looks like.
+    pub async fn another(&self) -> Self {
+        Self::on(self.store.clone(), self.dir.clone(), self.links.clone()).await
+    }
+
+    async fn on(store: Arc<dyn Store>, dir: Arc<tempfile::TempDir>, links: Arc<PlayedLinks>) -> Self {
+        let world = World::open(store.clone()).await.unwrap();
+        let blobs = Arc::new(BlobStore::open(&dir.path().join("images")).await.unwrap());
+        let settings = Settings {
+            hosts_url: "https://127.0.0.1:7443".into(),
+            ca_sha256: "00".repeat(32),
+            policy: Policy::default(),
+        };
+        let ops = Ops::new(store.clone(), world, links.clone(), blobs, settings);
+        Self { ops, links, store, dir }
+    }
+
+    /// A cloud with two hosts, a network, a security group and an image of either kind.
+    pub async fn furnished() -> (Self, HostId, HostId) {
+        let cloud = Self::new().await;
+        let h1 = cloud.host("h1").await;
+        let h2 = cloud.host("h2").await;
+        cloud.network("net", "10.1.0.0/24").await;
+        cloud.ops.create_group(P, &serde_json::from_value(json!({"name": "web"})).unwrap()).await.unwrap();
+        cloud.image("busybox", ImageFormat::DockerArchive).await;
+        cloud.image("vm", ImageFormat::KernelInitramfs).await;
+        (cloud, h1, h2)
+    }
+
+    pub async fn host(&self, name: &str) -> HostId {
+        let token = self.ops.create_join_token(&JoinTokenCreate::default()).await.unwrap().token;
+        let ticket = hex::decode(token.strip_prefix("amphi-").unwrap()).unwrap();
+        let ticket: JoinTicket = serde_json::from_slice(&ticket).unwrap();
+        let host = self.ops.join(&ticket.secret, name).await.unwrap();
+        assert_eq!(
+            self.ops.join(&ticket.secret, name).await.unwrap_err().code(),
+            amphi_api::ErrorCode::Forbidden
+        );
+        self.up(host, name).await;
+        host
+    }
+
+    pub async fn up(&self, host: HostId, name: &str) {
+        self.ops.hello(host, &spec(name)).await.unwrap();
+        self.links.0.lock().unwrap().insert(host);
+    }
+
+    pub async fn down(&self, host: HostId) {
+        self.links.0.lock().unwrap().remove(&host);
+        self.ops.gone(host).await.unwrap();
+    }
+
+    pub async fn network(&self, name: &str, cidr: &str) -> Network {
+        let request: NetworkCreate =
+            serde_json::from_value(json!({"name": name, "subnet": {"cidr": cidr}})).unwrap();
+        self.ops.create_network(P, &request).await.unwrap()
+    }
+
+    /// An active image without bytes behind it.
+    pub async fn image(&self, name: &str, format: ImageFormat) -> ImageId {
+        let blob = Blob { sha256: "ab".repeat(32), size: 1 };
+        let record = ImageRecord {
+            id: ImageId::new(),
+            project: P,
+            name: name.into(),
+            format,
+            cmdline: String::new(),
+            blobs: format.roles().iter().map(|role: &BlobRole| (*role, blob.clone())).collect(),
+            closing: false,
+            created_at: Timestamp::now(),
+        };
+        let value = serde_json::to_value(&record).unwrap();
+        let put = Op::Put { key: record.key(), value, lease: None };
+        let revision = self.store.commit(Txn { compares: vec![], ops: vec![put] }).await.unwrap();
+        assert!(self.ops.world().reached(revision).await);
+        record.id
+    }
+
+    pub async fn create(&self, change: serde_json::Value) -> Result<Instance, OpsError> {
+        self.ops.create_instance(P, &request(change)).await
+    }
+
+    /// What a host says that does all it is told, at once.
+    pub fn obedient(&self, host: HostId) -> HostStatus {
+        let desired = self.ops.desired(host);
+        let instances = desired.instances.iter().map(|i| InstanceStatus {
+            id: i.id,
+            epoch: i.epoch,
+            kind: i.body.kind(),
+            state: if i.power == Power::On { BodyState::Running } else { BodyState::Stopped },
+            members: Vec::new(),
+            restarts: i.restarts,
+            next_ready: i.next_body.is_some(),
+            next_fault: None,
+            fault: None,
+            switch_ms: Some(42),
+        });
+        let volumes = desired.volumes.iter().map(|v| VolumeStatus {
+            id: v.id,
+            size_bytes: v.size_bytes,
+            present: true,
+            trashed: v.trashed_at.is_some(),
+            fault: None,
+        });
+        let snapshots =
+            desired.snapshots.iter().map(|s| SnapshotStatus { id: s.id, present: true, fault: None });
+        HostStatus {
+            generation: desired.generation,
+            instances: instances.collect(),
+            volumes: volumes.collect(),
+            snapshots: snapshots.collect(),
+            buried: desired.tombstones.clone(),
+            strangers: Vec::new(),
+        }
+    }
+
+    /// The host does all it is told and says so.
+    pub async fn obey(&self, host: HostId) {
+        let status = self.obedient(host);
+        self.ops.status(host, &status).await.unwrap();
+    }
+
+    pub fn show(&self, instance: &Instance) -> Instance {
+        self.ops.instance(P, instance.id).unwrap()
+    }
+
+    /// Nothing is promised and nothing taken any more.
+    pub fn assert_empty(&self) {
+        let view = self.ops.world().read();
+        assert_eq!(view.instances.len(), 0, "instances");
+        assert_eq!(view.ports.len(), 0, "ports");
+        assert_eq!(view.volumes.len(), 0, "volumes");
+        assert_eq!(view.exchanges.iter().filter(|e| !e.ended()).count(), 0, "exchanges");
+        for claim in view.claims.iter() {
+            assert_eq!(claim.claims, Default::default(), "claims of {}", claim.host);
+        }
+    }
+}
+
+/// A set of two members, with what the test changes.
+pub fn request(change: serde_json::Value) -> InstanceCreate {
+    let mut value = json!({
+        "name": "web", "vcpus": 1, "memory_mib": 128,
+        "bodies": [{"set": {"members": [
+            {"index": 1, "image": "busybox"},
+            {"index": 0, "image": "busybox"}]}}],
+        "networks": [{"network": "net"}],
+    });
+    for (key, part) in change.as_object().unwrap() {
+        value[key] = part.clone();
+    }
+    serde_json::from_value(value).unwrap()
+}
