@@ -32,6 +32,8 @@ pub struct Facts {
     sources: Sources,
     qemu: String,
     ovn: String,
+    /// For switches whose database does not say: the field is filled only by some ways of starting them.
+    ovs: String,
     storage: Result<StorageFacts, String>,
     storage_at: tokio::time::Instant,
     versions: std::collections::BTreeMap<EngineName, String>,
@@ -39,13 +41,14 @@ pub struct Facts {
 
 impl Facts {
     pub async fn new(sources: Sources) -> Self {
-        let (qemu, ovn) = tokio::join!(
+        let (qemu, ovn, ovs) = tokio::join!(
             version_of("qemu-system-x86_64", "version "),
-            version_of("ovn-controller", "ovn-controller ")
+            version_of("ovn-controller", "ovn-controller "),
+            version_of("ovs-vswitchd", "(Open vSwitch) ")
         );
         let storage = sources.drivers.volumes.probe().await.map_err(|e| e.to_string());
         let storage_at = tokio::time::Instant::now();
-        Self { sources, qemu, ovn, storage, storage_at, versions: Default::default() }
+        Self { sources, qemu, ovn, ovs, storage, storage_at, versions: Default::default() }
     }
 
     /// Looks again, every [`PERIOD`] and whenever the reconciler's troubles change.
@@ -113,7 +116,7 @@ impl Facts {
         let (docker, libvirt, ovs) =
             tokio::join!(probe(driver(BodyKind::Set)), probe(driver(BodyKind::Vm)), async {
                 match self.sources.switch.facts().await {
-                    Ok(facts) => Ok(facts.ovs_version.unwrap_or_default()),
+                    Ok(facts) => Ok(facts.ovs_version.unwrap_or_else(|| self.ovs.clone())),
                     Err(error) => Err(error.to_string()),
                 }
             });
@@ -180,6 +183,7 @@ mod tests {
         let qemu = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright";
         assert_eq!(version_in(qemu, "version "), "7.2.22");
         assert_eq!(version_in("ovn-controller 23.03.1\nOpen vSwitch", "ovn-controller "), "23.03.1");
+        assert_eq!(version_in("ovs-vswitchd (Open vSwitch) 3.1.0", "(Open vSwitch) "), "3.1.0");
         assert_eq!(version_in("", "version "), "");
         assert_eq!(memory_mib("MemTotal:       24684084 kB\nMemFree: 1 kB"), Some(24_105));
         assert_eq!(memory_mib(""), None);

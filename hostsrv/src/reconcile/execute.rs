@@ -110,7 +110,7 @@ impl Reconciler {
                     held.fault = None;
                     held.next_fault = fault;
                 }
-                None => held.succeeded(),
+                None => held.succeeded(Instant::now()),
                 Some(error) => held.failed(error.code(), error.to_string(), Instant::now()),
             }
         }

@@ -48,7 +48,7 @@ fn instance(
     let memory = memory.get(&Item::Instance(desired.id)).unwrap_or(&nothing);
     let mine: Vec<&ObservedBody> = world.bodies.iter().filter(|b| b.instance == desired.id).collect();
     let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
-    let silent = world.troubles().bodies.remove(&kind).map(|why| engine_fault(kind, why, memory));
+    let silent = world.troubles().bodies.remove(&kind).map(|why| engine_fault(why, memory));
     let trouble = current.and_then(|b| b.trouble.clone()).map(|why| {
         Memory::fault_since(memory.fault.clone().filter(|f| f.code == "guest_trouble"), "guest_trouble", why)
     });
@@ -97,17 +97,13 @@ fn body_state(
     }
 }
 
-fn engine_fault(kind: BodyKind, why: String, memory: &Memory) -> Fault {
-    let before = memory.fault.clone().filter(|f| f.code == "engine_down");
-    let engine = match kind {
-        BodyKind::Set => "Docker",
-        BodyKind::Vm => "libvirt",
-    };
-    let mut fault =
-        Memory::fault_since(before, "engine_down", format!("nothing is known of the body: {engine}: {why}"));
-    // Rendered at every look: a time of its own would make every status a new one.
-    fault.since = memory.fault.as_ref().map_or(jiff::Timestamp::UNIX_EPOCH, |f| f.since);
-    fault
+fn engine_fault(why: String, memory: &Memory) -> Fault {
+    Fault {
+        code: "engine_down".into(),
+        message: format!("nothing is known of the body: {why}"),
+        // Rendered at every look: a time of its own would make every status a new one.
+        since: memory.fault.as_ref().map_or(jiff::Timestamp::UNIX_EPOCH, |f| f.since),
+    }
 }
 
 fn volume(

@@ -135,14 +135,30 @@ pub fn own_files(disk: &Path) -> Result<()> {
     mount_on("shm", Path::new("/dev/shm"), "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")
 }
 
-/// Puts /dev/null in the place of /dev/kvm.
+/// Puts a plain file that nobody may open for writing in the place of /dev/kvm.
 ///
 /// Always, in the lab: on nested machines /dev/kvm may open and yet never get a guest past its firmware, and libvirtd hangs for 45 s
-/// on its first use because it probes with it. Whether KVM works is for hostsrv's own probe to find out, on a real host.
+/// on its first use because it probes with it. (/dev/null in its place would open: libvirt would take it for a KVM that came and
+/// went, and probe QEMU anew for 5 s at every definition.) Whether KVM works is for hostsrv's own probe to find out, on a real host.
+/// libvirt gives a QEMU a /dev of its own and cannot carry this mount into it, so that is switched off.
 pub fn hide_kvm() -> Result<()> {
+    let config = Path::new("/etc/libvirt/qemu.conf");
+    let text = fs::read_to_string(config).unwrap_or_default();
+    if !text.lines().any(|line| line == NO_NAMESPACES) {
+        fs::write(config, format!("{text}\n{NO_NAMESPACES}\n")).context("write libvirt's qemu.conf")?;
+    }
     let kvm = Path::new("/dev/kvm");
-    if kvm.exists() { bind(Path::new("/dev/null"), kvm) } else { Ok(()) }
+    if !kvm.exists() {
+        return Ok(());
+    }
+    let stand_in = Path::new("/run/no-kvm");
+    fs::write(stand_in, "").context("make a stand-in for /dev/kvm")?;
+    bind(stand_in, kvm)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    nix::mount::mount(None::<&str>, kvm, None::<&str>, flags, None::<&str>).context("make /dev/kvm read-only")
 }
+
+const NO_NAMESPACES: &str = "namespaces = []";
 
 /// Mounts the node's disk, a loop device, on `target`.
 pub fn mount_disk(device: &str, target: &Path) -> Result<()> {
