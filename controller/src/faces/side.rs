@@ -45,8 +45,7 @@ impl HostSide for Side {
     }
 
     async fn status(&self, host: HostId, status: HostStatus) {
-        told(host, "status", self.ops.status(host, &status).await);
-        told(host, "status", self.ops.entomb_strays(host, &status).await);
+        told(host, "status", self.ops.status(host, status).await);
     }
 
     async fn gone(&self, host: HostId) {
@@ -66,7 +65,8 @@ impl HostSide for Side {
     }
 }
 
-/// A host says everything again before long: what could not be recorded now is not lost.
+/// What could not be recorded now is tried again: a heartbeat by the next, a status by its task, a goodbye by the
+/// look for silent hosts.
 fn told(host: HostId, what: &str, outcome: Result<(), OpsError>) {
     if let Err(error) = outcome {
         tracing::warn!(%host, what, %error, "not recorded");

@@ -120,7 +120,8 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
     };
     match sight.exchange.phase {
         ExchangePhase::Preparing => {
-            if current.is_some_and(|o| o.next_ready) {
+            // A stopped instance has no outage to keep short: its new body is made at its next start.
+            if current.is_some_and(|o| o.next_ready) || sight.instance.power == Power::Off {
                 return ExchangeStep::Switch;
             }
             match lasting(current.and_then(|o| o.next_fault.as_ref())) {
@@ -264,6 +265,24 @@ mod tests {
             let blind = exchange_step(ExchangeSight { host_up_since: None, ..sight });
             assert_eq!(blind, ExchangeStep::Wait, "{what}: no deadline runs while the host is down");
         }
+    }
+
+    #[test]
+    fn a_stopped_instance_switches_at_once() {
+        let mut instance = sample();
+        instance.power = Power::Off;
+        let preparing = exchange(P::Preparing);
+        let sight = ExchangeSight {
+            exchange: &preparing,
+            instance: &instance,
+            host_up_since: Some(at(0)),
+            now: at(1),
+        };
+        assert_eq!(exchange_step(sight), ExchangeStep::Switch);
+        let absent = InstanceRecord { observed: Some(observed(2, BodyState::Absent)), ..instance.clone() };
+        let switching = exchange(P::Switching);
+        let sight = ExchangeSight { exchange: &switching, instance: &absent, ..sight };
+        assert_eq!(exchange_step(sight), ExchangeStep::Done { outage_ms: None });
     }
 
     #[test]

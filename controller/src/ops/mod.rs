@@ -39,11 +39,11 @@ use crate::scheduler::{HostSight, Policy};
 use crate::store::{Store, StoreError, Txn};
 use amphi_api::HostId;
 use amphi_api::instance::Fault;
-use amphi_api::wire::{Answer, Ask};
+use amphi_api::wire::{Answer, Ask, HostStatus};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How often a change is decided anew when others were faster.
 const ATTEMPTS: u32 = 16;
@@ -88,6 +88,8 @@ pub struct Ops {
     placing: tokio::sync::Mutex<()>,
     /// When each host was last heard by this controller.
     heard: Mutex<HashMap<HostId, Timestamp>>,
+    /// The newest status of each host that is not wholly in the records yet.
+    unrecorded: Mutex<HashMap<HostId, Arc<HostStatus>>>,
 }
 
 impl Ops {
@@ -106,7 +108,8 @@ impl Ops {
             settings,
             uploads: Arc::default(),
             placing: tokio::sync::Mutex::new(()),
-            heard: Mutex::new(HashMap::new()),
+            heard: Mutex::default(),
+            unrecorded: Mutex::default(),
         })
     }
 
@@ -162,6 +165,10 @@ impl Ops {
 
     pub(crate) fn hear(&self, host: HostId) {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(host, Timestamp::now());
+    }
+
+    fn unrecorded(&self) -> MutexGuard<'_, HashMap<HostId, Arc<HostStatus>>> {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn heard_at(&self, host: HostId) -> Option<Timestamp> {

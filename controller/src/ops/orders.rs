@@ -9,7 +9,7 @@ use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View};
 use crate::model::*;
 use amphi_api::host::Claims;
-use amphi_api::instance::{ConsoleLog, ExchangePhase, Fault, Instance, Power};
+use amphi_api::instance::{BodySpec, ConsoleLog, ExchangePhase, Fault, Instance, Power};
 use amphi_api::wire::{Answer, Ask, Tombstone};
 use amphi_api::{InstanceId, ProjectId};
 use jiff::Timestamp;
@@ -102,19 +102,31 @@ impl Ops {
         }
         let host = {
             let view = self.world().read();
-            find(&view.instances, scope, id)?.host
+            let row = find(&view.instances, scope, id)?;
+            if let Some(name) = &member {
+                refuse_no_member(row, name)?;
+            }
+            row.host
         };
         match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
             Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
-            Err(AskError::Fault(fault)) if fault.code == "no_such_member" => {
-                Err(OpsError::field("member", fault.message))
-            }
             Err(AskError::Fault(fault)) => Err(OpsError::conflict(fault.message)),
             Err(error @ (AskError::NoLink | AskError::Timeout)) => {
                 Err(OpsError::Unavailable(error.to_string()))
             }
         }
     }
+}
+
+fn refuse_no_member(row: &InstanceRecord, name: &str) -> Result<(), OpsError> {
+    let known: Vec<&str> = match row.body_of(row.body).map(|b| &b.spec) {
+        Some(BodySpec::Set(set)) => set.members.iter().map(|m| m.name.as_str()).collect(),
+        Some(BodySpec::Vm(_)) | None => return Err(OpsError::field("member", "a vm has no members")),
+    };
+    if known.contains(&name) {
+        return Ok(());
+    }
+    Err(OpsError::field("member", format!("no member '{name}'; there are {}", known.join(", "))))
 }
 
 fn ordered(row: &InstanceRecord, order: Order, now: Timestamp) -> Result<InstanceRecord, OpsError> {

@@ -2,23 +2,44 @@
 //! the record's does not count. A record of something deleted goes when, and only when, the host says that the
 //! tombstone is carried out.
 
-use super::orders::{bury, entomb};
+use super::orders::bury;
 use super::volumes::room;
 use super::{Draft, Ops, OpsError, View};
 use crate::model::*;
 use amphi_api::HostId;
 use amphi_api::wire::{BodyState, HostStatus, Tombstone};
 use jiff::Timestamp;
+use std::sync::Arc;
 
 /// Records changed in one transaction: well below the store's bound of operations.
 pub(super) const CHUNK: usize = 40;
 
 impl Ops {
-    pub async fn status(&self, host: HostId, status: &HostStatus) -> Result<(), OpsError> {
+    /// Takes a status in. A host says only what is new: what the store cannot take now is kept and tried again.
+    pub async fn status(&self, host: HostId, status: HostStatus) -> Result<(), OpsError> {
         self.hear(host);
-        while self.transact(|view| Ok(observe(view, host, status, Timestamp::now()))).await? {}
+        let status = Arc::new(status);
+        self.unrecorded().insert(host, status.clone());
+        self.record(host, status).await
+    }
+
+    /// Tries again what could not be recorded. For the task.
+    pub async fn record_left_over(&self) -> Result<(), OpsError> {
+        let left: Vec<_> = self.unrecorded().iter().map(|(host, status)| (*host, status.clone())).collect();
+        for (host, status) in left {
+            self.record(host, status).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, host: HostId, status: Arc<HostStatus>) -> Result<(), OpsError> {
+        while self.transact(|view| Ok(observe(view, host, &status, Timestamp::now()))).await? {}
         for order in &status.buried {
             self.transact_room(|view| Ok((buried(view, host, *order, Timestamp::now()), ()))).await?;
+        }
+        let mut unrecorded = self.unrecorded();
+        if unrecorded.get(&host).is_some_and(|newest| Arc::ptr_eq(newest, &status)) {
+            unrecorded.remove(&host);
         }
         Ok(())
     }
@@ -51,6 +72,10 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             trashed: seen.trashed,
             fault: seen.fault.clone(),
         };
+        // Made once, not seen now, and no word of a fault: LVM did not answer. What was known stays known.
+        if row.made && !seen.present && seen.fault.is_none() {
+            continue;
+        }
         let made = row.made || seen.present;
         if left == 0 || (row.made == made && row.observed.as_ref() == Some(&observed)) {
             continue;
@@ -109,37 +134,4 @@ fn buried(view: &View, host: HostId, order: Tombstone, now: Timestamp) -> Draft 
         }
     }
     draft
-}
-
-impl Ops {
-    /// Live bodies that this host still reports although the record belongs elsewhere get a tombstone here: a host that
-    /// came back with an older epoch is told so even when the order of its time was lost.
-    pub async fn entomb_strays(&self, host: HostId, status: &HostStatus) -> Result<(), OpsError> {
-        let stray = |view: &View, id, epoch: u64| {
-            let row = view.instances.get(id)?;
-            let known = view
-                .tombstones
-                .get(TombstoneKey::of(host, Tombstone::Instance { id, epoch }))
-                .is_some_and(|t| matches!(t.order, Tombstone::Instance { epoch: e, .. } if e >= epoch));
-            (row.host != host && epoch < row.epoch && !known).then_some(Tombstone::Instance { id, epoch })
-        };
-        let any = {
-            let view = self.world().read();
-            status
-                .instances
-                .iter()
-                .any(|s| s.state != BodyState::Absent && stray(&view, s.id, s.epoch).is_some())
-        };
-        if !any {
-            return Ok(());
-        }
-        self.transact(|view| {
-            let mut draft = Draft::default();
-            let strays = status.instances.iter().filter(|s| s.state != BodyState::Absent);
-            let orders = strays.filter_map(|s| stray(view, s.id, s.epoch)).take(CHUNK);
-            orders.for_each(|order| entomb(view, &mut draft, host, order, Timestamp::now()));
-            Ok((draft, ()))
-        })
-        .await
-    }
 }

@@ -5,9 +5,11 @@ mod exchanges;
 mod ovn;
 mod recycle_bin;
 mod silence;
+mod statuses;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
 pub use ovn::{Ovn, topology};
 pub use recycle_bin::RecycleBin;
 pub use silence::Silence;
+pub use statuses::Statuses;

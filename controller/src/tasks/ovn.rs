@@ -6,6 +6,7 @@
 use super::Task;
 use crate::network::{GroupSpec, NetworkSpec, Northbound, PortSpec, Topology};
 use crate::ops::{Ops, View};
+use crate::store::Revision;
 use anyhow::Context;
 use async_trait::async_trait;
 use ipnet::IpNet;
@@ -17,10 +18,17 @@ use tokio::sync::Mutex;
 /// How often the database is compared although neither side has changed.
 const COMPARE: Duration = Duration::from_secs(10);
 
+/// What the database was last made to say.
+struct Projected {
+    revision: Revision,
+    topology: Topology,
+    at: Instant,
+}
+
 pub struct Ovn {
     pub ops: Arc<Ops>,
     northbound: Northbound,
-    last: Mutex<Option<(Topology, Instant)>>,
+    last: Mutex<Option<Projected>>,
 }
 
 impl Ovn {
@@ -39,10 +47,18 @@ impl Task for Ovn {
         Duration::from_secs(1)
     }
     async fn look(&self) -> anyhow::Result<()> {
-        let topology = topology(&self.ops.world().read());
         let mut last = self.last.lock().await;
+        let recent = last.as_mut().filter(|last| last.at.elapsed() < COMPARE);
+        let (revision, topology) = {
+            let view = self.ops.world().read();
+            if recent.as_ref().is_some_and(|last| last.revision == view.revision()) {
+                return Ok(());
+            }
+            (view.revision(), topology(&view))
+        };
         // Most changes of the records are no news to the network.
-        if last.as_ref().is_some_and(|(then, at)| *then == topology && at.elapsed() < COMPARE) {
+        if let Some(recent) = recent.filter(|last| last.topology == topology) {
+            recent.revision = revision;
             return Ok(());
         }
         *last = None;
@@ -50,7 +66,7 @@ impl Task for Ovn {
         if operations > 0 {
             tracing::debug!(operations, "northbound database brought in line");
         }
-        *last = Some((topology, Instant::now()));
+        *last = Some(Projected { revision, topology, at: Instant::now() });
         Ok(())
     }
 }

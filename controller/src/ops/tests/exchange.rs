@@ -72,7 +72,7 @@ async fn a_body_that_cannot_be_made_ready_changes_nothing() {
     let mut status = cloud.obedient(h1);
     status.instances[0].next_ready = false;
     status.instances[0].next_fault = Some(fault(0));
-    cloud.ops.status(h1, &status).await.unwrap();
+    cloud.ops.status(h1, status).await.unwrap();
     cloud.ops.step_exchanges().await.unwrap();
     assert_eq!(phase(&cloud, &exchange), ExchangePhase::Preparing, "a fault must last to count");
     backdate(&cloud, &exchange).await;
@@ -107,7 +107,7 @@ async fn a_body_that_does_not_run_is_rolled_back() {
     let mut status = cloud.obedient(h1);
     status.instances[0].state = BodyState::Absent;
     status.instances[0].fault = Some(fault(0));
-    cloud.ops.status(h1, &status).await.unwrap();
+    cloud.ops.status(h1, status).await.unwrap();
     backdate(&cloud, &exchange).await;
     cloud.ops.step_exchanges().await.unwrap();
     assert_eq!(phase(&cloud, &exchange), ExchangePhase::RollingBack);

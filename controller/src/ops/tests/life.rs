@@ -33,7 +33,7 @@ async fn from_order_to_grave() {
     assert_eq!(told.instances, []);
     assert_eq!(told.tombstones, [Tombstone::Instance { id: made.id, epoch: 1 }]);
     // Absent from a status is not carried out: only the word counts.
-    cloud.ops.status(h1, &HostStatus::default()).await.unwrap();
+    cloud.ops.status(h1, HostStatus::default()).await.unwrap();
     assert_eq!(cloud.show(&made).state, InstanceState::Deleting);
     cloud.obey(h1).await;
     assert!(cloud.ops.instance(P, made.id).is_err());
@@ -84,7 +84,7 @@ async fn an_engine_in_trouble_is_a_fault_until_it_is_over() {
     status.instances[0].state = BodyState::Absent;
     status.instances[0].fault =
         Some(Fault { code: "image_broken".into(), message: "no such layer".into(), since: Timestamp::now() });
-    cloud.ops.status(h1, &status).await.unwrap();
+    cloud.ops.status(h1, status).await.unwrap();
     let seen = cloud.show(&made);
     assert_eq!((seen.state, seen.fault.unwrap().code.as_str()), (InstanceState::Error, "image_broken"));
     cloud.obey(h1).await;
@@ -99,6 +99,8 @@ async fn the_console_is_asked_of_the_host() {
     let log = cloud.ops.console_log(P, made.id, Some("member-0".into()), 5).await.unwrap();
     assert_eq!(log.text, "5 lines of Some(\"member-0\")");
     assert!(matches!(cloud.ops.console_log(P, made.id, None, 0).await, Err(OpsError::Field(_))));
+    let wrong = cloud.ops.console_log(P, made.id, Some("member-7".into()), 5).await.unwrap_err();
+    assert!(matches!(&wrong, OpsError::Field(e) if e.field == "member"), "{wrong:?}");
     cloud.down(h1).await;
     let error = cloud.ops.console_log(P, made.id, None, 5).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable);
@@ -165,4 +167,21 @@ async fn used_things_stay() {
     cloud.ops.delete_group(P, group).await.unwrap();
     cloud.ops.delete_image(P, image).await.unwrap();
     assert!(cloud.ops.network(P, network).is_err());
+}
+
+#[tokio::test]
+async fn what_the_store_cannot_take_is_refused_or_kept_for_later() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+    let status = cloud.obedient(h1);
+    cloud.break_store(true);
+    let refused = cloud.create(json!({})).await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Unavailable, "{refused}");
+    assert_eq!(cloud.ops.instances(P, &ListQuery::default()).unwrap().len(), 1);
+    assert!(cloud.ops.status(h1, status).await.is_err());
+    assert!(cloud.ops.record_left_over().await.is_err());
+    assert_eq!(cloud.show(&made).state, InstanceState::Building);
+    cloud.break_store(false);
+    cloud.ops.record_left_over().await.unwrap();
+    assert_eq!(cloud.show(&made).state, InstanceState::Running);
 }

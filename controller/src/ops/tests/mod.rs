@@ -9,7 +9,7 @@ mod volumes;
 use super::*;
 use crate::images::BlobStore;
 use crate::model::{ImageRecord, Record};
-use crate::store::{Op, SledStore};
+use crate::store::{Entry, LeaseId, Op, Revision, SledStore, Watch};
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, JoinTokenCreate, VolumeActivation};
 use amphi_api::image::{Blob, BlobRole, ImageFormat};
 use amphi_api::instance::{Instance, InstanceCreate, Power};
@@ -18,6 +18,7 @@ use amphi_api::wire::{BodyState, HostStatus, InstanceStatus, JoinTicket, Snapsho
 use amphi_api::{ImageId, ProjectId};
 use serde_json::json;
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const P: ProjectId = ProjectId::DEFAULT;
 const GIB: u64 = 1 << 30;
@@ -40,10 +41,47 @@ impl HostLinks for PlayedLinks {
     }
 }
 
+/// The real store, which can be told to refuse commits.
+pub struct BreakableStore {
+    sled: SledStore,
+    broken: AtomicBool,
+}
+
+#[async_trait]
+impl Store for BreakableStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.sled.get(key).await
+    }
+    async fn range(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
+        self.sled.range(prefix).await
+    }
+    async fn commit(&self, txn: Txn) -> Result<Revision, StoreError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable {
+                doing: "commit",
+                message: "no space left on device".into(),
+            });
+        }
+        self.sled.commit(txn).await
+    }
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        self.sled.watch(prefix, after).await
+    }
+    async fn lease_grant(&self, ttl: std::time::Duration) -> Result<LeaseId, StoreError> {
+        self.sled.lease_grant(ttl).await
+    }
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.sled.lease_keep_alive(lease).await
+    }
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.sled.lease_revoke(lease).await
+    }
+}
+
 pub struct Cloud {
     pub ops: Arc<Ops>,
     pub links: Arc<PlayedLinks>,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<BreakableStore>,
     dir: Arc<tempfile::TempDir>,
 }
 
@@ -72,8 +110,14 @@ impl Cloud {
     /// A controller on an empty store.
     pub async fn new() -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
-        let store: Arc<dyn Store> = Arc::new(SledStore::open(&dir.path().join("store")).unwrap());
+        let sled = SledStore::open(&dir.path().join("store")).unwrap();
+        let store = Arc::new(BreakableStore { sled, broken: AtomicBool::new(false) });
         Self::on(store, dir, Arc::default()).await
+    }
+
+    /// Whether the store refuses every commit, as one on a full disk does.
+    pub fn break_store(&self, broken: bool) {
+        self.store.broken.store(broken, Ordering::SeqCst);
     }
 
     /// One more controller on the same store: also what a restart looks like.
@@ -81,7 +125,7 @@ impl Cloud {
         Self::on(self.store.clone(), self.dir.clone(), self.links.clone()).await
     }
 
-    async fn on(store: Arc<dyn Store>, dir: Arc<tempfile::TempDir>, links: Arc<PlayedLinks>) -> Self {
+    async fn on(store: Arc<BreakableStore>, dir: Arc<tempfile::TempDir>, links: Arc<PlayedLinks>) -> Self {
         let world = World::open(store.clone()).await.unwrap();
         let blobs = Arc::new(BlobStore::open(&dir.path().join("images")).await.unwrap());
         let settings = Settings {
@@ -195,7 +239,7 @@ impl Cloud {
     /// The host does all it is told and says so.
     pub async fn obey(&self, host: HostId) {
         let status = self.obedient(host);
-        self.ops.status(host, &status).await.unwrap();
+        self.ops.status(host, status).await.unwrap();
     }
 
     pub fn show(&self, instance: &Instance) -> Instance {

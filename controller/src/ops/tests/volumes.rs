@@ -87,3 +87,24 @@ async fn a_volume_of_a_dead_host_is_out_of_reach_not_gone() {
     cloud.up(h1, "h1").await;
     assert_eq!(cloud.ops.volume(P, volume.id).unwrap().state, VolumeState::Available);
 }
+
+#[tokio::test]
+async fn a_silent_lvm_is_no_lost_volume() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let volume = make(&cloud, json!({"size_gib": 1})).await.unwrap();
+    cloud.obey(h1).await;
+    let mut status = cloud.obedient(h1);
+    status.volumes[0].present = false;
+    status.volumes[0].size_bytes = 0;
+    cloud.ops.status(h1, status.clone()).await.unwrap();
+    assert_eq!(cloud.ops.volume(P, volume.id).unwrap().state, VolumeState::Available);
+    let since = Timestamp::now();
+    status.volumes[0].fault = Some(amphi_api::instance::Fault {
+        code: "volume_missing".into(),
+        message: "it is not there".into(),
+        since,
+    });
+    cloud.ops.status(h1, status).await.unwrap();
+    let seen = cloud.ops.volume(P, volume.id).unwrap();
+    assert_eq!((seen.state, seen.size_bytes), (VolumeState::Error, None));
+}
