@@ -2,3 +2,4 @@
 //! Owns how they are started, broken and taken down; refuses to know what is done on them (that is `story/` and the tests).
 
 pub mod lab;
+pub mod story;

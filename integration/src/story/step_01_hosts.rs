@@ -1,0 +1,162 @@
+//! Step 1: the hosts joined with tokens over mutual TLS, and what each says of itself holds against the host itself.
+
+use std::path::Path;
+
+use amphi_api::host::{Acceleration, EngineName, Host, HostState, VolumeActivation};
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::residue;
+use super::stage::{AWAY, CONTROLLER, HOME, SOON, Stage, same};
+use super::wait::{seen, until};
+
+#[derive(Deserialize)]
+struct Hosts {
+    hosts: Vec<Host>,
+}
+
+pub fn play(stage: &Stage) -> Result<()> {
+    stage.check("both hosts are up", || {
+        until("h1 and h2 up", SOON, || {
+            let hosts = stage.ask(stage.client.hosts())?;
+            let up = |name: &str| {
+                hosts.iter().any(|h| h.name == name && h.state == HostState::Up && h.spec.is_some())
+            };
+            let states: Vec<_> = hosts.iter().map(|h| format!("{} {:?}", h.name, h.state)).collect();
+            Ok(seen(up(HOME) && up(AWAY), || states.join(", ")))
+        })
+    })?;
+    stage
+        .check("each has its own certificate by the controller's CA; without one nothing is said", || {
+            mutual_tls(stage)
+        })?;
+    stage.check("`amphi host list` shows capacity, engines, VM acceleration, volume activation", || {
+        let listed: Hosts = stage.amphi.json(&["host", "list"])?;
+        for name in [HOME, AWAY] {
+            let host = listed.hosts.iter().find(|h| h.name == name);
+            facts_hold(stage, host.with_context(|| format!("{name} is not listed"))?)?;
+        }
+        let table = stage.amphi.run(&["host", "list"])?;
+        for word in ["ENGINES", "ACTIVATION", HOME, AWAY, "docker="] {
+            ensure!(table.contains(word), "expected {word} in the table, saw:\n{table}");
+        }
+        stage.note(table.trim_end());
+        Ok(())
+    })?;
+    let mut before = Vec::new();
+    for party in [CONTROLLER, HOME, AWAY] {
+        before.push((party.to_owned(), residue::on(stage.lab, party)?));
+    }
+    stage.notes.borrow_mut().before = before;
+    Ok(())
+}
+
+/// The hosts' face asks for a certificate, and what is in the hosts' state was signed by the CA that it shows.
+fn mutual_tls(stage: &Stage) -> Result<()> {
+    for host in [HOME, AWAY] {
+        let pki = "/var/lib/amphi/pki";
+        let found = stage.lab.run(host, &["find", pki, "-name", "*.pem"])?;
+        let file = |word: &str| {
+            let path = found
+                .lines()
+                .find(|l| Path::new(l).file_name().is_some_and(|n| n.to_string_lossy().contains(word)));
+            path.map(str::to_owned).with_context(|| format!("{host}: no {word} file in {pki}, only: {found}"))
+        };
+        let (ca, certificate, key) = (file("ca")?, file("cert")?, file("key")?);
+        let verified = stage.lab.run(host, &["openssl", "verify", "-CAfile", &ca, &certificate])?;
+        ensure!(verified.contains("OK"), "{host}: {verified}");
+        let mode = stage.lab.run(host, &["stat", "--format=%a", &key])?;
+        same(&format!("{host}: mode of {key}"), &"600", &mode.trim())?;
+        let link = "https://10.99.0.1:7443/";
+        let bare = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "10",
+            "--insecure",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code}",
+            link,
+        ];
+        let stranger = stage.lab.exec(host, &bare, SOON)?;
+        let code = stranger.stdout.trim();
+        ensure!(
+            !stranger.ok() || !code.starts_with('2') && !code.starts_with("101"),
+            "{host}: the hosts' face answered {code} to a caller without a certificate"
+        );
+    }
+    Ok(())
+}
+
+/// What the agent says of its machine, against the machine.
+fn facts_hold(stage: &Stage, host: &Host) -> Result<()> {
+    let name = host.name.as_str();
+    let spec = host.spec.as_ref().with_context(|| format!("{name} has said nothing of itself"))?;
+    let run = |argv: &[&str]| stage.lab.run(name, argv).map(|t| t.trim().to_owned());
+    same("CPUs", &run(&["nproc", "--all"])?, &spec.cpus.to_string())?;
+    let total: u64 =
+        run(&["sh", "-c", "sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"])?.parse()?;
+    ensure!(
+        spec.memory_mib.abs_diff(total / 1024) <= 1,
+        "memory: expected {} MiB, saw {}",
+        total / 1024,
+        spec.memory_mib
+    );
+    let size = run(&[
+        "vgs",
+        "--driverloaded",
+        "n",
+        "--noheadings",
+        "--nosuffix",
+        "--units",
+        "b",
+        "-o",
+        "vg_size",
+        "amphi",
+    ])?;
+    same("bytes of the volume group", &size, &spec.volume_group_bytes.to_string())?;
+    same(
+        "chassis",
+        &run(&["ovs-vsctl", "--timeout=10", "get", "Open_vSwitch", ".", "external_ids:system-id"])?
+            .trim_matches('"')
+            .to_owned(),
+        &spec.chassis,
+    )?;
+    for engine in [
+        EngineName::Docker,
+        EngineName::Libvirt,
+        EngineName::Qemu,
+        EngineName::Ovs,
+        EngineName::Ovn,
+        EngineName::Lvm,
+    ] {
+        let said = spec.engines.iter().find(|e| e.name == engine);
+        let said = said.with_context(|| format!("{name} does not speak of {engine:?}"))?;
+        ensure!(
+            said.trouble.is_none() && !said.version.is_empty(),
+            "{name}: {engine:?} has trouble: {said:?}"
+        );
+    }
+    let docker = run(&[
+        "/usr/bin/docker",
+        "-H",
+        "unix:///run/docker.sock",
+        "version",
+        "--format",
+        "{{.Server.Version}}",
+    ])?;
+    ensure!(
+        spec.engines.iter().any(|e| e.name == EngineName::Docker && docker.starts_with(&e.version)),
+        "{name}: Docker's version: expected {docker}, saw {:?}",
+        spec.engines
+    );
+    // The lab hides /dev/kvm from its hosts: what was probed by running something can only be this.
+    same("VM acceleration", &Acceleration::Tcg, &spec.acceleration)?;
+    let mapper =
+        stage.lab.exec(name, &["grep", "-q", "device-mapper", "/proc/devices", "/proc/misc"], SOON)?;
+    let expected = if mapper.ok() { VolumeActivation::Dm } else { VolumeActivation::Loop };
+    same("volume activation", &expected, &spec.activation)
+}
