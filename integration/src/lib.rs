@@ -2,4 +2,5 @@
 //! Owns how they are started, broken and taken down; refuses to know what is done on them (that is `story/` and the tests).
 
 pub mod lab;
+pub mod run;
 pub mod story;

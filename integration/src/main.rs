@@ -31,6 +31,11 @@ enum Verb {
         #[arg(long)]
         engines_only: bool,
     },
+    /// Two hosts, the story, and the lab stays up until Ctrl-C; AMPHI_ONCE=1 ends after the story
+    #[command(alias = "run-story")]
+    Run,
+    /// The story on a lab that is up
+    Story,
     /// End the lab and remove what it made
     Down,
     /// Every daemon of every party
@@ -114,6 +119,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Underlay { nodes, engines_only } => run_underlay(&layout, &nodes, engines_only)?,
         Verb::Node { name, engines_only } => run_node(&layout, &name, engines_only)?,
         Verb::Up { hosts, engines_only } => up(layout, hosts, engines_only)?,
+        Verb::Run => {
+            let program = std::env::current_exe().context("find own program")?;
+            let once = std::env::var_os("AMPHI_ONCE").is_some_and(|v| !v.is_empty() && v != "0");
+            return Ok(truth(amphi_integration::run::run(layout, &program, once, show)?));
+        }
+        Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
         Verb::Down => match Lab::attach(layout.clone()) {
             Ok(lab) => lab.down()?,
             Err(_) => end(&layout)?,
@@ -131,6 +142,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
         other => act(&Lab::attach(layout)?, other)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The exit code tells it.
+fn truth(ok: bool) -> ExitCode {
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn act(lab: &Lab, verb: Verb) -> Result<()> {

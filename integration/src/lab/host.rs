@@ -213,10 +213,15 @@ impl Switch {
         let encap = format!("external_ids:ovn-encap-ip={}", self.address);
         let hwaddr = format!("other_config:hwaddr=\"{}\"", self.mac);
         let mtu = format!("mtu_request={UNDERLAY_MTU}");
+        // ovs-ctl, which starts the switch on a real host, writes the version that agents read.
+        let program = processes.run(&["ovs-vswitchd", "--version"])?;
+        let version =
+            program.lines().next().and_then(|l| l.split_whitespace().last()).context("no version")?;
+        let version = format!("ovs_version={version}");
         #[rustfmt::skip]
         let arguments = [
             "ovs-vsctl", "--timeout=20",
-            "set", "Open_vSwitch", ".", &system_id, &hostname, &remote, &encap,
+            "set", "Open_vSwitch", ".", &version, &system_id, &hostname, &remote, &encap,
             "external_ids:ovn-encap-type=geneve", "external_ids:ovn-bridge=br-int", "external_ids:ovn-bridge-datapath-type=netdev",
             "--", "--may-exist", "add-br", "br-ex", "--", "set", "Bridge", "br-ex", "datapath_type=netdev", "fail_mode=standalone", &hwaddr,
             "--", "--may-exist", "add-port", "br-ex", "uplink",

@@ -32,6 +32,7 @@ use amphi_api::client::Client;
 use anyhow::Result;
 
 use crate::lab::Lab;
+pub use cli::read_env;
 pub use report::{Lines, Outcome, Progress};
 use stage::Stage;
 

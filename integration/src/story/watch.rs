@@ -53,15 +53,21 @@ fn look(peer: &Member, returning: &Engines, moved: &[Moved], violations: &mut BT
     for one in moved {
         match peer.get(&one.address, "/born") {
             Ok(born) if born == one.born => {}
-            Ok(born) => drop(violations.insert(format!("another body of {} answered: {born}", one.name))),
-            Err(error) => drop(violations.insert(format!("{} did not answer: {error:#}", one.name))),
+            Ok(born) => {
+                let _ = violations.insert(format!("another body of {} answered: {born}", one.name));
+            }
+            Err(error) => {
+                let _ = violations.insert(format!("{} did not answer: {error:#}", one.name));
+            }
         }
         match chassis_of(peer.lab, &one.port) {
             Ok(chassis) if chassis == one.chassis => {}
             Ok(chassis) => {
-                drop(violations.insert(format!("OVN had the port of {} on '{chassis}'", one.name)))
+                let _ = violations.insert(format!("OVN had the port of {} on '{chassis}'", one.name));
             }
-            Err(error) => drop(violations.insert(format!("OVN did not answer: {error:#}"))),
+            Err(error) => {
+                let _ = violations.insert(format!("OVN did not answer: {error:#}"));
+            }
         }
         // Engines that are not up yet hold nothing that runs.
         let containers = returning.containers(one.id, false).unwrap_or_default();
