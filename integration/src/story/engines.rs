@@ -173,17 +173,15 @@ impl<'a> Engines<'a> {
 
 /// The chassis on which OVN has a logical port, by name; empty when none.
 pub fn chassis_of(lab: &Lab, port: &str) -> Result<String> {
-    let find = |table: &str, columns: &str, what: String| {
-        let columns = format!("--columns={columns}");
-        let argv =
-            ["ovn-sbctl", "--timeout=10", "--no-leader-only", "--bare", &columns, "find", table, &what];
-        lab.run(CONTROLLER, &argv).map(|t| t.trim().to_owned())
+    let ask = |words: &[&str]| {
+        let argv = [&["ovn-sbctl", "--timeout=10", "--no-leader-only", "--bare"], words].concat();
+        lab.run(CONTROLLER, &argv).map(|text| text.trim().trim_matches('"').to_owned())
     };
-    let chassis = find("Port_Binding", "chassis", format!("logical_port={port}"))?;
+    let chassis = ask(&["--columns=chassis", "find", "Port_Binding", &format!("logical_port={port}")])?;
     if chassis.is_empty() {
         return Ok(chassis);
     }
-    find("Chassis", "name", format!("_uuid={chassis}"))
+    ask(&["get", "Chassis", &chassis, "name"])
 }
 
 pub fn lines(text: &str) -> Vec<String> {

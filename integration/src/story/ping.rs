@@ -55,6 +55,20 @@ impl<'a> Ping<'a> {
         Ok(Self { from, process, file })
     }
 
+    /// Waits until this many more packets were answered: a while that is measured in the thing itself.
+    pub fn hear(&self, more: u32) -> Result<()> {
+        let heard = || -> Result<u32> {
+            // grep fails when it counts none.
+            let count = self.from.run(&format!("grep -c seq= {} || true", self.file))?;
+            count.trim().parse().context("count answers")
+        };
+        let goal = heard()? + more;
+        until(&format!("{goal} answers to the ping"), SOON, || {
+            let now = heard()?;
+            Ok(if now >= goal { Seen::Enough(()) } else { Seen::Not(format!("{now} answers")) })
+        })
+    }
+
     /// Ends it and counts.
     pub fn stop(self) -> Result<Pinged> {
         let (pid, file) = (format!("$(cat {}.pid)", self.file), &self.file);
