@@ -42,6 +42,8 @@ pub struct Notes {
     pub before: Vec<(String, BTreeSet<String>)>,
     /// SHA-256 of /data/random on the volume of `web`.
     pub random: String,
+    /// SHA-256 of /data/random on the volume of `vm`.
+    pub vm_random: String,
     /// /data/born of the bodies that moved, by instance name.
     pub born: Vec<(String, String)>,
 }

@@ -52,6 +52,8 @@ pub fn play(stage: &Stage) -> Result<()> {
         vm.answers(UP)?;
         let mounted = vm.sh("grep ' /data ' /proc/mounts")?;
         ensure!(mounted.contains("ext4"), "expected ext4 on /data, saw: {mounted}");
+        vm.sh("head -c 4194304 /dev/urandom >/data/random; sync")?;
+        stage.notes.borrow_mut().vm_random = vm.sha256("/data/random")?;
         let address = vm.sh("cat /sys/class/net/eth0/address")?;
         same("MAC in the guest", &stage.instance("vm")?.addresses[0].mac, &address.trim().to_owned())
     })
