@@ -7,7 +7,7 @@ packages=(
   docker.io iptables                                    # containers
   libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils   # virtual machines
   openvswitch-switch ovn-central ovn-host               # network
-  lvm2 e2fsprogs dosfstools                             # volumes, config drives
+  lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives
   busybox-static cpio kmod xz-utils                     # images
   user-mode-linux                                       # the device-mapper lane
   iproute2 ethtool iperf3 iputils-ping curl jq          # the lab and its tests

@@ -101,14 +101,14 @@ vm=$work/vm
 busybox_root "$vm"
 mkdir -p "$vm"/{config,lib/modules,usr/share/udhcpc}
 # The modules in the order in which each finds what it needs; those built into the kernel drop out.
-for module in virtio_pci virtio_net virtio_blk ext4 crc32c_generic virtio_console virtio_rng vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs button evdev; do
+for module in virtio_pci virtio_net virtio_blk crc32c_generic xfs virtio_console virtio_rng vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs button evdev; do
   modprobe --dirname "$cache/kernel" --set-version "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
 done | awk '!seen[$0]++' | while read -r file; do
   cp "$file" "$vm/lib/modules/"
   basename "$file" >>"$vm/lib/modules/order"
 done
 # busybox cannot grow a file system.
-for file in /sbin/resize2fs $(ldd /sbin/resize2fs | grep -o '/[^ ]*'); do
+for file in /usr/sbin/xfs_growfs $(ldd /usr/sbin/xfs_growfs | grep -o '/[^ ]*'); do
   mkdir -p "$vm$(dirname "$file")"
   cp -L "$file" "$vm$file"
 done
@@ -170,7 +170,7 @@ while sleep 1; do
   now=$(cat "/sys/block/$1/size")
   [ "$now" = "$size" ] && continue
   size=$now
-  if /sbin/resize2fs "/dev/$1" >/run/resize.log 2>&1; then echo "amphi-vm: grown $1 to $((size / 2048)) MiB"; else echo "amphi-vm: $1 does not grow: $(tail -1 /run/resize.log)"; fi
+  if /usr/sbin/xfs_growfs -d /data >/run/resize.log 2>&1; then echo "amphi-vm: grown $1 to $((size / 2048)) MiB"; else echo "amphi-vm: $1 does not grow: $(tail -1 /run/resize.log)"; fi
 done
 GROW
 
@@ -204,9 +204,9 @@ if config=$(findfs LABEL=config-2 2>/dev/null); then
   mount -t vfat -o ro "$config" /config 2>/dev/null || mount -t iso9660 -o ro "$config" /config || echo "amphi-vm: config drive $config cannot be read"
 fi
 for device in /dev/vd?; do
-  # The magic number of ext2 to ext4, 56 bytes into the superblock at 1024.
-  [ "$(dd if="$device" bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1 | tr -d ' \n')" = 53ef ] || continue
-  if mount -t ext4 "$device" /data; then
+  # XFS, by its magic.
+  [ "$(head -c 4 "$device" 2>/dev/null)" = XFSB ] || continue
+  if mount -t xfs -o nouuid "$device" /data; then
     echo "amphi-vm: /data on $device"
     sh /etc/grow.sh "${device#/dev/}" &
     break

@@ -6,7 +6,7 @@
 #
 # Without a binary it builds one. Prints the suite's output and, last, `uml: N passed, 0 failed`; exits 0 only
 # if the suite ran to its end inside, every listed case passed, and all within UML_DEADLINE seconds (300).
-# Needs user-mode-linux, lvm2, dmsetup, e2fsprogs. Leaves nothing behind; the machine's own kernel is not touched.
+# Needs user-mode-linux, lvm2, dmsetup, xfsprogs. Leaves nothing behind; the machine's own kernel is not touched.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 deadline=${UML_DEADLINE:-300}

@@ -158,7 +158,9 @@ async fn probe(driver: Option<Arc<dyn BodyDriver>>) -> Result<String, String> {
 /// The word after `before` in the first line that `program --version` prints; empty when it does not run.
 async fn version_of(program: &str, before: &str) -> String {
     let run = tokio::process::Command::new(program).arg("--version").kill_on_drop(true).output();
-    let Ok(Ok(output)) = tokio::time::timeout(Duration::from_secs(5), run).await else { return String::new() };
+    let Ok(Ok(output)) = tokio::time::timeout(Duration::from_secs(5), run).await else {
+        return String::new();
+    };
     version_in(&String::from_utf8_lossy(&output.stdout), before).to_owned()
 }
 

@@ -32,7 +32,8 @@ pub async fn join(name: &str, pki: &Path, token: &str) -> anyhow::Result<JoinAns
     let http = reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(DEADLINE).build()?;
     let url = format!("{}/hosts/v1/join", ticket.url);
     let request = JoinRequest { secret: ticket.secret, name: name.to_owned(), csr };
-    let answer = http.post(&url).json(&request).send().await.with_context(|| format!("cannot reach {url}"))?;
+    let answer =
+        http.post(&url).json(&request).send().await.with_context(|| format!("cannot reach {url}"))?;
     let status = answer.status();
     let body = answer.bytes().await?;
     if !status.is_success() {
@@ -63,7 +64,8 @@ fn read_ticket(token: &str) -> anyhow::Result<JoinTicket> {
 fn write(dir: &Path, name: &str, mode: u32, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     let next = dir.join(format!(".{name}.next"));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&next)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&next)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&next, dir.join(name))?;
@@ -92,10 +94,12 @@ impl ServerCertVerifier for PinnedCa {
         };
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca.clone().into_owned())?;
-        let verifier =
-            rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-                .build()
-                .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+            Arc::new(roots),
+            self.provider.clone(),
+        )
+        .build()
+        .map_err(|e| rustls::Error::General(e.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
     }
 
@@ -128,7 +132,8 @@ mod tests {
 
     #[test]
     fn tokens_are_read_or_refused_in_words() {
-        let ticket = JoinTicket { url: "https://10.0.0.1:7443".into(), ca_sha256: "ab".into(), secret: "s".into() };
+        let ticket =
+            JoinTicket { url: "https://10.0.0.1:7443".into(), ca_sha256: "ab".into(), secret: "s".into() };
         let token = format!("amphi-{}", hex::encode(serde_json::to_vec(&ticket).unwrap()));
         assert_eq!(read_ticket(&format!(" {token}\n")).unwrap(), ticket);
         for bad in ["", "amphi-", "amphi-zz", "amphi-7b7d", &token[6..]] {

@@ -44,23 +44,31 @@ impl Papers {
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
         let text = |name: &str| {
             std::fs::read_to_string(dir.join(name)).map(|t| t.trim().to_owned()).with_context(|| {
-                format!("cannot read {}: has this host joined? (amphi-hostsrv join TOKEN)", dir.join(name).display())
+                format!(
+                    "cannot read {}: has this host joined? (amphi-hostsrv join TOKEN)",
+                    dir.join(name).display()
+                )
             })
         };
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(text("ca.pem")?.as_bytes()) {
             roots.add(certificate?)?;
         }
-        let chain = CertificateDer::pem_slice_iter(text("host.pem")?.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let chain =
+            CertificateDer::pem_slice_iter(text("host.pem")?.as_bytes()).collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(text("host.key")?.as_bytes())?;
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key)?;
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
         Ok(Self { url: text("url")?, host: text("host-id")?.parse()?, tls: Arc::new(tls) })
     }
 
     /// Host name and port of the URL.
     pub fn authority(&self) -> anyhow::Result<(String, u16)> {
-        let url = reqwest::Url::parse(&self.url).with_context(|| format!("the controller's URL {}", self.url))?;
-        let host = url.host_str().context("the controller's URL has no host")?.trim_matches(['[', ']']).to_owned();
+        let url =
+            reqwest::Url::parse(&self.url).with_context(|| format!("the controller's URL {}", self.url))?;
+        let host =
+            url.host_str().context("the controller's URL has no host")?.trim_matches(['[', ']']).to_owned();
         Ok((host, url.port_or_known_default().unwrap_or(443)))
     }
 }
@@ -129,7 +137,8 @@ async fn session(
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from(host.clone())?;
         let tls = tokio_rustls::TlsConnector::from(papers.tls.clone()).connect(name, tcp).await?;
-        let limits = WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+        let limits =
+            WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
         let url = format!("wss://{host}:{port}/hosts/v1/link");
         let (socket, _) = tokio_tungstenite::client_async_with_config(url, tls, Some(limits)).await?;
         anyhow::Ok(socket)
@@ -182,7 +191,9 @@ async fn session(
             }
         };
         let text = serde_json::to_string(&message)?;
-        tokio::time::timeout(CONNECT, up.send(Message::text(text))).await.context("sending took too long")??;
+        tokio::time::timeout(CONNECT, up.send(Message::text(text)))
+            .await
+            .context("sending took too long")??;
     }
 }
 

@@ -82,7 +82,8 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
-    let sets: Arc<dyn BodyDriver> = Arc::new(SetDriver::new(&config.docker, bell.clone(), SetOptions::default())?);
+    let sets: Arc<dyn BodyDriver> =
+        Arc::new(SetDriver::new(&config.docker, bell.clone(), SetOptions::default())?);
     let vms: Arc<dyn BodyDriver> = Arc::new(VmDriver::new(
         &config.libvirt,
         &config.state_dir,

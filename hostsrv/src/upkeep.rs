@@ -30,7 +30,8 @@ pub async fn keep_chassis(
         let remote = remotes.borrow_and_update().clone();
         let mut pause = CHASSIS_PERIOD;
         if !remote.is_empty() {
-            let chassis = ovs::Chassis { name: config.name.clone(), remote, encap_ip: config.address, datapath };
+            let chassis =
+                ovs::Chassis { name: config.name.clone(), remote, encap_ip: config.address, datapath };
             let kept = match switch.ensure_bridge(datapath).await {
                 Ok(()) => switch.ensure_chassis(&chassis).await,
                 Err(error) => Err(error),

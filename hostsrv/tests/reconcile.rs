@@ -13,8 +13,8 @@ use amphi_hostsrv::instance::*;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::storage::{
-    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts, VolumeDriver,
-    VolumeKind, VolumeSpec,
+    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts,
+    VolumeDriver, VolumeKind, VolumeSpec,
 };
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -320,7 +320,8 @@ fn set(volume: VolumeId) -> InstanceDesired {
 /// A host with one running set on a volume of 10 bytes.
 async fn running() -> (Host, InstanceId) {
     let mut host = Host::new();
-    let volume = VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
+    let volume =
+        VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
     let instance = set(volume.id);
     let id = instance.id;
     host.order(|d| {
@@ -345,7 +346,10 @@ async fn a_set_comes_grows_restarts_and_goes() {
     });
     host.until("the volume has grown", |s| s.volumes.iter().any(|v| v.size_bytes == 20)).await;
     host.order(|d| d.instances[0].restarts = 1);
-    host.until("it was restarted", |s| s.instances.iter().any(|i| i.restarts == 1 && i.state == BodyState::Running)).await;
+    host.until("it was restarted", |s| {
+        s.instances.iter().any(|i| i.restarts == 1 && i.state == BodyState::Running)
+    })
+    .await;
     assert_eq!(host.calls(), ["volume 20", "set VolumeGrown { bytes: 20 }", "set stop", "set ensure 1"]);
     host.restart("run");
     host.until("the agent's restart changes nothing", |s| is(s, id, BodyState::Running)).await;
@@ -379,7 +383,8 @@ async fn without_a_tombstone_nothing_goes() {
 async fn an_engine_that_refuses_is_a_fault_that_heals() {
     let mut host = Host::new();
     *host.sets.refuse.lock().unwrap() = Some("no space left".into());
-    let volume = VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
+    let volume =
+        VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
     let instance = set(volume.id);
     let id = instance.id;
     host.order(|d| {

@@ -281,7 +281,7 @@ impl Reconciler {
         let spec = VolumeSpec {
             id: id.0,
             size_bytes: order.size_bytes,
-            fs: Some(Filesystem::Ext4),
+            fs: Some(Filesystem::Xfs),
             source: order.source.map(|s| s.0),
         };
         Ok(self.drivers.volumes.ensure(&spec).await?)

@@ -99,7 +99,11 @@ impl Reconciler {
         let ledger = self.ledger();
         let instances = ledger.desired().map(|d| d.instances.as_slice()).unwrap_or_default();
         let bodies = instances.iter().flat_map(|i| std::iter::once(&i.body).chain(i.next_body.as_ref()));
-        bodies.flat_map(|b| b.images()).flat_map(|i| i.blobs.values()).map(|blob| blob.sha256.clone()).collect()
+        bodies
+            .flat_map(|b| b.images())
+            .flat_map(|i| i.blobs.values())
+            .map(|blob| blob.sha256.clone())
+            .collect()
     }
 
     // A panic while one of these is held leaves plain data behind, never a half-made invariant.

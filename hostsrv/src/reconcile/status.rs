@@ -6,7 +6,7 @@ use super::observe::World;
 use super::plan::{self, Item};
 use crate::instance::{ObservedBody, ObservedState};
 use crate::storage::VolumeKind;
-use amphi_api::instance::{BodyKind, Fault, Power};
+use amphi_api::instance::{Fault, Power};
 use amphi_api::wire::{
     BodyState, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus, Tombstone,
     VolumeStatus,

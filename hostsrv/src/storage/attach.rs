@@ -107,14 +107,23 @@ impl LvmDriver {
         Ok(self.activate(report, lv).await?.path)
     }
 
-    /// False when the file system must grow and only an unmounted one can here.
-    pub(super) async fn grow_mounted(&self, device: &Path, lv: &LvReport) -> Result<bool, StorageError> {
-        let (path, size) = (device.to_owned(), lv.size_bytes);
-        let fits = blocking("reading the superblock of", &lv.name, move || {
-            Ok(filesystem::superblock(&path)?.is_none_or(|ext4| ext4.size_bytes >= size))
-        })
-        .await?;
-        if fits { Ok(true) } else { filesystem::grow_online(device).await }
+    /// Makes a mounted file system as large as its LV.
+    pub(super) async fn grow_mounted(
+        &self,
+        id: Uuid,
+        device: &Path,
+        lv: &LvReport,
+    ) -> Result<(), StorageError> {
+        let path = device.to_owned();
+        let size =
+            blocking("reading the superblock of", &lv.name, move || filesystem::size_on(&path)).await?;
+        // A last piece that is too small for an allocation group of its own stays unused.
+        match size {
+            Some(size) if size + filesystem::SMALLEST_GROUP <= lv.size_bytes => {
+                filesystem::grow(&self.mount_point(id)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn mount(&self, id: Uuid, lv: &LvReport, active: &Active) -> Result<(), StorageError> {
@@ -127,29 +136,17 @@ impl LvmDriver {
                 return Err(StorageError::Busy { id, holders: holders::describe(&found) });
             }
         }
-        let device = active.path.clone();
-        let ext4 =
-            blocking("reading the superblock of", &lv.name, move || filesystem::superblock(&device)).await?;
-        let Some(ext4) = ext4 else { return Err(StorageError::NoFilesystem { id }) };
-        if ext4.errors {
-            filesystem::check(&active.path).await?;
-        }
-        let try_mount = || {
-            let (device, point) = (active.path.clone(), self.mount_point(id));
-            blocking("mounting", &lv.name, move || filesystem::mount_ext4(&device, &point))
-        };
-        if let Err(error) = try_mount().await {
-            tracing::warn!(volume = %id, %error, "mount failed; checking the file system");
-            filesystem::check(&active.path).await?;
-            try_mount().await?;
-        }
-        if !self.grow_mounted(&active.path, lv).await? {
-            let point = self.mount_point(id);
-            blocking("unmounting", &lv.name, move || filesystem::unmount(&point)).await?;
-            filesystem::grow_offline(&active.path).await?;
-            try_mount().await?;
-        }
-        Ok(())
+        let (device, point) = (active.path.clone(), self.mount_point(id));
+        blocking("mounting", &lv.name, move || match filesystem::size_on(&device)? {
+            Some(_) => filesystem::mount_xfs(&device, &point).map(Some).map_err(|error| {
+                let hint = "if it stays so, the file system needs xfs_repair, which a person must decide on";
+                std::io::Error::new(error.kind(), format!("{error}; {hint}"))
+            }),
+            None => Ok(None),
+        })
+        .await?
+        .ok_or(StorageError::NoFilesystem { id })?;
+        self.grow_mounted(id, &active.path, lv).await
     }
 
     pub(super) fn observed(

@@ -19,7 +19,7 @@ use super::activation::loop_device;
 use super::filesystem;
 use super::lock::VolumeLocks;
 use super::lvm::{Lvm, LvmCommand};
-use super::report::{EXT4_TAG, LvReport, MAKING_TAG, TAG};
+use super::report::{LvReport, MAKING_TAG, TAG, XFS_TAG};
 use super::{
     Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts,
     VolumeDriver, VolumeKind, VolumeSpec, recycle,
@@ -182,6 +182,10 @@ impl VolumeDriver for LvmDriver {
 
     async fn ensure(&self, spec: &VolumeSpec) -> Result<(), StorageError> {
         let id = spec.id;
+        if spec.fs.is_some() && spec.size_bytes < filesystem::SMALLEST {
+            let least = filesystem::SMALLEST;
+            return Err(StorageError::TooSmall { id: spec.id, size: spec.size_bytes, least });
+        }
         if spec.size_bytes == 0 {
             return Err(StorageError::Invalid { id, reason: "its size is zero".to_owned() });
         }
@@ -317,7 +321,7 @@ impl VolumeDriver for LvmDriver {
         };
         drop(changes);
         self.copy_at_one_point(id, &report, &origin, &copy, quiesce).await?;
-        let add: Vec<String> = origin.fs().iter().map(|_| EXT4_TAG.to_owned()).collect();
+        let add: Vec<String> = origin.fs().iter().map(|_| XFS_TAG.to_owned()).collect();
         self.retag(&copy.name, &add, &[MAKING_TAG.to_owned()]).await?;
         let copy = LvReport { active: true, ..copy };
         self.deactivate(snapshot, &report, &copy).await

@@ -1,4 +1,5 @@
-//! ext4 on a volume: made once, checked when it asks for it, mounted, grown, frozen. Knows no LVM.
+//! XFS on a volume: made once, mounted, grown, frozen. Knows no LVM, and never repairs: what cannot be mounted is for
+//! a person with xfs_repair.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,80 +14,52 @@ use super::command::{Run, complaint};
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Formats. Inode tables and journal are zeroed by the kernel after the first mount, and nothing is
-/// discarded, so this takes the same few milliseconds for every size.
+/// Smallest file system that mkfs.xfs makes, in bytes.
+pub const SMALLEST: u64 = 300 << 20;
+
+/// A file system grows by at least this, the smallest allocation group of XFS, in bytes.
+pub const SMALLEST_GROUP: u64 = 16 << 20;
+
+/// Formats. Nothing is discarded, so this takes the same few milliseconds for every size.
 pub async fn format(device: &Path) -> Result<(), StorageError> {
-    let options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
-    ext4_tool("mkfs.ext4", &["-q", "-F", "-m", "0", "-E", options], device, &[0]).await
+    xfs_tool("mkfs.xfs", &["-q", "-f", "-K"], device).await
 }
 
-/// Repairs what can be repaired without asking; exit codes above 1 mean that it could not.
-pub async fn check(device: &Path) -> Result<(), StorageError> {
-    ext4_tool("e2fsck", &["-p"], device, &[0, 1]).await
+/// Grows a mounted file system to its device. XFS, unlike ext4, asks for no CAP_SYS_RESOURCE, which a root of
+/// limited capabilities (a container's) lacks; and it grows mounted only.
+pub async fn grow(point: &Path) -> Result<(), StorageError> {
+    xfs_tool("xfs_growfs", &["-d"], point).await
 }
 
-/// Grows a mounted file system to its device. The kernel wants CAP_SYS_RESOURCE for that, which a root of
-/// limited capabilities (a container's) lacks; `Ok(false)` then.
-pub async fn grow_online(device: &Path) -> Result<bool, StorageError> {
-    match ext4_tool("resize2fs", &[], device, &[0]).await {
-        Err(StorageError::Program { detail, .. }) if detail.contains("Permission denied to resize") => {
-            Ok(false)
-        }
-        other => other.map(|()| true),
-    }
-}
-
-/// Grows an unmounted file system to its device; resize2fs insists on a full check before.
-pub async fn grow_offline(device: &Path) -> Result<(), StorageError> {
-    ext4_tool("e2fsck", &["-f", "-p"], device, &[0, 1]).await?;
-    ext4_tool("resize2fs", &[], device, &[0]).await
-}
-
-async fn ext4_tool(
-    program: &'static str,
-    args: &[&str],
-    device: &Path,
-    good: &[i32],
-) -> Result<(), StorageError> {
-    let object = device.display().to_string();
+async fn xfs_tool(program: &'static str, args: &[&str], on: &Path) -> Result<(), StorageError> {
+    let object = on.display().to_string();
     let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     args.push(object.clone());
     let run = Run { operation: program, object: &object, program, args, env: &[], limit: LIMIT };
     let output = run.output().await?;
-    if output.status.code().is_some_and(|code| good.contains(&code)) {
+    if output.status.success() {
         return Ok(());
     }
-    // e2fsck tells on standard output what is wrong.
     let detail = format!("{} {}", complaint(&output), String::from_utf8_lossy(&output.stdout).trim());
     Err(StorageError::Program { program, object, detail })
 }
 
-/// What the superblock says that matters here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Superblock {
-    pub size_bytes: u64,
-    /// The kernel or fsck found errors that were never repaired.
-    pub errors: bool,
-}
-
-/// Reads the superblock; `None` when there is no ext4.
-pub fn superblock(device: &Path) -> std::io::Result<Option<Superblock>> {
-    let mut bytes = [0; 1024];
-    File::open(device)?.read_exact_at(&mut bytes, 1024)?;
+/// Size of the file system on a device, in bytes; `None` when there is no XFS.
+pub fn size_on(device: &Path) -> std::io::Result<Option<u64>> {
+    let mut bytes = [0; 16];
+    File::open(device)?.read_exact_at(&mut bytes, 0)?;
     Ok(parse_superblock(&bytes))
 }
 
-/// Offsets from the kernel's Documentation/filesystems/ext4/super.rst.
-fn parse_superblock(bytes: &[u8; 1024]) -> Option<Superblock> {
-    let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-    let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    if u16_at(0x38) != 0xEF53 {
+/// Magic, block size and number of data blocks, big-endian: the kernel's fs/xfs/libxfs/xfs_format.h, `xfs_dsb`.
+fn parse_superblock(bytes: &[u8; 16]) -> Option<u64> {
+    let (magic, rest) = bytes.split_at(4);
+    let (block, blocks) = rest.split_at(4);
+    if magic != b"XFSB" {
         return None;
     }
-    let is_64bit = u32_at(0x60) & 0x80 != 0;
-    let blocks = u64::from(u32_at(0x4)) | if is_64bit { u64::from(u32_at(0x150)) << 32 } else { 0 };
-    let block = 1024u64.checked_shl(u32_at(0x18)).filter(|size| *size <= 65536)?;
-    Some(Superblock { size_bytes: blocks.checked_mul(block)?, errors: u16_at(0x3A) & 2 != 0 })
+    let block = u32::from_be_bytes(block.try_into().ok()?);
+    u64::from_be_bytes(blocks.try_into().ok()?).checked_mul(u64::from(block))
 }
 
 /// One line of mountinfo.
@@ -136,11 +109,10 @@ pub fn is_mounted(point: &Path) -> std::io::Result<bool> {
     Ok(mounts()?.iter().any(|mount| mount.point == point))
 }
 
-/// Mounts ext4, replaying its journal.
-pub fn mount_ext4(device: &Path, point: &Path) -> std::io::Result<()> {
+/// Mounts XFS, replaying its log. `nouuid`, since a snapshot carries its volume's UUID and both may be mounted.
+pub fn mount_xfs(device: &Path, point: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(point)?;
-    let flags = MsFlags::MS_NODEV;
-    mount(Some(device), point, Some("ext4"), flags, None::<&str>).map_err(Into::into)
+    mount(Some(device), point, Some("xfs"), MsFlags::MS_NODEV, Some("nouuid")).map_err(Into::into)
 }
 
 /// Unmounts whatever is mounted there, never lazily, and removes the mount point.
@@ -210,19 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn a_superblock_gives_size_and_state() {
-        let mut bytes = [0u8; 1024];
+    fn a_superblock_gives_the_size() {
+        let mut bytes = [0; 16];
         assert_eq!(parse_superblock(&bytes), None);
-        bytes[0x38..0x3A].copy_from_slice(&0xEF53u16.to_le_bytes());
-        bytes[0x4..0x8].copy_from_slice(&256u32.to_le_bytes());
-        bytes[0x18] = 2;
-        bytes[0x150] = 1;
-        assert_eq!(parse_superblock(&bytes), Some(Superblock { size_bytes: 256 * 4096, errors: false }));
-        bytes[0x60] = 0x80;
-        bytes[0x3A] = 3;
-        let size_bytes = (256 + (1u64 << 32)) * 4096;
-        assert_eq!(parse_superblock(&bytes), Some(Superblock { size_bytes, errors: true }));
-        bytes[0x18] = 200;
-        assert_eq!(parse_superblock(&bytes), None);
+        bytes[..4].copy_from_slice(b"XFSB");
+        bytes[4..8].copy_from_slice(&4096u32.to_be_bytes());
+        bytes[8..].copy_from_slice(&262_144u64.to_be_bytes());
+        assert_eq!(parse_superblock(&bytes), Some(1 << 30));
     }
 }

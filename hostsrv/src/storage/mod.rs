@@ -60,7 +60,7 @@ pub struct StorageFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filesystem {
-    Ext4,
+    Xfs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -193,10 +193,8 @@ pub enum StorageError {
     NoRoomBehind { id: Uuid, needed: u64, behind: u64, free: u64 },
     #[error("volume {id} has {has} bytes and cannot shrink to {wanted}")]
     Shrink { id: Uuid, has: u64, wanted: u64 },
-    #[error(
-        "volume {id} has grown, but not the file system on it: this process lacks CAP_SYS_RESOURCE to do so while it is mounted; it is done when the volume is attached next"
-    )]
-    GrowsLater { id: Uuid },
+    #[error("volume {id} has {size} bytes; a file system needs at least {least}")]
+    TooSmall { id: Uuid, size: u64, least: u64 },
     #[error("volume {id} is unknown on this host")]
     Unknown { id: Uuid },
     #[error("volume {id} is not ready: its creation has not finished")]

@@ -170,7 +170,7 @@ mod tests {
             id,
             kind: VolumeKind::Volume,
             size_bytes: 1,
-            fs: Some(Filesystem::Ext4),
+            fs: Some(Filesystem::Xfs),
             complete: true,
             trashed_at,
             device: None,

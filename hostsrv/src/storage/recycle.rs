@@ -55,7 +55,7 @@ mod tests {
     fn tags_tell_the_time() {
         assert_eq!(trashed_at(["amphi", "amphi.trash=12", "amphi.trash=7"]), Some(7));
         assert_eq!(trashed_at(["amphi.trash=soon"]), Some(0));
-        assert_eq!(trashed_at(["amphi", "amphi.fs=ext4"]), None);
+        assert_eq!(trashed_at(["amphi", "amphi.fs=xfs"]), None);
         assert_eq!(trash_tag(5), "amphi.trash=5");
     }
 }

@@ -10,7 +10,7 @@ use super::{Filesystem, VolumeKind, recycle};
 pub const TAG: &str = "amphi";
 /// On an LV whose first bytes are not complete yet; taken off as the last step of its creation.
 pub const MAKING_TAG: &str = "amphi.making";
-pub const EXT4_TAG: &str = "amphi.fs=ext4";
+pub const XFS_TAG: &str = "amphi.fs=xfs";
 /// Followed by the volume that a snapshot was taken of.
 pub const OF_TAG: &str = "amphi.of=";
 
@@ -70,7 +70,7 @@ impl LvReport {
     }
 
     pub fn fs(&self) -> Option<Filesystem> {
-        self.has(EXT4_TAG).then_some(Filesystem::Ext4)
+        self.has(XFS_TAG).then_some(Filesystem::Xfs)
     }
 
     pub fn trashed_at(&self) -> Option<i64> {
@@ -259,7 +259,7 @@ mod tests {
       "vg":[{"vg_name":"amphi","vg_size":"4290772992","vg_free":"3133145088","vg_extent_size":"4194304"}],
       "pv":[{"pv_uuid":"P","pv_name":"/dev/loop0","pe_start":"1048576","pv_pe_count":"1023"}],
       "lv":[{"lv_uuid":"A","lv_name":"vol-00000000-0000-4000-8000-000000000001","lv_size":"1115684864",
-             "lv_tags":"amphi.fs=ext4,amphi","lv_active":"unknown","origin":""},
+             "lv_tags":"amphi.fs=xfs,amphi","lv_active":"unknown","origin":""},
             {"lv_uuid":"B","lv_name":"snap-00000000-0000-4000-8000-000000000002","lv_size":"41943040",
              "lv_tags":"amphi,amphi.making,amphi.of=00000000-0000-4000-8000-000000000001,amphi.trash=9",
              "lv_active":"active","origin":""},
@@ -278,7 +278,7 @@ mod tests {
         let id = |n: u128| Uuid::from_u128(0x00000000_0000_4000_8000_000000000000 + n);
         let (volume, kind) = report.of(id(1)).expect("volume");
         assert_eq!(kind, VolumeKind::Volume);
-        assert_eq!(volume.fs(), Some(Filesystem::Ext4));
+        assert_eq!(volume.fs(), Some(Filesystem::Xfs));
         let whole = volume.contiguous().expect("one piece");
         assert_eq!((whole.start, whole.count), (300, 266));
         assert_eq!(report.offset(&whole), Some(1048576 + 300 * 4194304));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::activation::loop_device;
 use super::driver::{LvmDriver, blocking, lv_name};
 use super::lvm::LvmCommand;
-use super::report::{EXT4_TAG, GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG};
+use super::report::{GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG, XFS_TAG};
 use super::{Activation, Quiesce, StorageError, VolumeKind, VolumeSpec, copy, filesystem, placement};
 
 impl LvmDriver {
@@ -79,7 +79,7 @@ impl LvmDriver {
             filesystem::format(&active.path).await?;
         }
         if spec.fs.is_some() {
-            add.push(EXT4_TAG.to_owned());
+            add.push(XFS_TAG.to_owned());
         }
         self.retag(&lv.name, &add, &[MAKING_TAG.to_owned()]).await
     }
@@ -135,10 +135,7 @@ impl LvmDriver {
             return Ok(());
         }
         let active = self.activate(report, lv).await?;
-        if !self.is_mounted(id).await? || self.grow_mounted(&active.path, lv).await? {
-            return Ok(());
-        }
-        Err(StorageError::GrowsLater { id })
+        if self.is_mounted(id).await? { self.grow_mounted(id, &active.path, lv).await } else { Ok(()) }
     }
 
     pub(super) async fn new_snapshot(

@@ -10,10 +10,10 @@ use amphi_hostsrv::storage::{
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::rig::{MIB, Rig, filesystem_size, pattern, raw, write};
+use crate::rig::{Rig, UNIT, filesystem_size, pattern, raw, write};
 
 fn from(id: Uuid, mib: u64, source: Uuid) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: mib * MIB, fs: Some(Filesystem::Ext4), source: Some(source) }
+    VolumeSpec { id, size_bytes: mib * UNIT, fs: Some(Filesystem::Xfs), source: Some(source) }
 }
 
 pub async fn a_snapshot_is_one_point_in_time(rig: &mut Rig) {
@@ -62,8 +62,8 @@ pub async fn a_snapshot_is_one_point_in_time(rig: &mut Rig) {
     rig.driver.set_bin(snapshot, BinOrder::Purge).await.expect("the copies stand alone");
     assert_eq!(std::fs::read(there.join("before")).expect("read"), bytes);
     // With its snapshot gone or not, the origin still grows online.
-    let point = rig.extend_mounted(id, 96).await;
-    assert!(filesystem_size(&point) > 80 * MIB);
+    rig.extend_mounted(id, 96).await;
+    assert!(filesystem_size(&point) > 80 * UNIT);
 }
 
 #[derive(Default)]
@@ -92,7 +92,7 @@ pub async fn a_guest_is_paused_and_always_resumed(rig: &mut Rig) {
     let device = rig.driver.attach(id, Attach::Device).await.expect("attached").device;
     let bytes = pattern(8, 4 << 20);
     let disk = std::fs::OpenOptions::new().write(true).open(&device).expect("device");
-    disk.write_all_at(&bytes, 20 * MIB).expect("written");
+    disk.write_all_at(&bytes, 20 * UNIT).expect("written");
 
     let broken = Arc::new(Guest { refuses: true, ..Guest::default() });
     let error =
@@ -110,12 +110,12 @@ pub async fn a_guest_is_paused_and_always_resumed(rig: &mut Rig) {
     let guest = Arc::new(Guest::default());
     rig.driver.snapshot(id, snapshot, &Quiesce::Guest(guest.clone())).await.expect("taken");
     assert_eq!((guest.paused.load(Ordering::SeqCst), guest.calls.load(Ordering::SeqCst)), (0, 1));
-    disk.write_all_at(&[0; 4096], 20 * MIB).expect("written later");
+    disk.write_all_at(&[0; 4096], 20 * UNIT).expect("written later");
     disk.sync_all().expect("synced");
     rig.driver.ensure(&VolumeSpec { fs: None, ..from(copy, 32, snapshot) }).await.expect("made");
     let there = rig.driver.attach(copy, Attach::Device).await.expect("attached").device;
     let mut read = vec![0; bytes.len()];
-    std::fs::File::open(there).expect("device").read_exact_at(&mut read, 20 * MIB).expect("read");
+    std::fs::File::open(there).expect("device").read_exact_at(&mut read, 20 * UNIT).expect("read");
     assert!(read == bytes, "the snapshot has what the guest had written");
 }
 
@@ -127,9 +127,9 @@ pub async fn a_copy_grows_with_its_volume_s_size(rig: &mut Rig) {
     rig.driver.ensure(&from(copy, 96, id)).await.expect("made");
     let there = rig.mount(copy).await;
     assert_eq!(std::fs::read(there.join("data")).expect("read"), b"bytes");
-    assert!(filesystem_size(&there) > 80 * MIB);
+    assert!(filesystem_size(&there) > 80 * UNIT);
     write(&point.join("more"), b"the origin is writable again");
-    let error = rig.driver.ensure(&from(small, 16, id)).await.expect_err("too small");
+    let error = rig.driver.ensure(&from(small, 31, id)).await.expect_err("too small");
     assert!(error.to_string().contains("more than its"), "{error}");
     let error = rig.driver.ensure(&from(small, 32, Uuid::new_v4())).await.expect_err("no such source");
     assert!(matches!(error, StorageError::Unknown { .. }), "{error}");

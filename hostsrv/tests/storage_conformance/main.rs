@@ -37,7 +37,7 @@ cases!(
     faults::a_crash_before_the_format_is_healed,
     faults::a_crash_during_a_copy_is_healed,
     faults::a_file_system_left_frozen_is_thawed,
-    faults::a_damaged_file_system_is_repaired_before_use,
+    faults::a_damaged_file_system_is_left_to_a_person,
     faults::what_is_not_ours_is_not_touched,
     speed::a_volume_of_a_gibibyte_is_there_at_once,
 );

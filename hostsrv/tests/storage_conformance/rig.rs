@@ -11,16 +11,16 @@ use amphi_hostsrv::storage::activation::ioctl;
 use amphi_hostsrv::storage::activation::loop_device::{self, Place};
 use amphi_hostsrv::storage::lvm::Lvm;
 use amphi_hostsrv::storage::{
-    Activation, Attach, Filesystem, LvmConfig, LvmDriver, ObservedVolume, StorageError, VolumeDriver,
-    VolumeSpec,
+    Activation, Attach, Filesystem, LvmConfig, LvmDriver, ObservedVolume, VolumeDriver, VolumeSpec,
 };
 use uuid::Uuid;
 
 use crate::common;
 
-pub const MIB: u64 = 1 << 20;
+/// What sizes are counted in: XFS wants 300 MiB at least, so the smallest volume here has 32 units.
+pub const UNIT: u64 = 10 << 20;
 /// The rig's group: the file has a megabyte more, for LVM's metadata.
-pub const GROUP_BYTES: u64 = 1280 * MIB;
+pub const GROUP_BYTES: u64 = 1280 * UNIT;
 
 /// Set by scripts/uml-lane.sh: a directory to work in, on a kernel of our own with device-mapper.
 const DM_LANE: &str = "AMPHI_STORAGE_DM_LANE";
@@ -66,8 +66,8 @@ impl Rig {
             std::fs::create_dir_all(dir.join(name)).expect("a directory");
         }
         let file = OpenOptions::new().create_new(true).read(true).write(true).open(dir.join("pv"));
-        file.expect("a file").set_len(GROUP_BYTES + MIB).expect("sparse");
-        let place = Place { pv: dir.join("pv"), offset: 0, size: GROUP_BYTES + MIB };
+        file.expect("a file").set_len(GROUP_BYTES + (1 << 20)).expect("sparse");
+        let place = Place { pv: dir.join("pv"), offset: 0, size: GROUP_BYTES + (1 << 20) };
         let pv = loop_device::open(&place).expect("a loop device (root?)");
         let device = pv.device.display().to_string();
         let udev = "udev_sync=0 udev_rules=0 monitoring=0";
@@ -118,26 +118,15 @@ impl Rig {
     }
 
     /// A formatted volume, mounted; returns its id and mount point.
-    pub async fn mounted(&self, mib: u64) -> (Uuid, PathBuf) {
+    pub async fn mounted(&self, units: u64) -> (Uuid, PathBuf) {
         let id = Uuid::new_v4();
-        self.driver.ensure(&ext4(id, mib)).await.expect("made");
+        self.driver.ensure(&xfs(id, units)).await.expect("made");
         (id, self.mount(id).await)
     }
 
-    /// Extends a mounted volume. Where the kernel lets nobody here grow a mounted file system, the driver has to
-    /// say so and grow it at the next attach; on the lane's own kernel it has to grow online.
-    pub async fn extend_mounted(&self, id: Uuid, mib: u64) -> PathBuf {
-        let extended = self.driver.ensure(&ext4(id, mib)).await;
-        if self.activation == Activation::Dm || may_grow_mounted() {
-            extended.expect("grown online");
-            return self.config.state_dir.join("volumes").join(id.to_string());
-        }
-        eprintln!("no CAP_SYS_RESOURCE: growing at the next attach instead of online");
-        assert!(matches!(extended, Err(StorageError::GrowsLater { .. })), "{extended:?}");
-        self.driver.detach(id).await.expect("detached");
-        let point = self.mount(id).await;
-        self.driver.ensure(&ext4(id, mib)).await.expect("nothing left to grow");
-        point
+    /// Extends a mounted volume, online.
+    pub async fn extend_mounted(&self, id: Uuid, units: u64) {
+        self.driver.ensure(&xfs(id, units)).await.expect("grown online");
     }
 
     pub async fn mount(&self, id: Uuid) -> PathBuf {
@@ -199,12 +188,12 @@ impl Drop for Rig {
     }
 }
 
-pub fn ext4(id: Uuid, mib: u64) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: mib * MIB, fs: Some(Filesystem::Ext4), source: None }
+pub fn xfs(id: Uuid, units: u64) -> VolumeSpec {
+    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source: None }
 }
 
-pub fn raw(id: Uuid, mib: u64) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: mib * MIB, fs: None, source: None }
+pub fn raw(id: Uuid, units: u64) -> VolumeSpec {
+    VolumeSpec { id, size_bytes: units * UNIT, fs: None, source: None }
 }
 
 /// Bytes that no other `seed` has.
@@ -226,13 +215,6 @@ pub fn write(path: &Path, bytes: &[u8]) {
     let mut file = File::create(path).expect("a file");
     std::io::Write::write_all(&mut file, bytes).expect("written");
     file.sync_all().expect("synced");
-}
-
-/// Whether this process has CAP_SYS_RESOURCE (24), without which ext4 never grows while mounted.
-fn may_grow_mounted() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("status");
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
-    u64::from_str_radix(mask.trim(), 16).expect("a mask") & (1 << 24) != 0
 }
 
 /// Size of the mounted file system in bytes, as its users see it.

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use amphi_hostsrv::storage::{Activation, Attach, BinOrder, VolumeDriver};
 use uuid::Uuid;
 
-use crate::rig::{Rig, ext4};
+use crate::rig::{Rig, xfs};
 
 pub async fn a_volume_of_a_gibibyte_is_there_at_once(rig: &mut Rig) {
     let mut totals = Vec::new();
     for _ in 0..if rig.activation == Activation::Loop { 5 } else { 1 } {
         let id = Uuid::new_v4();
         let start = Instant::now();
-        rig.driver.ensure(&ext4(id, 1024)).await.expect("made");
+        rig.driver.ensure(&xfs(id, 1024)).await.expect("made");
         let made = start.elapsed();
         rig.driver.attach(id, Attach::Mounted).await.expect("attached");
         let total = start.elapsed();

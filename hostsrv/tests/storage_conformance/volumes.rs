@@ -9,7 +9,7 @@ use amphi_hostsrv::storage::{
 };
 use uuid::Uuid;
 
-use crate::rig::{MIB, Rig, ext4, filesystem_size, pattern, raw, write};
+use crate::rig::{Rig, UNIT, filesystem_size, pattern, raw, write, xfs};
 
 pub async fn a_volume_has_a_hard_limit_and_its_neighbour_is_unharmed(rig: &mut Rig) {
     let (_, small) = rig.mounted(32).await;
@@ -18,16 +18,16 @@ pub async fn a_volume_has_a_hard_limit_and_its_neighbour_is_unharmed(rig: &mut R
     write(&neighbour.join("kept"), &bytes);
 
     let mut file = File::create(small.join("greedy")).expect("a file");
-    let (block, mut written) = (pattern(2, 1 << 20), 0u64);
+    let (block, mut written) = (pattern(2, UNIT as usize), 0u64);
     let error = loop {
         match file.write_all(&block).and_then(|()| file.sync_data()) {
-            Ok(()) => written += MIB,
+            Ok(()) => written += UNIT,
             Err(error) => break error,
         }
-        assert!(written <= 32 * MIB, "wrote {written} bytes into 32 MiB");
+        assert!(written <= 32 * UNIT, "wrote {written} bytes into 32 units");
     };
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
-    assert!(written >= 16 * MIB, "only {written} bytes fitted");
+    assert!(written >= 16 * UNIT, "only {written} bytes fitted");
     write(&neighbour.join("more"), &bytes);
     assert_eq!(std::fs::read(neighbour.join("kept")).expect("read"), bytes);
     assert_eq!(std::fs::read(neighbour.join("more")).expect("read"), bytes);
@@ -39,21 +39,21 @@ pub async fn a_mounted_volume_grows_online_and_never_shrinks(rig: &mut Rig) {
     write(&point.join("open"), &bytes);
     let before = filesystem_size(&point);
 
-    let point = rig.extend_mounted(id, 96).await;
+    rig.extend_mounted(id, 96).await;
     let after = filesystem_size(&point);
-    assert!(after > before + 40 * MIB, "{before} -> {after}");
+    assert!(after > before + 40 * UNIT, "{before} -> {after}");
     let mut open = File::options().append(true).open(point.join("open")).expect("a file");
     open.write_all(&pattern(4, 50 << 20)).expect("the new room is usable");
     open.sync_all().expect("synced");
     assert_eq!(std::fs::read(point.join("open")).expect("read")[..bytes.len()], bytes[..]);
-    assert_eq!(rig.observed(id).await.expect("there").size_bytes, 96 * MIB);
+    assert_eq!(rig.observed(id).await.expect("there").size_bytes, 96 * UNIT);
 
-    let error = rig.driver.ensure(&ext4(id, 32)).await.expect_err("no shrinking");
+    let error = rig.driver.ensure(&xfs(id, 32)).await.expect_err("no shrinking");
     assert!(
-        matches!(error, StorageError::Shrink { has, wanted, .. } if has == 96 * MIB && wanted == 32 * MIB),
+        matches!(error, StorageError::Shrink { has, wanted, .. } if has == 96 * UNIT && wanted == 32 * UNIT),
         "{error}"
     );
-    assert_eq!(rig.observed(id).await.expect("there").size_bytes, 96 * MIB);
+    assert_eq!(rig.observed(id).await.expect("there").size_bytes, 96 * UNIT);
     drop(open);
     rig.driver.detach(id).await.expect("detached");
     let point = rig.mount(id).await;
@@ -75,9 +75,9 @@ pub async fn bytes_stay_when_the_body_changes(rig: &mut Rig) {
     let error = rig.driver.attach(id, Attach::Mounted).await.expect_err("a guest writes to it");
     assert!(error.to_string().contains(&format!("process {guest} ")), "{error}");
     // Grown under the guest: its open device sees the new size.
-    rig.driver.ensure(&ext4(id, 64)).await.expect("grown");
+    rig.driver.ensure(&xfs(id, 64)).await.expect("grown");
     let mut device = File::open(&attached.device).expect("device");
-    assert_eq!(std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).expect("size"), 64 * MIB);
+    assert_eq!(std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).expect("size"), 64 * UNIT);
     drop(device);
     rig.dismiss_guests();
     assert_eq!(
@@ -88,7 +88,7 @@ pub async fn bytes_stay_when_the_body_changes(rig: &mut Rig) {
 
     let point = rig.mount(id).await;
     assert_eq!(std::fs::read(point.join("data")).expect("read"), bytes);
-    assert!(filesystem_size(&point) > 50 * MIB, "grown when it came back");
+    assert!(filesystem_size(&point) > 50 * UNIT, "grown when it came back");
 }
 
 pub async fn the_bin_keeps_restores_and_purges(rig: &mut Rig) {
@@ -108,7 +108,7 @@ pub async fn the_bin_keeps_restores_and_purges(rig: &mut Rig) {
         let error = rig.driver.attach(id, how).await.expect_err("in the bin");
         assert!(matches!(error, StorageError::Trashed { since: 1000, .. }), "{error}");
     }
-    let error = rig.driver.ensure(&ext4(id, 32)).await.expect_err("in the bin");
+    let error = rig.driver.ensure(&xfs(id, 32)).await.expect_err("in the bin");
     assert!(matches!(error, StorageError::Trashed { .. }), "{error}");
 
     rig.driver.set_bin(id, BinOrder::Restore).await.expect("restored");
@@ -116,7 +116,7 @@ pub async fn the_bin_keeps_restores_and_purges(rig: &mut Rig) {
     assert_eq!(std::fs::read(point.join("data")).expect("read"), bytes);
 
     rig.driver.set_bin(id, BinOrder::Trash { at: 3000 }).await.expect("trashed");
-    assert_eq!(rig.free().await, free - 32 * MIB, "the bin takes room");
+    assert_eq!(rig.free().await, free - 32 * UNIT, "the bin takes room");
     rig.driver.set_bin(id, BinOrder::Purge).await.expect("purged");
     rig.driver.set_bin(id, BinOrder::Purge).await.expect("twice");
     assert_eq!((rig.free().await, rig.observed(id).await), (free, None));
@@ -125,10 +125,10 @@ pub async fn the_bin_keeps_restores_and_purges(rig: &mut Rig) {
 
     // The whole group as one raw volume: nobody's bytes are left where the first volumes were.
     let next = Uuid::new_v4();
-    rig.driver.ensure(&raw(next, free / MIB)).await.expect("made");
+    rig.driver.ensure(&raw(next, free / UNIT)).await.expect("made");
     let device = rig.driver.attach(next, Attach::Device).await.expect("attached").device;
     let (file, mut block) = (File::open(device).expect("device"), vec![0; 1 << 20]);
-    for offset in (0..256 * MIB).step_by(1 << 20) {
+    for offset in (0..256 * UNIT).step_by(1 << 20) {
         file.read_exact_at(&mut block, offset).expect("read");
         assert!(block.iter().all(|byte| *byte == 0), "bytes of a purged volume at {offset}");
     }
@@ -137,19 +137,19 @@ pub async fn the_bin_keeps_restores_and_purges(rig: &mut Rig) {
 pub async fn everything_twice_is_once(rig: &mut Rig) {
     let (id, copy) = (Uuid::new_v4(), Uuid::new_v4());
     for _ in 0..2 {
-        rig.driver.ensure(&ext4(id, 32)).await.expect("made");
+        rig.driver.ensure(&xfs(id, 32)).await.expect("made");
     }
     let free = rig.free().await;
     let first = rig.driver.attach(id, Attach::Mounted).await.expect("attached");
     assert_eq!(rig.driver.attach(id, Attach::Mounted).await.expect("attached"), first);
     let point = first.mount.expect("a mount point");
     write(&point.join("data"), b"bytes");
-    rig.driver.ensure(&ext4(id, 32)).await.expect("still there");
+    rig.driver.ensure(&xfs(id, 32)).await.expect("still there");
     assert_eq!(std::fs::read(point.join("data")).expect("read"), b"bytes");
     for _ in 0..2 {
         rig.driver.snapshot(id, copy, &Quiesce::Filesystem).await.expect("taken");
     }
-    assert_eq!(rig.free().await, free - 32 * MIB, "one snapshot");
+    assert_eq!(rig.free().await, free - 32 * UNIT, "one snapshot");
     for _ in 0..2 {
         rig.driver.detach(id).await.expect("detached");
         assert_eq!(rig.observed(id).await.expect("there").device, None);
@@ -186,7 +186,7 @@ pub async fn a_fresh_driver_finds_everything_again(rig: &mut Rig) {
     assert_eq!(rig.driver.observe().await.expect("observes"), before);
     let of = |id| before.iter().find(|volume| volume.id == id).expect("there");
     assert_eq!(of(id).mounted, Some(point.clone()));
-    assert_eq!((of(id).fs, of(disk).fs), (Some(Filesystem::Ext4), None));
+    assert_eq!((of(id).fs, of(disk).fs), (Some(Filesystem::Xfs), None));
     assert_eq!(of(disk).device, Some(device.clone()));
     assert_eq!(of(trash).trashed_at, Some(7));
     assert_eq!((of(copy).kind, of(copy).complete), (VolumeKind::Snapshot { of: id }, true));
@@ -202,7 +202,7 @@ pub async fn many_at_once_do_not_meet(rig: &mut Rig) {
     let driver = &rig.driver;
     let ids: Vec<Uuid> = (0..6).map(|_| Uuid::new_v4()).collect();
     let work = ids.iter().enumerate().map(|(index, id)| async move {
-        driver.ensure(&ext4(*id, 32)).await.expect("made");
+        driver.ensure(&xfs(*id, 32)).await.expect("made");
         let (one, two) =
             tokio::join!(driver.attach(*id, Attach::Mounted), driver.attach(*id, Attach::Mounted));
         assert_eq!(one.as_ref().expect("attached"), two.as_ref().expect("attached"));
