@@ -36,6 +36,12 @@ enum Verb {
     Run,
     /// The story on a lab that is up
     Story,
+    /// Measure what is promised, on a lab of its own; one line `name: value` per figure
+    Bench {
+        /// How many sets are created, each beside plain containers
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+    },
     /// End the lab and remove what it made
     Down,
     /// Every daemon of every party
@@ -123,6 +129,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let program = std::env::current_exe().context("find own program")?;
             let once = std::env::var_os("AMPHI_ONCE").is_some_and(|v| !v.is_empty() && v != "0");
             return Ok(truth(amphi_integration::run::run(layout, &program, once, show)?));
+        }
+        Verb::Bench { rounds } => {
+            let program = std::env::current_exe().context("find own program")?;
+            amphi_integration::bench::run(layout, &program, rounds, show)?;
         }
         Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
         Verb::Down => match Lab::attach(layout.clone()) {

@@ -1,0 +1,92 @@
+//! The yardstick: the same three containers, created and started by plain calls to the same dockerd, with nothing of
+//! ours: no network, no volume, no records.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bollard::Docker;
+use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
+};
+
+use crate::lab::Lab;
+
+/// What every member runs.
+pub const COMMAND: &str = "trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done";
+
+pub struct Bare {
+    docker: Docker,
+    /// As the engine knows the image that our members run from.
+    image: String,
+}
+
+impl Bare {
+    /// Finds the image in a member of a running set.
+    pub async fn beside(lab: &Lab, host: &str, member: &str) -> Result<Self> {
+        let socket = lab.file(host, Path::new("/run/docker.sock"))?;
+        let socket = socket.to_str().context("socket path")?;
+        let docker = Docker::connect_with_unix(socket, 60, bollard::API_DEFAULT_VERSION)
+            .context("connect to dockerd")?
+            .negotiate_version()
+            .await
+            .context("agree with dockerd on a version")?;
+        let member = docker.inspect_container(member, None).await.context("inspect a member")?;
+        Ok(Self { docker, image: member.image.context("the member's image")? })
+    }
+
+    /// Anchor and two members, each created and started; how long that took. They are removed afterwards.
+    pub async fn create(&self) -> Result<Duration> {
+        let began = Instant::now();
+        self.start(
+            "bare-anchor",
+            HostConfig {
+                network_mode: Some("none".to_owned()),
+                ipc_mode: Some("shareable".to_owned()),
+                ..limits()
+            },
+        )
+        .await?;
+        for name in ["bare-one", "bare-two"] {
+            let anchor = Some("container:bare-anchor".to_owned());
+            self.start(name, HostConfig { network_mode: anchor.clone(), ipc_mode: anchor, ..limits() })
+                .await?;
+        }
+        let took = began.elapsed();
+        for name in ["bare-two", "bare-one", "bare-anchor"] {
+            let options = RemoveContainerOptionsBuilder::new().force(true).build();
+            self.docker
+                .remove_container(name, Some(options))
+                .await
+                .with_context(|| format!("remove {name}"))?;
+        }
+        Ok(took)
+    }
+
+    async fn start(&self, name: &str, host: HostConfig) -> Result<()> {
+        let body = ContainerCreateBody {
+            image: Some(self.image.clone()),
+            entrypoint: Some(vec!["/bin/sh".to_owned()]),
+            cmd: Some(vec!["-c".to_owned(), COMMAND.to_owned()]),
+            host_config: Some(host),
+            ..Default::default()
+        };
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        self.docker.create_container(Some(options), body).await.with_context(|| format!("create {name}"))?;
+        self.docker
+            .start_container(name, None::<StartContainerOptions>)
+            .await
+            .with_context(|| format!("start {name}"))
+    }
+}
+
+fn limits() -> HostConfig {
+    HostConfig {
+        cpu_period: Some(100_000),
+        cpu_quota: Some(50_000),
+        memory: Some(32 << 20),
+        memory_swap: Some(32 << 20),
+        ..Default::default()
+    }
+}

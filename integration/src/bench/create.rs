@@ -1,0 +1,66 @@
+//! How long a set takes from the API call until it runs, against plain Docker; and the controller's own part of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::bare::Bare;
+use super::{Bench, Figure, HOST, median, runs, set};
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// Between two looks at the record; what it adds is in the figure.
+const POLL: Duration = Duration::from_millis(10);
+
+pub(super) fn measure(bench: &Bench, rounds: usize) -> Result<Vec<Figure>> {
+    // The first one brings the image to the host.
+    bench.runtime.block_on(one(bench, "warm"))?;
+    let warm = bench.runtime.block_on(bench.client.find_instance("warm"))?;
+    let bare = bench.runtime.block_on(Bare::beside(bench.lab, HOST, &format!("amphi-{}-one", warm.id)))?;
+    bench.runtime.block_on(bare.create())?;
+    let (mut ours, mut plain, mut posts) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let name = format!("round-{round}");
+        let (post, all) = bench.runtime.block_on(one(bench, &name))?;
+        bench.delete(&name, true)?;
+        let beside = bench.runtime.block_on(bare.create())?;
+        println!(
+            "  round {:>2}: set {:>6.0} ms, bare {:>6.0} ms, POST {:>5.1} ms",
+            round + 1,
+            milliseconds(all),
+            milliseconds(beside),
+            milliseconds(post)
+        );
+        ours.push(milliseconds(all));
+        plain.push(milliseconds(beside));
+        posts.push(milliseconds(post));
+    }
+    bench.delete("warm", true)?;
+    Ok(vec![
+        Figure { name: "set_create_ms_p50", value: median(&ours), goal: "below 3000" },
+        Figure { name: "bare_create_ms_p50", value: median(&plain), goal: "" },
+        Figure { name: "set_create_ratio", value: median(&ours) / median(&plain), goal: "at most 1.3" },
+        Figure { name: "controller_create_ms_p50", value: median(&posts), goal: "below 15" },
+    ])
+}
+
+/// Orders a set; how long the order took, and how long until it ran.
+async fn one(bench: &Bench<'_>, name: &str) -> Result<(Duration, Duration)> {
+    let request = set(name, true, 64)?;
+    let began = Instant::now();
+    let ordered = bench.client.create_instance(&request).await?;
+    let post = began.elapsed();
+    loop {
+        let instance = bench.client.instance(ordered.id).await?;
+        if runs(&instance) {
+            return Ok((post, began.elapsed()));
+        }
+        if began.elapsed() > LIMIT {
+            bail!("{name} does not run within {LIMIT:?}: {} {:?}", instance.state, instance.fault);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
