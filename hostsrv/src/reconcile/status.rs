@@ -64,7 +64,11 @@ fn instance(
         id: desired.id,
         epoch: desired.epoch,
         kind,
-        state: body_state(desired, current.copied(), mine.len(), memory.busy),
+        state: match body_state(desired, current.copied(), mine.len(), memory.busy) {
+            // An engine shows the new body before its start has returned; the change of body is not over, nor timed.
+            BodyState::Running if memory.busy && memory.switching_since.is_some() => BodyState::Starting,
+            state => state,
+        },
         members: current.map(|b| b.members.clone()).unwrap_or_default(),
         restarts,
         next_ready: desired

@@ -71,7 +71,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         title: "Volumes grow while used; snapshot, recycle bin, restore, purge",
-        needs: &[3, 4],
+        needs: &[3, 4, 7],
         play: step_08_volumes::play,
     },
     Step {
@@ -81,7 +81,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         title: "The dead host returns: its stale bodies never do, its volumes do",
-        needs: &[9],
+        needs: &[7, 9],
         play: step_10_return::play,
     },
     Step { title: "Everything is deleted; nothing is left", needs: &[1], play: step_11_delete::play },
