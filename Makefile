@@ -7,7 +7,7 @@ LAB := $(SUDO) target/debug/amphi-lab
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
-	$(LAB) run-story
+	$(LAB) run
 
 # The same lab, detached; `. target/lab/env` gives clients its address and token.
 up: install build images

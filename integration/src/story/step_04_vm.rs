@@ -51,7 +51,7 @@ pub fn play(stage: &Stage) -> Result<()> {
         let vm = stage.vm("vm", stage.member("neighbour", "front")?)?;
         vm.answers(UP)?;
         let mounted = vm.sh("grep ' /data ' /proc/mounts")?;
-        ensure!(mounted.contains("ext4"), "expected ext4 on /data, saw: {mounted}");
+        ensure!(mounted.contains("xfs"), "expected xfs on /data, saw: {mounted}");
         vm.sh("head -c 4194304 /dev/urandom >/data/random; sync")?;
         stage.notes.borrow_mut().vm_random = vm.sha256("/data/random")?;
         let address = vm.sh("cat /sys/class/net/eth0/address")?;

@@ -83,7 +83,7 @@ fn df(text: &str) -> Result<u64> {
     Ok(kib << 10)
 }
 
-/// An ext4 of 2 GiB shows a little less; one of 1 GiB far less than this.
+/// A file system of 2 GiB shows a little less; one of 1 GiB far less than this.
 fn grown(bytes: u64) -> bool {
     (TWO_GIB * 9 / 10..=TWO_GIB).contains(&bytes)
 }
