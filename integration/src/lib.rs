@@ -5,3 +5,4 @@ pub mod bench;
 pub mod lab;
 pub mod run;
 pub mod story;
+mod wait;

@@ -6,6 +6,7 @@ use amphi_api::instance::{BodyKind, BodySpec, ExchangeCreate, ExchangePhase, VmS
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Figure, runs, set};
+use crate::wait::{seen, until};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const NAME: &str = "changing";
@@ -17,12 +18,24 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     })?;
     let vm = BodySpec::Vm(VmSpec { image: "vm".to_owned(), root_gib: None });
     let there = one(bench, ExchangeCreate { to: BodyKind::Vm, body: Some(vm) })?;
+    booted(bench)?;
     let back = one(bench, ExchangeCreate { to: BodyKind::Set, body: None })?;
     bench.delete(NAME, true)?;
     Ok(vec![
         Figure { name: "exchange_set_to_vm_outage_ms", value: there, goal: "" },
         Figure { name: "exchange_vm_to_set_outage_ms", value: back, goal: "" },
     ])
+}
+
+/// A guest that has not booted yet does not hear its power button.
+fn booted(bench: &Bench) -> Result<()> {
+    let id = bench.runtime.block_on(bench.client.find_instance(NAME))?.id;
+    until("the VM says that it is ready", LIMIT, || {
+        let log = bench.runtime.block_on(bench.client.console_log(id, Some(100), None))?;
+        Ok(seen(log.text.contains("amphi-vm: ready"), || {
+            log.text.lines().last().unwrap_or_default().to_owned()
+        }))
+    })
 }
 
 fn one(bench: &Bench, request: ExchangeCreate) -> Result<f64> {

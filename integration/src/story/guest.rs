@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::ping::Ping;
 use super::stage::SOON;
-use super::wait::{seen, until};
 use crate::lab::{Lab, Output};
+use crate::wait::{seen, until};
 
 /// Docker on a host of the lab.
 pub const DOCKER: [&str; 3] = ["/usr/bin/docker", "-H", "unix:///run/docker.sock"];

@@ -23,7 +23,6 @@ mod step_08_volumes;
 mod step_09_power_cut;
 mod step_10_return;
 mod step_11_delete;
-mod wait;
 mod watch;
 
 use std::time::Instant;

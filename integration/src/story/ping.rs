@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::guest::{DOCKER, Member};
 use super::stage::SOON;
-use super::wait::{Seen, until};
 use crate::lab::Background;
+use crate::wait::{Seen, until};
 
 /// Between two packets.
 pub const INTERVAL: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::residue;
 use super::stage::{AWAY, CONTROLLER, HOME, SOON, Stage, same};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 #[derive(Deserialize)]
 struct Hosts {

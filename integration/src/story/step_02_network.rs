@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::cli::REFUSED;
 use super::stage::{CONTROLLER, GROUP, NETWORK, SOON, Stage, same};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     stage.check("`amphi network create`: a logical switch with DHCP", || {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::descriptions::vm_user_data;
 use super::engines::Engines;
 use super::stage::{GROUP, HOME, NETWORK, Stage, UP, address, same};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     let user_data = stage.file("vm-user-data", &vm_user_data())?;

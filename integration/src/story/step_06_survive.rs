@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::engines::Engines;
 use super::stage::{HOME, SOON, Stage, UP, address, same};
-use super::wait::{Seen, seen, until};
+use crate::wait::{Seen, seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     let record = stage.instance("web")?;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::engines::Engines;
 use super::stage::{HOME, SOON, Stage, UP, address, same};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     stage.check("`amphi exchange web --to vm`: same IP and MAC, same bytes", || {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::descriptions::plain_set;
 use super::engines::Engines;
 use super::stage::{HOME, SOON, Stage, same};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 const TWO_GIB: u64 = 2 << 30;
 

@@ -11,7 +11,7 @@ use super::descriptions::{plain_set, plain_vm};
 use super::engines::{Engines, chassis_of};
 use super::stage::{AWAY, HOME, SOON, Stage, UP, address, same};
 use super::step_04_vm::booted;
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 /// Instances without a volume and without a host of their choice: these move.
 pub const MOVE: [&str; 2] = ["drift", "drift-vm"];
@@ -127,9 +127,9 @@ fn came_up(stage: &Stage, was: &Instance) -> Result<()> {
     let born = until(&format!("the new {name} serves /born"), UP, || {
         let born = far.get(&own, "/born")?;
         Ok(if born == old {
-            super::wait::Seen::Not("the old body answers".to_owned())
+            crate::wait::Seen::Not("the old body answers".to_owned())
         } else {
-            super::wait::Seen::Enough(born)
+            crate::wait::Seen::Enough(born)
         })
     })?;
     for (noted, word) in &mut stage.notes.borrow_mut().born {

@@ -8,8 +8,8 @@ use super::engines::Engines;
 use super::stage::{AWAY, HOME, SOON, Stage, UP, address, same};
 use super::step_04_vm::booted;
 use super::step_09_power_cut::{MOVE, STAY};
-use super::wait::{seen, until};
 use super::watch::{Moved, while_doing};
+use crate::wait::{seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     let engines = Engines::of(stage.lab, HOME);

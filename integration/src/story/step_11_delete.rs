@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 
 use super::residue;
 use super::stage::{AWAY, HOME, SOON, Stage, UP};
-use super::wait::{seen, until};
+use crate::wait::{seen, until};
 
 pub fn play(stage: &Stage) -> Result<()> {
     stage.check("both hosts are there to be cleaned", || {
