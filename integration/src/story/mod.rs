@@ -60,22 +60,22 @@ const STEPS: &[Step] = &[
     },
     Step {
         title: "A member is killed, the set restarts, the agent is killed: the guests go on",
-        needs: &[3, 4],
+        needs: &[5],
         play: step_06_survive::play,
     },
     Step {
         title: "The set becomes a VM and a set again: same address, same bytes",
-        needs: &[3],
+        needs: &[5],
         play: step_07_exchange::play,
     },
     Step {
         title: "Volumes grow while used; snapshot, recycle bin, restore, purge",
-        needs: &[3, 4, 7],
+        needs: &[7],
         play: step_08_volumes::play,
     },
     Step {
         title: "Power cut: the dead host's instances come up on the other",
-        needs: &[3, 4],
+        needs: &[5],
         play: step_09_power_cut::play,
     },
     Step {
