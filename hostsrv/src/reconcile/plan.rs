@@ -130,6 +130,13 @@ pub fn instance(
     }
     let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
     let state = current.map(|b| b.state);
+    let in_bin = |v: &&VolumeDesired| {
+        seen.volumes.and_then(|all| all.get(&v.id.0)).is_some_and(|held| held.trashed_at.is_some())
+    };
+    if confirmed && let Some(volume) = volume.filter(in_bin) {
+        // Restored and given to an instance in one breath: the host still has it in the bin.
+        steps.push(Step::Restore { volume: volume.id });
+    }
     let ensure_volume = volume.map(|v| Step::EnsureVolume { volume: v.id });
     let lacking = volume.filter(|v| volume_lacks(v, seen)).map(|v| v.id);
     match (desired.power, state) {
@@ -443,6 +450,11 @@ mod tests {
                     w.memory.prepared = Some((Vm, 5));
                 }),
                 &[],
+            ),
+            (
+                "the volume comes straight from the bin",
+                world().and(|w| w.volumes.values_mut().for_each(|v| v.trashed_at = Some(1))),
+                &["restore", "volume", "ensure"],
             ),
             ("engine silent", world().and(|w| w.answered.retain(|k| *k != Set)), &[]),
             (
