@@ -129,7 +129,7 @@ fn set(name: &str, volume: bool, memory_mib: u64) -> Result<InstanceCreate> {
         bodies: vec![BodySpec::Set(set)],
         networks: vec![InstanceNetwork { network: NAME.to_owned(), address: None }],
         security_groups: vec![NAME.to_owned()],
-        volume: volume.then(|| InstanceVolume { size_gib: Some(1), name: None, id: None }),
+        volume: volume.then_some(InstanceVolume { size_gib: Some(1), name: None, id: None }),
         user_data: None,
         ssh_keys: Vec::new(),
         metadata: Default::default(),
@@ -155,7 +155,7 @@ fn load() -> String {
 }
 
 fn print(figures: &[Figure], before: &str) {
-    println!("\n{:<34} {:>10}   {}", "FIGURE", "VALUE", "GOAL");
+    println!("\n{:<34} {:>10}   GOAL", "FIGURE", "VALUE");
     for figure in figures {
         println!("{:<34} {:>10.2}   {}", figure.name, figure.value, figure.goal);
     }
