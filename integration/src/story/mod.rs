@@ -10,7 +10,7 @@ mod engines;
 mod guest;
 mod ping;
 mod report;
-mod residue;
+pub mod residue;
 mod stage;
 mod step_01_hosts;
 mod step_02_network;
