@@ -16,7 +16,8 @@ up: install build images
 down:
 	$(LAB) down
 
-test: install build images
+# Without `build`: the tests' own build makes the programs too, and Cargo would build much twice for both.
+test: install images
 	$(SUDO) cargo nextest run --workspace
 	$(SUDO) scripts/uml-lane.sh
 
