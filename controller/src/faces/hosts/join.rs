@@ -3,39 +3,67 @@
 use super::{Refusal, State};
 use amphi_api::ErrorCode;
 use amphi_api::wire::{JoinAnswer, JoinRequest};
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use tokio::time::{Duration, Instant};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Joins allowed in a burst, and how long one takes to grow back. A secret has 256 bits, so this does not guard the
 /// secret: it guards the controller's time against whoever reaches the port.
 const BURST: u32 = 50;
 const REGROW: Duration = Duration::from_millis(100);
 
-static BUDGET: Mutex<Option<(u32, Instant)>> = Mutex::new(None);
+/// What is left, and since when it grows back. One per face.
+#[derive(Clone)]
+pub struct Budget(Arc<Mutex<(u32, Instant)>>);
+
+impl Budget {
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new((BURST, Instant::now()))))
+    }
+
+    /// False: nothing is left.
+    fn spend(&self, now: Instant) -> bool {
+        let mut budget = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (left, since) = *budget;
+        let grown = (now.duration_since(since).as_millis() / REGROW.as_millis()) as u32;
+        let left = left.saturating_add(grown).min(BURST);
+        // What has grown is counted; the rest of the time goes on counting.
+        *budget = (left.saturating_sub(1), since + REGROW * grown);
+        left > 0
+    }
+}
 
 pub async fn join(
     axum::extract::State(state): axum::extract::State<State>,
+    Extension(budget): Extension<Budget>,
     request: Result<Json<JoinRequest>, JsonRejection>,
 ) -> Result<Json<JoinAnswer>, Refusal> {
-    if !spend() {
-        return Err(Refusal::new(
-            ErrorCode::Unavailable,
-            "too many joins at once; try again in a few seconds",
-        ));
+    if !budget.spend(Instant::now()) {
+        let message = "too many joins at once; try again in a few seconds";
+        return Err(Refusal::new(ErrorCode::Unavailable, message));
     }
-    let Json(request) = request.map_err(|e| Refusal::new(ErrorCode::MalformedBody, e.body_text()))?;
+    let Json(request) = request.map_err(|error| {
+        let code = match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => ErrorCode::UnsupportedMediaType,
+            _ => ErrorCode::MalformedBody,
+        };
+        Refusal::new(code, error.body_text())
+    })?;
     state.side.join(request).await.map(Json)
 }
 
-fn spend() -> bool {
-    let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
-    let (left, since) = budget.unwrap_or((BURST, Instant::now()));
-    let grown = (since.elapsed().as_millis() / REGROW.as_millis()) as u32;
-    let left = left.saturating_add(grown).min(BURST);
-    let since = if grown > 0 { Instant::now() } else { since };
-    *budget = Some((left.saturating_sub(1), since));
-    left > 0
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_grows_back() {
+        let (budget, start) = (Budget::new(), Instant::now());
+        assert_eq!((0..BURST * 2).filter(|_| budget.spend(start)).count(), BURST as usize);
+        let later = start + REGROW * 4;
+        assert_eq!((0..BURST).filter(|_| budget.spend(later)).count(), 4);
+    }
 }

@@ -3,24 +3,31 @@
 //! the older.
 
 use super::tls::Peer;
-use super::{HostSide, Refusal, State};
+use super::{HostSide, State};
 use amphi_api::HostId;
+use amphi_api::host::HostSpec;
 use amphi_api::instance::Fault;
 use amphi_api::wire::{Answer, Ask, FromHost, PROTOCOL, SILENCE_SECONDS, ToHost};
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::SplitSink;
+use futures_util::{Sink, SinkExt, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Largest message taken from a host, in bytes.
 const MESSAGE_MAX: usize = 16 << 20;
 /// A question is answered within this, or not at all.
 const ASK: Duration = Duration::from_secs(15);
+/// A link that was replaced has this long to end.
+const HANDOVER: Duration = Duration::from_secs(15);
+/// Saying why a link ends takes at most this long.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Sending one message takes at most this long: a host that takes none in is gone.
 const SEND: Duration = Duration::from_secs(10);
 
@@ -28,24 +35,34 @@ const SEND: Duration = Duration::from_secs(10);
 pub enum AskError {
     #[error("the host is not connected")]
     NotConnected,
-    #[error("the host did not answer within {} s", ASK.as_secs())]
+    #[error("the host did not answer in time")]
     Timeout,
     #[error("{}", .0.message)]
     Refused(Fault),
 }
 
 /// The hosts that are connected.
-#[derive(Default)]
 pub struct Links {
     open: Mutex<BTreeMap<HostId, Open>>,
     count: AtomicU64,
+    patience: Duration,
 }
 
+impl Default for Links {
+    fn default() -> Self {
+        Self::new(ASK)
+    }
+}
+
+/// One link as the registry knows it.
 #[derive(Clone)]
 struct Open {
     /// Tells an older link of the same host from a newer one.
     number: u64,
     questions: mpsc::Sender<Question>,
+    stop: CancellationToken,
+    /// Cancelled when its last word has been handled.
+    ended: CancellationToken,
 }
 
 struct Question {
@@ -53,37 +70,61 @@ struct Question {
     answer: oneshot::Sender<Result<Answer, Fault>>,
 }
 
+/// Questions under way, by their number.
+type Waiting = Mutex<BTreeMap<u64, oneshot::Sender<Result<Answer, Fault>>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Links {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<HostId, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `patience`: how long a host has for an answer.
+    pub fn new(patience: Duration) -> Self {
+        Self { open: Mutex::default(), count: AtomicU64::new(0), patience }
     }
 
     pub fn is_up(&self, host: HostId) -> bool {
-        self.open().contains_key(&host)
+        locked(&self.open).contains_key(&host)
     }
 
     /// Asks a host; its answer, or why there is none.
     pub async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError> {
-        let link = self.open().get(&host).cloned().ok_or(AskError::NotConnected)?;
+        let questions = locked(&self.open).get(&host).map(|open| open.questions.clone());
+        let questions = questions.ok_or(AskError::NotConnected)?;
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            link.questions.send(Question { ask, answer }).await.map_err(|_| AskError::NotConnected)?;
+            questions.send(Question { ask, answer }).await.map_err(|_| AskError::NotConnected)?;
+            drop(questions);
             answered.await.map_err(|_| AskError::NotConnected)?.map_err(AskError::Refused)
         };
-        tokio::time::timeout(ASK, asked).await.map_err(|_| AskError::Timeout)?
+        tokio::time::timeout(self.patience, asked).await.map_err(|_| AskError::Timeout)?
     }
 
-    fn enter(&self, host: HostId) -> (u64, mpsc::Receiver<Question>) {
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
+    /// Ends all links; hosts come back to whoever serves then.
+    pub fn shutdown(&self) {
+        locked(&self.open).values().for_each(|open| open.stop.cancel());
+    }
+
+    /// Puts a new link into the place of an older one, which is told to stop.
+    fn enter(&self, host: HostId) -> (Open, mpsc::Receiver<Question>, Option<Open>) {
         let (questions, asked) = mpsc::channel(64);
-        // The older link's sender goes with this, which ends it.
-        self.open().insert(host, Open { number, questions });
-        (number, asked)
+        let mut open = locked(&self.open);
+        let link = Open {
+            number: self.count.fetch_add(1, Ordering::Relaxed),
+            questions,
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        };
+        let older = open.insert(host, link.clone());
+        if let Some(older) = &older {
+            older.stop.cancel();
+        }
+        (link, asked, older)
     }
 
     /// True when no newer link has taken the place.
     fn leave(&self, host: HostId, number: u64) -> bool {
-        let mut open = self.open();
+        let mut open = locked(&self.open);
         let mine = open.get(&host).is_some_and(|o| o.number == number);
         if mine {
             open.remove(&host);
@@ -111,122 +152,163 @@ pub async fn link(
     }
 }
 
+/// From the first word to the last. The place in the registry is taken before the records hear of the host, so that the
+/// end of an older link can never be told after the beginning of this one.
 async fn session(state: State, host: HostId, mut socket: WebSocket) {
-    let ovn_remote = match first_words(&state, host, &mut socket).await {
-        Ok(ovn_remote) => ovn_remote,
+    let spec = match first_words(&mut socket).await {
+        Ok(spec) => spec,
         Err(reason) => {
-            tracing::warn!(%host, reason = %reason.message, "a link is refused");
-            let frame = axum::extract::ws::CloseFrame {
-                code: 1008,
-                reason: reason.message.chars().take(100).collect::<String>().into(),
-            };
-            let _ = socket.send(Message::Close(Some(frame))).await;
+            tracing::warn!(%host, reason, "a link is refused");
+            close(&mut socket, &reason).await;
             return;
         }
     };
-    let (number, questions) = state.links.enter(host);
-    tracing::debug!(%host, "hello");
-    let ended = talk(&state, host, &mut socket, ovn_remote, questions).await;
-    tracing::info!(%host, reason = %ended, "the link has ended");
-    if state.links.leave(host, number) {
+    let (link, questions, older) = state.links.enter(host);
+    if let Some(older) = older
+        && tokio::time::timeout(HANDOVER, older.ended.cancelled()).await.is_err()
+    {
+        tracing::warn!(%host, "the older link of this host does not end");
+    }
+    let reason = match state.side.hello(host, spec).await {
+        Ok(ovn_remote) => {
+            tracing::debug!(%host, "hello");
+            talk(&state, host, socket, ovn_remote, questions, &link.stop).await
+        }
+        Err(refusal) => {
+            close(&mut socket, &refusal.message).await;
+            refusal.message
+        }
+    };
+    tracing::info!(%host, reason, "the link has ended");
+    link.ended.cancel();
+    if state.links.leave(host, link.number) {
         state.side.gone(host).await;
     }
 }
 
-/// Hello, and whether it is one that we can take.
-async fn first_words(state: &State, host: HostId, socket: &mut WebSocket) -> Result<String, Refusal> {
-    let malformed = |what: &str| Refusal::new(amphi_api::ErrorCode::MalformedBody, what);
+async fn close(socket: &mut (impl Sink<Message> + Unpin), reason: &str) {
+    // A close frame holds 123 bytes of reason (RFC 6455, 5.5).
+    let reason = &reason[..reason.floor_char_boundary(120)];
+    let frame = CloseFrame { code: close_code::POLICY, reason: reason.into() };
+    let _ = tokio::time::timeout(FAREWELL, socket.send(Message::Close(Some(frame)))).await;
+}
+
+/// Hello, if it is one that we can take.
+async fn first_words(socket: &mut WebSocket) -> Result<HostSpec, String> {
     let silence = Duration::from_secs(SILENCE_SECONDS);
-    loop {
-        let message = tokio::time::timeout(silence, socket.recv()).await;
-        let message = message.map_err(|_| malformed("no hello came in time"))?;
-        match message {
-            Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
-                Ok(FromHost::Hello { protocol: PROTOCOL, spec }) => {
-                    return state.side.hello(host, spec).await;
-                }
-                Ok(FromHost::Hello { protocol, spec }) => {
-                    return Err(malformed(&format!(
-                        "host {} speaks protocol {protocol}, this controller {PROTOCOL}: upgrade the older of the two",
-                        spec.name
-                    )));
-                }
-                Ok(_) | Err(_) => return Err(malformed("the first message must be a hello of a known form")),
-            },
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => return Err(malformed("the connection ended before a hello")),
+    let hello = async {
+        loop {
+            match socket.recv().await {
+                Some(Ok(Message::Text(text))) => return Ok(text),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err("the connection ended before a hello".to_owned()),
+            }
         }
+    };
+    let text = tokio::time::timeout(silence, hello).await.map_err(|_| "no hello came in time")??;
+    // The version first: of another one, nothing else need be of a known form.
+    let protocol = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|v| v["protocol"].as_u64());
+    if let Some(protocol) = protocol.filter(|p| *p != u64::from(PROTOCOL)) {
+        return Err(format!(
+            "the host speaks protocol {protocol}, this controller {PROTOCOL}: upgrade the older"
+        ));
+    }
+    match serde_json::from_str(&text) {
+        Ok(FromHost::Hello { spec, .. }) => Ok(spec),
+        Ok(_) => Err("the first message must be a hello".to_owned()),
+        Err(error) => Err(format!("a hello that cannot be read: {error}")),
     }
 }
 
+/// Reads here, writes in a task beside it: a host that is busy sending may be slow to take in, and the other way round.
 async fn talk(
     state: &State,
     host: HostId,
-    socket: &mut WebSocket,
+    socket: WebSocket,
     ovn_remote: String,
-    mut questions: mpsc::Receiver<Question>,
+    questions: mpsc::Receiver<Question>,
+    stop: &CancellationToken,
 ) -> String {
+    let (mut sink, mut stream) = socket.split();
+    let waiting = Arc::new(Waiting::default());
+    let writer = tokio::spawn({
+        let (state, stop, waiting) = (state.clone(), stop.clone(), waiting.clone());
+        async move {
+            let told = tell(&state, host, &mut sink, ovn_remote, questions, &waiting);
+            let reason = tokio::select! {
+                Err(reason) = told => Some(reason),
+                () = stop.cancelled() => None,
+            };
+            stop.cancel();
+            close(&mut sink, reason.as_deref().unwrap_or("the link ends")).await;
+            reason
+        }
+    });
     let silence = Duration::from_secs(SILENCE_SECONDS);
-    let mut waiting: BTreeMap<u64, oneshot::Sender<Result<Answer, Fault>>> = BTreeMap::new();
-    let mut asked = 0;
-    let mut generation = state.side.desired_generation(host);
-    generation.mark_changed();
-    let mut heard = Instant::now();
-    let mut sent = None;
-    if let Err(error) = send(socket, &ToHost::Welcome { host, ovn_remote }).await {
-        return error;
-    }
-    loop {
-        let outcome = tokio::select! {
-            message = socket.recv() => {
-                heard = Instant::now();
-                match message {
-                    Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
-                        Ok(message) => hear(state.side.as_ref(), host, message, &mut waiting).await,
-                        Err(error) => Err(format!("a message that cannot be read: {error}")),
-                    },
-                    Some(Ok(Message::Close(_))) | None => Err("the host closed it".to_owned()),
-                    Some(Ok(_)) => Ok(()),
-                    Some(Err(error)) => Err(error.to_string()),
-                }
-            }
-            changed = generation.changed() => {
-                if changed.is_err() {
-                    return "the controller is ending".to_owned();
-                }
-                generation.borrow_and_update();
-                let desired = state.side.desired(host).await;
-                // The watch may ring for a change that does not concern this host.
-                if sent.as_ref() == Some(&desired) {
-                    Ok(())
-                } else {
-                    sent = Some(desired.clone());
-                    send(socket, &ToHost::Desired((*desired).clone())).await
-                }
-            }
-            question = questions.recv() => match question {
-                Some(Question { ask, answer }) => {
-                    asked += 1;
-                    waiting.retain(|_, answer| !answer.is_closed());
-                    waiting.insert(asked, answer);
-                    send(socket, &ToHost::Ask { id: asked, ask }).await
-                }
-                None => Err("a newer link of the same host took its place".to_owned()),
+    // Silence counts while we listen, not while what was heard is being handled.
+    let heard = loop {
+        let message = tokio::select! {
+            message = tokio::time::timeout(silence, stream.next()) => message,
+            () = stop.cancelled() => break None,
+        };
+        let outcome = match message {
+            Ok(Some(Ok(Message::Text(text)))) => match serde_json::from_str(&text) {
+                Ok(message) => hear(state.side.as_ref(), host, message, &waiting).await,
+                Err(error) => Err(format!("a message that cannot be read: {error}")),
             },
-            () = tokio::time::sleep_until(heard + silence) => Err(format!("silent for {SILENCE_SECONDS} s")),
+            Ok(Some(Ok(Message::Close(_))) | None) => Err("the host closed it".to_owned()),
+            Ok(Some(Ok(_))) => Ok(()),
+            Ok(Some(Err(error))) => Err(error.to_string()),
+            Err(_) => Err(format!("silent for {SILENCE_SECONDS} s")),
         };
         if let Err(reason) = outcome {
-            return reason;
+            break Some(reason);
+        }
+    };
+    stop.cancel();
+    let told = writer.await.unwrap_or_else(|_| Some("the writer failed".into()));
+    heard.or(told).unwrap_or_else(|| "told to stop, or a newer link took its place".into())
+}
+
+/// Welcome, then the newest desired state whenever it changes, and questions.
+async fn tell(
+    state: &State,
+    host: HostId,
+    sink: &mut SplitSink<WebSocket, Message>,
+    ovn_remote: String,
+    mut questions: mpsc::Receiver<Question>,
+    waiting: &Waiting,
+) -> Result<std::convert::Infallible, String> {
+    let mut generation = state.side.desired_generation(host);
+    generation.mark_changed();
+    let mut asked = 0;
+    let mut sent = None;
+    send(sink, &ToHost::Welcome { host, ovn_remote }).await?;
+    loop {
+        tokio::select! {
+            changed = generation.changed() => {
+                changed.map_err(|_| "the records let go of this host")?;
+                let desired = state.side.desired(host).await;
+                // The watch may ring for a change that does not concern this host.
+                if sent.as_ref() != Some(&desired) {
+                    send(sink, &ToHost::Desired((*desired).clone())).await?;
+                    sent = Some(desired);
+                }
+            }
+            Some(Question { ask, answer }) = questions.recv() => {
+                asked += 1;
+                {
+                    let mut waiting = locked(waiting);
+                    waiting.retain(|_, answer| !answer.is_closed());
+                    waiting.insert(asked, answer);
+                }
+                send(sink, &ToHost::Ask { id: asked, ask }).await?;
+            }
         }
     }
 }
 
-async fn hear(
-    side: &dyn HostSide,
-    host: HostId,
-    message: FromHost,
-    waiting: &mut BTreeMap<u64, oneshot::Sender<Result<Answer, Fault>>>,
-) -> Result<(), String> {
+async fn hear(side: &dyn HostSide, host: HostId, message: FromHost, waiting: &Waiting) -> Result<(), String> {
     match message {
         FromHost::Hello { spec, .. } => side.hello(host, spec).await.map(drop).map_err(|r| r.message)?,
         FromHost::Heartbeat { engines, volume_group_free_bytes } => {
@@ -234,7 +316,8 @@ async fn hear(
         }
         FromHost::Status(status) => side.status(host, status).await,
         FromHost::Answer { id, answer } => {
-            if let Some(asker) = waiting.remove(&id) {
+            let asker = locked(waiting).remove(&id);
+            if let Some(asker) = asker {
                 let _ = asker.send(answer);
             }
         }
@@ -242,9 +325,9 @@ async fn hear(
     Ok(())
 }
 
-async fn send(socket: &mut WebSocket, message: &ToHost) -> Result<(), String> {
+async fn send(sink: &mut SplitSink<WebSocket, Message>, message: &ToHost) -> Result<(), String> {
     let text = serde_json::to_string(message).map_err(|e| e.to_string())?;
-    match tokio::time::timeout(SEND, socket.send(Message::text(text))).await {
+    match tokio::time::timeout(SEND, sink.send(Message::text(text))).await {
         Ok(sent) => sent.map_err(|e| e.to_string()),
         Err(_) => Err(format!("took no message for {} s", SEND.as_secs())),
     }

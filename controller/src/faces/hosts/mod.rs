@@ -14,11 +14,11 @@ use amphi_api::host::{Engine, HostSpec};
 use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorBody, ErrorCode, HostId};
 use async_trait::async_trait;
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -79,6 +79,7 @@ const JOIN_MAX: usize = 32 << 10;
 pub fn router(state: State) -> Router {
     Router::new()
         .route("/hosts/v1/join", post(join::join).layer(DefaultBodyLimit::max(JOIN_MAX)))
+        .layer(Extension(join::Budget::new()))
         .route("/hosts/v1/blobs/{sha256}", get(blobs::blob))
         .route("/hosts/v1/link", get(link::link))
         .with_state(state)

@@ -11,11 +11,15 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 /// A handshake takes at most this long.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes under way at once; more connections wait in the kernel's queue.
 const HANDSHAKES: usize = 256;
+
+/// How long transfers under way may go on once the face ends.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -61,7 +65,7 @@ impl Listener for Accepted {
     }
 }
 
-/// Serves the face until `until` is done.
+/// Serves the face until `until` is done; then links end, and transfers have a few seconds to.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
@@ -71,8 +75,22 @@ pub async fn serve(
     let local = listener.local_addr()?;
     let (sender, done) = mpsc::channel(64);
     let accepting = tokio::spawn(accept_all(listener, tokio_rustls::TlsAcceptor::from(tls), sender));
+    let links = state.links.clone();
     let service = router(state).into_make_service_with_connect_info::<Peer>();
-    let served = axum::serve(Accepted { done, local }, service).with_graceful_shutdown(until).await;
+    let ending = CancellationToken::new();
+    let ended = {
+        let ending = ending.clone();
+        async move {
+            until.await;
+            links.shutdown();
+            ending.cancel();
+        }
+    };
+    let served = axum::serve(Accepted { done, local }, service).with_graceful_shutdown(ended);
+    let served = tokio::select! {
+        served = served.into_future() => served,
+        () = async { ending.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
+    };
     accepting.abort();
     served
 }

@@ -1,0 +1,461 @@
+//! The hosts' face over real TLS: joining, certificates, blobs, and the link.
+
+use amphi_api::host::{Acceleration, Engine, HostSpec, VolumeActivation};
+use amphi_api::instance::Fault;
+use amphi_api::wire::{
+    Answer, Ask, FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest, PROTOCOL, ToHost,
+};
+use amphi_api::{ErrorCode, HostId, InstanceId};
+use amphi_controller::faces::hosts::{self, AskError, HostSide, Links, Refusal, State};
+use amphi_controller::images::BlobStore;
+use amphi_controller::pki::{self, Ca};
+use async_trait::async_trait;
+use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+
+/// The records' side, small: one join secret, one blob that may be fetched, and what was heard.
+struct Records {
+    ca: Ca,
+    digest: Mutex<Option<String>>,
+    allowed: Mutex<String>,
+    desired: watch::Sender<u64>,
+    heard: watch::Sender<Vec<String>>,
+}
+
+#[async_trait]
+impl HostSide for Records {
+    async fn join(&self, request: JoinRequest) -> Result<JoinAnswer, Refusal> {
+        let mut digest = self.digest.lock().unwrap();
+        if !digest.as_ref().is_some_and(|d| pki::join_secret_fits(&request.secret, d)) {
+            return Err(Refusal::new(ErrorCode::Forbidden, "this token is unknown or was used"));
+        }
+        *digest = None;
+        let host = HostId::new();
+        let certificate = self
+            .ca
+            .sign_host(&request.csr, host)
+            .map_err(|e| Refusal::new(ErrorCode::InvalidField, e.to_string()))?;
+        Ok(JoinAnswer { host, certificate, ca: self.ca.pem().to_owned() })
+    }
+    async fn hello(&self, _: HostId, spec: HostSpec) -> Result<String, Refusal> {
+        self.note(format!("hello {}", spec.name));
+        if spec.name == "unwanted" {
+            Err(Refusal::new(ErrorCode::Forbidden, "not this one"))
+        } else {
+            Ok("tcp:sb".into())
+        }
+    }
+    async fn heartbeat(&self, _: HostId, _: Vec<Engine>, free: u64) {
+        self.note(format!("heartbeat {free}"));
+    }
+    async fn status(&self, _: HostId, status: HostStatus) {
+        self.note(format!("status {}", status.generation));
+    }
+    async fn gone(&self, _: HostId) {
+        self.note("gone".into());
+    }
+    async fn desired(&self, host: HostId) -> Arc<HostDesired> {
+        let generation = *self.desired.borrow();
+        // Large once there is something, so that a reader who does not read fills every buffer in between.
+        let strangers = if generation > 100 { 20_000 } else { 0 };
+        let tombstones = (0..strangers)
+            .map(|epoch| amphi_api::wire::Tombstone::Instance { id: InstanceId::new(), epoch })
+            .collect();
+        let (instances, volumes, snapshots) = (vec![], vec![], vec![]);
+        Arc::new(HostDesired { host, generation, instances, volumes, snapshots, tombstones })
+    }
+    fn desired_generation(&self, _: HostId) -> watch::Receiver<u64> {
+        self.desired.subscribe()
+    }
+    async fn blob_allowed(&self, _: HostId, sha256: &str) -> bool {
+        *self.allowed.lock().unwrap() == sha256
+    }
+}
+
+impl Records {
+    fn note(&self, what: String) {
+        self.heard.send_modify(|heard| heard.push(what));
+    }
+
+    async fn heard(&self, what: &str, times: usize) {
+        let mut heard = self.heard.subscribe();
+        let wait = heard.wait_for(|h| h.iter().filter(|w| *w == what).count() == times);
+        if tokio::time::timeout(Duration::from_secs(10), wait).await.is_err() {
+            panic!("not {times} times {what:?}: {:?}", self.heard.borrow());
+        }
+    }
+}
+
+struct Face {
+    address: SocketAddr,
+    records: Arc<Records>,
+    links: Arc<Links>,
+    blobs: Arc<BlobStore>,
+    secret: String,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<std::io::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Face {
+    async fn start() -> Self {
+        // The client's side of these tests needs a provider; a second test finds it there.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let secret = pki::new_join_secret();
+        let records = Arc::new(Records {
+            ca: Ca::open(&dir.path().join("ca")).unwrap(),
+            digest: Mutex::new(Some(secret.digest)),
+            allowed: Mutex::default(),
+            desired: watch::Sender::new(1),
+            heard: watch::Sender::default(),
+        });
+        let links = Arc::new(Links::new(Duration::from_millis(500)));
+        let blobs = Arc::new(BlobStore::open(&dir.path().join("images")).await.unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = records.ca.server_config(&["127.0.0.1".into()]).unwrap();
+        let stop = CancellationToken::new();
+        let state = State { side: records.clone(), links: links.clone(), blobs: blobs.clone() };
+        let served = tokio::spawn(hosts::serve(listener, tls, state, stop.clone().cancelled_owned()));
+        Self { address, records, links, blobs, secret: secret.secret, stop, served, _dir: dir }
+    }
+
+    /// A certificate for `host`, as joining gives it.
+    fn papers(&self, host: HostId) -> Papers {
+        Papers::signed_by(&self.records.ca, host)
+    }
+
+    async fn connect(&self, papers: Option<&Papers>) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.records.ca.pem().as_bytes()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let config = match papers {
+            None => config.with_no_client_auth(),
+            Some(papers) => {
+                let certificate = CertificateDer::from_pem_slice(papers.certificate.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(papers.key.as_bytes()).unwrap();
+                config.with_client_auth_cert(vec![certificate], key).unwrap()
+            }
+        };
+        let tcp = TcpStream::connect(self.address).await?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        connector.connect(self.address.ip().into(), tcp).await
+    }
+
+    /// Status and body of one request.
+    async fn http(&self, papers: Option<&Papers>, head: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
+        let mut stream = self.connect(papers).await?;
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+        read.expect("an answer in time")?;
+        let end =
+            answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let status = String::from_utf8_lossy(&answer[9..12]).parse().expect("a status");
+        Ok((status, answer.split_off(end + 4)))
+    }
+
+    async fn join(&self, secret: &str, csr: &str) -> (u16, String) {
+        let request = JoinRequest { secret: secret.into(), name: "h1".into(), csr: csr.into() };
+        let body = serde_json::to_string(&request).unwrap();
+        let (status, body) = self.http(None, "POST /hosts/v1/join", &body).await.unwrap();
+        (status, String::from_utf8(body).unwrap())
+    }
+
+    async fn link(&self, papers: &Papers) -> Link {
+        let stream = self.connect(Some(papers)).await.unwrap();
+        let answer = tokio_tungstenite::client_async("ws://c/hosts/v1/link", stream).await;
+        Link(answer.expect("upgraded").0)
+    }
+
+    async fn greeted(&self, papers: &Papers) -> Link {
+        let mut link = self.link(papers).await;
+        link.say(&hello("h1")).await;
+        assert!(
+            matches!(link.next().await, Ok(ToHost::Welcome { ovn_remote, .. }) if ovn_remote == "tcp:sb")
+        );
+        assert_eq!(link.generation().await, *self.records.desired.borrow());
+        link
+    }
+}
+
+struct Papers {
+    certificate: String,
+    key: String,
+}
+
+fn csr() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = rcgen::CertificateParams::new(vec![]).unwrap().serialize_request(&key).unwrap();
+    (request.pem().unwrap(), key.serialize_pem())
+}
+
+impl Papers {
+    fn signed_by(ca: &Ca, host: HostId) -> Self {
+        let (csr, key) = csr();
+        Self { certificate: ca.sign_host(&csr, host).unwrap(), key }
+    }
+}
+
+struct Link(WebSocketStream<TlsStream<TcpStream>>);
+
+impl Link {
+    async fn say(&mut self, message: &FromHost) {
+        self.0.send(Message::text(serde_json::to_string(message).unwrap())).await.expect("sent");
+    }
+
+    /// The next message, or why there is none any more.
+    async fn next(&mut self) -> Result<ToHost, String> {
+        let next = tokio::time::timeout(Duration::from_secs(12), self.0.next());
+        match next.await.expect("a message in time") {
+            Some(Ok(Message::Text(text))) => Ok(serde_json::from_str(&text).expect("a known message")),
+            Some(Ok(Message::Close(frame))) => Err(frame.map(|f| f.reason.to_string()).unwrap_or_default()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    async fn generation(&mut self) -> u64 {
+        match self.next().await {
+            Ok(ToHost::Desired(desired)) => desired.generation,
+            other => panic!("a desired state, not {other:?}"),
+        }
+    }
+}
+
+fn hello(name: &str) -> FromHost {
+    let spec = HostSpec {
+        name: name.into(),
+        chassis: name.into(),
+        address: "10.99.0.11".into(),
+        cpus: 2,
+        memory_mib: 1_024,
+        reserved_cpus: 0,
+        reserved_memory_mib: 0,
+        volume_group_bytes: 0,
+        volume_group_free_bytes: 0,
+        acceleration: Acceleration::Tcg,
+        activation: VolumeActivation::Loop,
+        engines: vec![],
+        agent_version: "0".into(),
+    };
+    FromHost::Hello { protocol: PROTOCOL, spec }
+}
+
+#[tokio::test]
+async fn a_host_joins_once() {
+    let face = Face::start().await;
+    let (csr, key) = csr();
+    let (status, body) = face.join("wrong", &csr).await;
+    assert_eq!(status, 403, "{body}");
+    let (status, body) = face.join(&face.secret, &csr).await;
+    assert_eq!(status, 200, "{body}");
+    let answer: JoinAnswer = serde_json::from_str(&body).unwrap();
+    let papers = Papers { certificate: answer.certificate, key };
+    assert_eq!(
+        pki::host_of(&CertificateDer::from_pem_slice(papers.certificate.as_bytes()).unwrap()),
+        Some(answer.host)
+    );
+    face.greeted(&papers).await;
+    assert_eq!(face.join(&face.secret, &csr).await.0, 403, "a token is good for one host");
+    for (body, status) in [("{", 400), ("{\"secret\":1}", 400), (&*"x".repeat(64 << 10), 413)] {
+        let answer = face.http(None, "POST /hosts/v1/join", body).await.unwrap();
+        assert_eq!(answer.0, status, "{}", String::from_utf8_lossy(&answer.1));
+    }
+}
+
+#[tokio::test]
+async fn guessing_is_slowed_down() {
+    let face = Face::start().await;
+    let mut refused = 0;
+    for _ in 0..80 {
+        refused += usize::from(face.join("wrong", "").await.0 == 503);
+    }
+    assert!(refused > 0, "80 joins in a row all came through");
+}
+
+#[tokio::test]
+async fn only_our_certificates_count() {
+    let face = Face::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let strange = Papers::signed_by(&Ca::open(dir.path()).unwrap(), HostId::new());
+    for path in ["/hosts/v1/link", "/hosts/v1/blobs/00"] {
+        let (status, _) = face.http(None, &format!("GET {path}"), "").await.unwrap();
+        assert_eq!(status, 401, "{path} without a certificate");
+        // Refused within TLS: there is no answer at all.
+        let answer = face.http(Some(&strange), &format!("GET {path}"), "").await;
+        assert!(answer.is_err(), "{path} with a certificate of another CA: {answer:?}");
+    }
+    assert_eq!(face.join(&face.secret, &csr().0).await.0, 200, "nobody else is disturbed");
+}
+
+#[tokio::test]
+async fn blobs_go_to_whom_they_concern() {
+    let face = Face::start().await;
+    let papers = face.papers(HostId::new());
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    let parts: Vec<Result<_, String>> =
+        bytes.chunks(100_000).map(|c| Ok(bytes::Bytes::copy_from_slice(c))).collect();
+    let put = face.blobs.put(futures_util::stream::iter(parts), None).await.unwrap();
+    let get = format!("GET /hosts/v1/blobs/{}", put.sha256);
+    assert_eq!(face.http(Some(&papers), &get, "").await.unwrap().0, 404, "not this host's");
+    *face.records.allowed.lock().unwrap() = put.sha256.clone();
+    let (status, body) = face.http(Some(&papers), &get, "").await.unwrap();
+    assert!(status == 200 && body == bytes, "{status}, {} bytes", body.len());
+    face.blobs.remove(&put.sha256).await.unwrap();
+    assert_eq!(face.http(Some(&papers), &get, "").await.unwrap().0, 404, "allowed, but not there");
+}
+
+#[tokio::test]
+async fn a_link_from_hello_to_goodbye() {
+    let face = Face::start().await;
+    let host = HostId::new();
+    let mut link = face.greeted(&face.papers(host)).await;
+    assert!(face.links.is_up(host));
+    face.records.heard("hello h1", 1).await;
+    face.records.desired.send_replace(2);
+    assert_eq!(link.generation().await, 2);
+    link.say(&FromHost::Status(HostStatus { generation: 2, ..HostStatus::default() })).await;
+    link.say(&FromHost::Heartbeat { engines: vec![], volume_group_free_bytes: 7 }).await;
+    face.records.heard("status 2", 1).await;
+    face.records.heard("heartbeat 7", 1).await;
+    link.0.close(None).await.unwrap();
+    face.records.heard("gone", 1).await;
+    assert!(!face.links.is_up(host));
+}
+
+#[tokio::test]
+async fn a_slow_host_gets_the_newest_only() {
+    let face = Face::start().await;
+    let mut link = face.greeted(&face.papers(HostId::new())).await;
+    for generation in 101..=400 {
+        face.records.desired.send_replace(generation);
+        // As commits come: each is seen, and none of them is read.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut seen = vec![link.generation().await];
+    while *seen.last().unwrap() != 400 {
+        seen.push(link.generation().await);
+    }
+    assert!(seen.is_sorted() && seen.len() < 50, "{} desired states of 2 MB for 300 changes", seen.len());
+}
+
+#[tokio::test]
+async fn a_newer_link_takes_the_place() {
+    let face = Face::start().await;
+    let host = HostId::new();
+    let papers = face.papers(host);
+    let mut older = face.greeted(&papers).await;
+    let mut newer = face.greeted(&papers).await;
+    older.next().await.expect_err("the older is closed");
+    face.records.desired.send_replace(5);
+    assert_eq!(newer.generation().await, 5);
+    assert!(face.links.is_up(host));
+    let heard = face.records.heard.borrow().clone();
+    assert!(!heard.contains(&"gone".to_owned()), "the host was never gone: {heard:?}");
+    drop(newer);
+    face.records.heard("gone", 1).await;
+}
+
+#[tokio::test]
+async fn what_is_no_hello_is_refused_by_name() {
+    let face = Face::start().await;
+    let host = HostId::new();
+    let papers = face.papers(host);
+    let future = serde_json::json!({"type": "hello", "protocol": PROTOCOL + 1, "spec": {"of": "the future"}})
+        .to_string();
+    let unwanted = serde_json::to_string(&hello("unwanted")).unwrap();
+    let early = r#"{"type":"heartbeat","engines":[],"volume_group_free_bytes":0}"#;
+    for (first, word) in
+        [(&*future, "protocol 2"), (&*unwanted, "not this one"), (early, "hello"), ("{", "hello")]
+    {
+        let mut link = face.link(&papers).await;
+        link.0.send(Message::text(first)).await.unwrap();
+        let reason = link.next().await.expect_err("refused");
+        assert!(reason.contains(word), "{first}: {reason:?}");
+    }
+    // A text of more than 16 MiB ends the link.
+    let mut link = face.greeted(&papers).await;
+    let _ = link.0.send(Message::text(" ".repeat(17 << 20))).await;
+    link.next().await.expect_err("closed");
+}
+
+#[tokio::test]
+async fn questions() {
+    let face = Face::start().await;
+    let host = HostId::new();
+    let ask = || Ask::ConsoleLog { instance: InstanceId::new(), member: None, lines: 3 };
+    assert!(matches!(face.links.ask(host, ask()).await, Err(AskError::NotConnected)));
+    let mut link = face.greeted(&face.papers(host)).await;
+    let text = |text: &str| Answer::ConsoleLog { text: text.into() };
+    let (answers, ()) = tokio::join!(
+        async {
+            tokio::join!(
+                face.links.ask(host, ask()),
+                face.links.ask(host, ask()),
+                face.links.ask(host, ask())
+            )
+        },
+        async {
+            let mut ids = Vec::new();
+            while ids.len() < 3 {
+                match link.next().await {
+                    Ok(ToHost::Ask { id, .. }) => ids.push(id),
+                    other => panic!("a question, not {other:?}"),
+                }
+            }
+            // Answered in another order; each asker gets its own.
+            let fault =
+                Fault { code: "engine_down".into(), message: "no".into(), since: jiff::Timestamp::now() };
+            link.say(&FromHost::Answer { id: ids[2], answer: Err(fault) }).await;
+            link.say(&FromHost::Answer { id: ids[1], answer: Ok(text("second")) }).await;
+            link.say(&FromHost::Answer { id: 99, answer: Ok(text("nobody asked")) }).await;
+            link.say(&FromHost::Answer { id: ids[0], answer: Ok(text("first")) }).await;
+        }
+    );
+    let first = answers.0.unwrap();
+    assert_eq!(first, text("first"));
+    assert_eq!(answers.1.unwrap(), text("second"));
+    assert!(matches!(answers.2, Err(AskError::Refused(fault)) if fault.code == "engine_down"));
+    assert!(matches!(face.links.ask(host, ask()).await, Err(AskError::Timeout)), "the host says nothing");
+    let (answer, ()) = tokio::join!(face.links.ask(host, ask()), async { drop(link) });
+    assert!(matches!(answer, Err(AskError::NotConnected)), "{answer:?}: known at once when the link ends");
+}
+
+#[tokio::test]
+async fn silence_ends_a_link() {
+    let face = Face::start().await;
+    let mut link = face.greeted(&face.papers(HostId::new())).await;
+    let start = Instant::now();
+    let reason = link.next().await.expect_err("closed");
+    let after = start.elapsed().as_secs_f32();
+    assert!((6.5..10.0).contains(&after), "after {after} s: {reason}");
+    face.records.heard("gone", 1).await;
+}
+
+#[tokio::test]
+async fn the_face_ends_with_its_links() {
+    let face = Face::start().await;
+    let mut link = face.greeted(&face.papers(HostId::new())).await;
+    let _idle = face.connect(None).await.unwrap();
+    face.stop.cancel();
+    link.next().await.expect_err("closed");
+    face.records.heard("gone", 1).await;
+    let ended = tokio::time::timeout(Duration::from_secs(6), face.served).await;
+    ended.expect("in time").unwrap().unwrap();
+}
