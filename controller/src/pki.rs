@@ -13,7 +13,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use sha2::{Digest, Sha256};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -32,21 +34,10 @@ impl Ca {
     /// Opens `dir/{ca.pem,ca.key}`; makes them at the first start. A half-made pair is refused rather than replaced:
     /// every host's certificate hangs on it.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let (pem_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
         match (pem_path.exists(), key_path.exists()) {
             (true, true) => {}
-            (false, false) => {
-                let key = KeyPair::generate()?;
-                let mut params = CertificateParams::new(Vec::<String>::new())?;
-                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-                params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-                params.distinguished_name.push(DnType::CommonName, "Amphi hosts");
-                params.not_after = rcgen::date_time_ymd(2100, 1, 1);
-                let certificate = params.self_signed(&key)?;
-                write_secret(&key_path, &key.serialize_pem())?;
-                std::fs::write(&pem_path, certificate.pem())?;
-            }
+            (false, false) => Self::make(dir).with_context(|| format!("cannot make {}", dir.display()))?,
             _ => bail!("{} holds half of a CA: restore ca.pem and ca.key from the backup", dir.display()),
         }
         let pem = std::fs::read_to_string(&pem_path)?;
@@ -54,6 +45,30 @@ impl Ca {
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).context("ca.pem")?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).context("ca.pem")?;
         Ok(Self { issuer, certificate, pem })
+    }
+
+    /// Makes both files beside `dir` and puts them into place at once: a crash leaves no half.
+    fn make(dir: &Path) -> anyhow::Result<()> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "Amphi hosts");
+        params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+        let certificate = params.self_signed(&key)?;
+        let next = dir.with_added_extension("next");
+        if next.exists() {
+            std::fs::remove_dir_all(&next)?;
+        }
+        if let Some(parent) = dir.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(&next)?;
+        write_secret(&next.join("ca.key"), &key.serialize_pem())?;
+        write_secret(&next.join("ca.pem"), &certificate.pem())?;
+        // Over an empty directory at most: one with anything in it refuses.
+        std::fs::rename(&next, dir)?;
+        dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| Ok(File::open(p)?.sync_all()?))
     }
 
     pub fn pem(&self) -> &str {
@@ -74,11 +89,15 @@ impl Ca {
         let certificate = params.signed_by(&key, &self.issuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone())?;
-        let clients = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
         // The CA goes along: a host that joins finds the pinned certificate in the chain.
         let chain = vec![certificate.der().clone(), self.certificate.clone()];
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
-        let config = rustls::ServerConfig::builder()
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients)
             .with_single_cert(chain, key)?;
         Ok(Arc::new(config))
@@ -119,7 +138,11 @@ pub struct JoinSecret {
 
 /// 256 random bits from the operating system.
 pub fn new_join_secret() -> JoinSecret {
-    let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let mut bits = [0; 32];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    // The kernel's generator has no way to fail once the machine runs; without it nothing here may go on.
+    random.fill(&mut bits).expect("the operating system has random bits");
+    let secret = hex::encode(bits);
     let digest = join_digest(&secret);
     JoinSecret { secret, digest }
 }
@@ -140,13 +163,21 @@ pub fn join_token(ticket: &JoinTicket) -> String {
     format!("amphi-{}", hex::encode(serde_json::to_vec(ticket).unwrap_or_default()))
 }
 
-/// Writes a file that only its owner reads.
+/// Writes a file that only its owner reads: whole and durable when this returns, or not at all.
 pub fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all().with_context(|| format!("cannot write {}", path.display()))
+    let next = path.with_added_extension("next");
+    let write = || {
+        // One that a crash left may be readable for others.
+        let _ = std::fs::remove_file(&next);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&next, path)?;
+        path.parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -178,8 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_secret_is_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("state/ca");
+        // A draft of a start that was cut short.
+        std::fs::create_dir_all(dir.path().join("state/ca.next")).unwrap();
+        Ca::open(&ca).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&ca), mode(&ca.join("ca.key"))), (0o700, 0o600));
+        let token = dir.path().join("token");
+        std::fs::write(&token, "for all to read").unwrap();
+        write_secret(&token, "secret").unwrap();
+        assert_eq!((mode(&token), std::fs::read_to_string(&token).unwrap().as_str()), (0o600, "secret"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no draft is left");
+    }
+
+    #[test]
     fn secrets() {
         let one = new_join_secret();
+        assert_eq!(hex::decode(&one.secret).unwrap().len(), 32);
         assert!(join_secret_fits(&one.secret, &one.digest));
         assert!(!join_secret_fits(&new_join_secret().secret, &one.digest));
         assert!(!join_secret_fits(&one.digest, &one.digest), "what is kept is no secret itself");
