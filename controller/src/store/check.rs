@@ -4,6 +4,9 @@
 use super::{Compare, Entry, Event, Op, Revision, StoreError, TXN_OPS_MAX, Txn, VALUE_MAX};
 use std::collections::BTreeSet;
 
+/// Longest key, in bytes: an index of long keys would make pages that sled does not keep safe.
+const KEY_MAX: usize = 256;
+
 /// Refuses what no engine would take.
 pub fn well_formed(txn: &Txn) -> Result<(), StoreError> {
     let invalid = |what: String| Err(StoreError::Invalid(what));
@@ -18,8 +21,8 @@ pub fn well_formed(txn: &Txn) -> Result<(), StoreError> {
         let key = match op {
             Op::Put { key, .. } | Op::Delete { key } => key,
         };
-        if !key.starts_with('/') || key.len() > 1024 {
-            return invalid(format!("{key:?} is no key: `/kind/id`, at most 1,024 bytes"));
+        if !key.starts_with('/') || key.len() > KEY_MAX || key.contains(char::is_control) {
+            return invalid(format!("{key:?} is no key: `/kind/id`, at most {KEY_MAX} bytes"));
         }
         if !written.insert(key) {
             return invalid(format!("{key} is written twice"));

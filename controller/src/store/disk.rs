@@ -1,32 +1,21 @@
-//! The durable side of the embedded engine: one sled tree, and the discipline that makes an acknowledged write survive a
-//! power cut. sled's own `flush` does not reach the disk on Linux (it never calls fsync), so after each flush the
-//! database file is synced through a handle of our own.
+//! The durable side of the embedded engine, as the writer sees it: a database that is born whole, read whole, written
+//! in batches, and closed. What sled needs to survive a power cut is in [`super::engine`].
 //!
-//! Refuses to be used again after a failed write: sled poisons itself then, and after a failed fsync the kernel takes
-//! the lost pages for clean, so no later sync proves anything. Whoever holds the contents makes a new database
-//! ([`Disk::replace`]).
+//! Refuses to fill the file system to the brim: sled was seen to wait for ever on a full disk, holding locks of the whole
+//! process. So room is looked for before every batch, and refused without it. Refuses to be used again after a write
+//! that failed all the same: sled poisons itself then, and after a failed fsync the kernel takes the lost pages for
+//! clean, so no later sync proves anything. Opening anew is what helps: it reads what the disk really has.
 
+use super::engine::{Engine, LEASE, REVISION, Stored};
 use super::{Entry, Event, LeaseId, Revision, StoreError};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
-const REVISION: &str = "!revision";
-const LEASE: &str = "!lease/";
 /// Records per write while a new database is filled.
 const FILL: usize = 500;
-
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    value: serde_json::Value,
-    version: u64,
-    modified: Revision,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    lease: Option<LeaseId>,
-}
 
 /// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,9 +30,11 @@ pub struct Contents {
 /// A write of one batch.
 #[derive(Default)]
 pub struct Batch {
-    /// Absent: the key goes.
-    writes: BTreeMap<String, Option<Vec<u8>>>,
+    writes: Writes,
 }
+
+/// What a key shall hold; none: the key goes.
+pub type Writes = BTreeMap<String, Option<Vec<u8>>>;
 
 impl Batch {
     pub fn event(&mut self, event: &Event, lease: Option<LeaseId>) {
@@ -87,33 +78,30 @@ pub fn unavailable<E: std::fmt::Display>(doing: &'static str) -> impl FnOnce(E) 
     move |error| StoreError::Unavailable { doing, message: error.to_string() }
 }
 
-fn open_error(error: sled::Error) -> OpenError {
-    match error {
-        // Errors of the system carry its number; those without are sled's findings about the content.
-        sled::Error::Io(error) if error.raw_os_error().is_some() => {
-            OpenError::Unavailable(unavailable("open the database")(error))
-        }
-        error => OpenError::Broken(error.to_string()),
-    }
-}
-
-/// sled asserts in places where a disk can fail; that must not end the writer.
-fn guarded<T>(doing: &'static str, act: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err(unavailable(doing)("the engine gave up")))
-}
-
+const FAILED: &str = "the database has failed; start again once the disk is well";
+/// Free space that is left to the file system, in bytes: far more than sled takes in one batch.
+const ROOM: u64 = 16 << 20;
+/// sled in a thread of its own: it asserts where a disk can fail, and on a full disk it was seen to wait for ever.
+/// Then the thread is left behind, with its database.
 pub struct Disk {
-    db: Option<sled::Db>,
-    file: File,
+    path: PathBuf,
+    jobs: Option<mpsc::Sender<Job>>,
+    /// Hangs up when the thread has closed the database.
+    closed: mpsc::Receiver<()>,
 }
+
+pub struct Job(pub Writes, pub mpsc::Sender<Result<(), StoreError>>);
+
+/// Longest that one batch, or closing, may take.
+const WRITE: Duration = Duration::from_secs(20);
+/// Longest that reading a whole database may take.
+const OPEN: Duration = Duration::from_secs(300);
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let db = self.db.take();
-        let _ = guarded("close", || {
-            drop(db);
-            Ok(())
-        });
+        if self.jobs.take().is_some() {
+            let _ = self.closed.recv_timeout(WRITE);
+        }
     }
 }
 
@@ -122,66 +110,63 @@ impl Disk {
     /// record fails the whole: half a world is worse than none. So does a database without a revision: sled takes a
     /// file that it cannot read for an empty one.
     pub fn open(path: &Path) -> Result<(Self, Contents), OpenError> {
-        let (disk, contents) = Self::open_any(path)?;
+        let (disk, contents) = Self::start(path)?;
         let contents =
             contents.ok_or_else(|| OpenError::Broken("it holds nothing, not even a revision".into()))?;
         Ok((disk, contents))
     }
 
     /// The contents are none for a database that was never written.
-    fn open_any(path: &Path) -> Result<(Self, Option<Contents>), OpenError> {
-        let data = path.join("db");
-        // A process that was killed leaves pages that only the kernel has. sled is about to write a summary of them
-        // that it does sync: they go first.
-        match File::open(&data) {
-            Ok(file) => file.sync_all().map_err(unavailable("sync")).map_err(OpenError::Unavailable)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(OpenError::Unavailable(unavailable("open the database")(error))),
-        }
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            // The writer flushes by itself; a timer of sled's own would only add writes.
-            let db = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(16 << 20).open();
-            let db = db.map_err(open_error)?;
-            let contents = read(&db)?;
-            Ok((db, contents))
-        }));
-        let (db, contents) =
-            opened.unwrap_or_else(|_| Err(OpenError::Broken("reading it made the engine give up".into())))?;
-        let synced = || {
-            let disk =
-                Self { db: Some(db), file: File::open(&data).map_err(unavailable("open the database"))? };
-            disk.sync()?;
-            // The file's name must survive too.
-            sync_dir(path)?;
-            path.parent().map_or(Ok(()), sync_dir)?;
-            Ok(disk)
-        };
-        Ok((synced().map_err(OpenError::Unavailable)?, contents))
-    }
-
-    fn db(&self) -> Result<&sled::Db, StoreError> {
-        self.db.as_ref().ok_or_else(|| unavailable("write")("the database is closed"))
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.db()?.flush().map_err(unavailable("flush"))?;
-        self.file.sync_data().map_err(unavailable("sync"))
-    }
-
-    /// Writes a batch; durable when this returns. After an error this disk must not be used again; whether the next
-    /// opening finds the batch is not known.
-    pub fn write(&self, batch: &Batch) -> Result<(), StoreError> {
-        let mut writes = sled::Batch::default();
-        for (key, bytes) in &batch.writes {
-            match bytes {
-                Some(bytes) => writes.insert(key.as_bytes(), bytes.as_slice()),
-                None => writes.remove(key.as_bytes()),
+    fn start(path: &Path) -> Result<(Self, Option<Contents>), OpenError> {
+        let unavailable = |message: &str| OpenError::Unavailable(unavailable("open the database")(message));
+        has_room(path, 0).map_err(OpenError::Unavailable)?;
+        let (jobs, queue) = mpsc::channel();
+        let (closing, closed) = mpsc::channel();
+        let (ready, opened) = mpsc::channel();
+        let opening = path.to_owned();
+        let work = move || {
+            // Dropped last, also when sled panics.
+            let _closing: mpsc::Sender<()> = closing;
+            match Engine::open(&opening) {
+                Ok((engine, contents)) => {
+                    if ready.send(Ok(contents)).is_ok() {
+                        engine.work(&queue);
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
             }
+        };
+        let thread = std::thread::Builder::new().name("store-disk".into()).spawn(work);
+        thread.map_err(|error| unavailable(&error.to_string()))?;
+        let contents = match opened.recv_timeout(OPEN) {
+            Ok(opened) => opened?,
+            Err(mpsc::RecvTimeoutError::Timeout) => return Err(unavailable("it took too long")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(OpenError::Broken("reading it made the engine give up".into()));
+            }
+        };
+        Ok((Self { path: path.to_owned(), jobs: Some(jobs), closed }, contents))
+    }
+
+    /// Writes a batch; durable when this returns. For want of space it is refused before anything is done. After any
+    /// other error this disk refuses everything; whether the next opening finds the batch is not known.
+    pub fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let size =
+            batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        has_room(&self.path, size)?;
+        let (answer, answered) = mpsc::channel();
+        let gone = |_| unavailable("write")("the engine gave up");
+        let jobs = self.jobs.as_ref().ok_or_else(|| unavailable("write")(FAILED))?;
+        let asked = jobs.send(Job(batch.writes, answer)).map_err(|e| gone(e.to_string()));
+        let written = asked.and_then(|()| match answered.recv_timeout(WRITE) {
+            Ok(written) => written,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(unavailable("write")("the disk took too long")),
+            Err(error) => Err(gone(error.to_string())),
+        });
+        if written.is_err() {
+            self.jobs = None;
         }
-        guarded("write", || {
-            self.db()?.apply_batch(writes).map_err(unavailable("write"))?;
-            self.sync()
-        })
+        written
     }
 
     /// Makes a new database with these contents beside `path` and puts it into its place. Durable when this returns;
@@ -190,10 +175,8 @@ impl Disk {
         let next = beside(path, "next");
         remove(&next)?;
         let filled = Self::fill(&next, contents);
-        if let Err(error) = filled {
-            let _ = remove(&next);
-            return Err(error);
-        }
+        // Closed before it moves: sled knows its directory by name.
+        drop(filled.inspect_err(|_| drop(remove(&next)))?);
         let old = keep.map_or_else(|| beside(path, "old"), Path::to_owned);
         if path.exists() {
             if keep.is_none() {
@@ -210,18 +193,19 @@ impl Disk {
         Ok(disk)
     }
 
-    fn fill(path: &Path, contents: &Contents) -> Result<(), StoreError> {
-        let (disk, _) = Self::open_any(path).map_err(|error| unavailable("make a new database")(error))?;
+    fn fill(path: &Path, contents: &Contents) -> Result<Self, StoreError> {
+        let (mut disk, _) = Self::start(path).map_err(|error| unavailable("make a new database")(error))?;
         let mut batch = Batch::default();
         batch.revision(contents.revision);
         contents.leases.iter().for_each(|(lease, ttl)| batch.lease(*lease, Some(*ttl)));
         for entry in contents.entries.values() {
             batch.event(&Event::Put(entry.clone()), contents.leased.get(&entry.key).copied());
             if batch.writes.len() >= FILL {
-                disk.write(&std::mem::take(&mut batch))?;
+                disk.write(std::mem::take(&mut batch))?;
             }
         }
-        disk.write(&batch)
+        disk.write(batch)?;
+        Ok(disk)
     }
 
     /// Ends what [`Disk::replace`] had begun when the process ended: an old database that has no successor goes back
@@ -236,30 +220,20 @@ impl Disk {
     }
 }
 
-fn read(db: &sled::Db) -> Result<Option<Contents>, OpenError> {
-    let broken = |what: &str, error: &dyn std::fmt::Display| OpenError::Broken(format!("{what}: {error}"));
-    let number = |bytes: &[u8]| -> Result<u64, OpenError> {
-        let text = String::from_utf8_lossy(bytes);
-        text.parse().map_err(|error| broken(&format!("{text:?} should be a number"), &error))
-    };
-    let mut contents = Contents::default();
-    let mut written = false;
-    for item in db.iter() {
-        let (key, bytes) = item.map_err(open_error)?;
-        let key = String::from_utf8(key.to_vec()).map_err(|error| broken("a key", &error))?;
-        if let Some(lease) = key.strip_prefix(LEASE) {
-            contents.leases.insert(number(lease.as_bytes())?, Duration::from_millis(number(&bytes)?));
-        } else if key == REVISION {
-            contents.revision = number(&bytes)?;
-            written = true;
-        } else {
-            let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| broken(&key, &error))?;
-            contents.leased.extend(stored.lease.map(|lease| (key.clone(), lease)));
-            let Stored { value, version, modified, .. } = stored;
-            contents.entries.insert(key.clone(), Entry { key, value, version, modified });
-        }
+/// Whether these bytes can be written with room to spare; sled writes some of them more than once.
+fn has_room(path: &Path, bytes: usize) -> Result<(), StoreError> {
+    let parent = path.parent().unwrap_or(path);
+    let stat = nix::sys::statvfs::statvfs(parent).map_err(unavailable("look for free space"))?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    let needed = ROOM + 4 * bytes as u64;
+    if free < needed {
+        let (free, needed) = (free >> 20, needed >> 20);
+        return Err(unavailable("write")(format!(
+            "{free} MiB are free on the file system of {}, {needed} MiB are needed",
+            path.display()
+        )));
     }
-    Ok(written.then_some(contents))
+    Ok(())
 }
 
 pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {

@@ -1,6 +1,5 @@
 //! The readable side of the embedded engine: entries, leases, history and watchers. Everything in here is durable
-//! already: the writer publishes a commit only after the disk has it. So it is also what a new database is made of
-//! when the disk has failed.
+//! already: the writer publishes a commit only after the disk has it. So it is also what an export is made of.
 
 use super::disk::Contents;
 use super::{Change, Entry, Event, LeaseId, Revision, StoreError, Watch};

@@ -9,6 +9,7 @@
 mod check;
 pub mod conformance;
 mod disk;
+mod engine;
 mod export;
 mod memory;
 mod sled;

@@ -69,7 +69,7 @@ impl SledStore {
         };
         let memory = Arc::new(RwLock::new(Memory::restored(contents)));
         let (commands, queue) = mpsc::channel();
-        let mut writer = Writer::new(disk, memory.clone(), database, export, lock);
+        let mut writer = Writer::new(disk, memory.clone(), export, lock);
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&queue))

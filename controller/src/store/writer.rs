@@ -3,10 +3,11 @@
 //! watchers, and only then answers (group commit: 16 writers share one sync).
 //!
 //! When the disk refuses, everybody in the batch is told so and the memory stays where it was: what was acknowledged
-//! and nothing else. The database is not used again; before the next batch a new one is made from the memory, for as
-//! often as that takes. A batch that was refused may be found after a restart, never one that was acknowledged lost.
+//! and nothing else; reads go on. Without space, the next batch is simply tried; after an I/O error everything is
+//! refused until the store is opened anew. A batch that was refused may then be found, but one that was acknowledged
+//! is never lost.
 
-use super::disk::{Batch, Disk, unavailable};
+use super::disk::{Batch, Disk};
 use super::memory::{LeaseWork, Memory};
 use super::{Change, Event, LeaseId, Op, Revision, StoreError, Txn, check, export};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +21,6 @@ use tokio::sync::oneshot;
 const BATCH: usize = 256;
 /// How often ended leases are looked for.
 const LEASE_TICK: Duration = Duration::from_millis(250);
-/// Between two attempts to make a new database after the old one failed.
-const REPAIR_PAUSE: Duration = Duration::from_millis(500);
 /// An export follows this many commits, or this time after the first commit since the last one.
 const EXPORT_COMMITS: u64 = 10_000;
 const EXPORT_AFTER: Duration = Duration::from_secs(300);
@@ -38,11 +37,10 @@ pub enum Command {
 }
 
 pub struct Writer {
-    /// None: it failed.
-    disk: Option<Disk>,
-    failure: Option<(StoreError, Instant)>,
+    disk: Disk,
+    /// The last batch was refused; said in the log once.
+    refusing: bool,
     memory: Arc<RwLock<Memory>>,
-    database: PathBuf,
     export: Export,
     _lock: File,
 }
@@ -56,8 +54,11 @@ struct Pending {
     leases: Vec<LeaseWork>,
     bound: BTreeMap<String, Option<LeaseId>>,
     ended: BTreeSet<LeaseId>,
-    answers: Vec<Box<dyn FnOnce(&Result<(), StoreError>)>>,
+    answers: Vec<Settle>,
 }
+
+/// Gives an answer, knowing whether the batch was written.
+type Settle = Box<dyn FnOnce(&Result<(), StoreError>)>;
 
 impl Pending {
     /// Answers once the batch is durable. That goes for refusals too: a conflict with a commit of the same batch is
@@ -70,15 +71,9 @@ impl Pending {
 }
 
 impl Writer {
-    pub fn new(
-        disk: Disk,
-        memory: Arc<RwLock<Memory>>,
-        database: PathBuf,
-        export: PathBuf,
-        lock: File,
-    ) -> Self {
+    pub fn new(disk: Disk, memory: Arc<RwLock<Memory>>, export: PathBuf, lock: File) -> Self {
         let export = Export { path: export, unexported: 0, since: None, not_before: None, under_way: None };
-        Self { disk: Some(disk), failure: None, memory, database, export, _lock: lock }
+        Self { disk, refusing: false, memory, export, _lock: lock }
     }
 
     /// Until the last sender is gone or a stop comes; then all that waits is written first.
@@ -198,8 +193,9 @@ impl Writer {
         pending.leases.push(LeaseWork::Ended(lease));
     }
 
-    fn finish(&mut self, pending: Pending) {
-        let written = if pending.batch.is_empty() { Ok(()) } else { self.write(&pending.batch) };
+    fn finish(&mut self, mut pending: Pending) {
+        let written =
+            if pending.batch.is_empty() { Ok(()) } else { self.write(std::mem::take(&mut pending.batch)) };
         if written.is_ok() {
             self.export.unexported += pending.changes.len() as u64;
             let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
@@ -211,38 +207,14 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        if self.disk.is_none() {
-            self.repair()?;
+    fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let written = self.disk.write(batch);
+        match (&written, std::mem::replace(&mut self.refusing, written.is_err())) {
+            (Err(error), false) => tracing::error!(%error, "the store refuses commits"),
+            (Ok(()), true) => tracing::warn!("the store takes commits again"),
+            _ => {}
         }
-        let disk = self.disk.as_ref().ok_or_else(|| unavailable("write")("there is no database"))?;
-        disk.write(batch).inspect_err(|error| {
-            tracing::error!(%error, "a batch was not written; the database is made anew before the next one");
-            self.disk = None;
-            self.failure = None;
-        })
-    }
-
-    /// Makes a new database from the memory.
-    fn repair(&mut self) -> Result<(), StoreError> {
-        if let Some((error, when)) = &self.failure
-            && when.elapsed() < REPAIR_PAUSE
-        {
-            return Err(error.clone());
-        }
-        let contents = self.memory().contents();
-        match Disk::replace(&self.database, &contents, None) {
-            Ok(disk) => {
-                tracing::warn!(revision = contents.revision, "a new database was made; the store goes on");
-                (self.disk, self.failure) = (Some(disk), None);
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(%error, "a new database cannot be made yet");
-                self.failure = Some((error.clone(), Instant::now()));
-                Err(error)
-            }
-        }
+        written
     }
 }
 
