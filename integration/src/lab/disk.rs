@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{CONTROLLER, Layout};
+use super::processes;
 
 /// The block devices of one node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,16 +29,15 @@ fn record(layout: &Layout) -> PathBuf {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("start {program}"))?;
+    let output = processes::output(Command::new(program).args(arguments), Duration::from_secs(60))?;
     ensure!(
-        output.status.success(),
+        output.exit == "exit code 0",
         "{program} {}: {}: {}",
         arguments.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
+        output.exit,
+        output.stderr.trim()
     );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    Ok(output.stdout.trim().to_owned())
 }
 
 fn attach(image: &Path, bytes: u64) -> Result<String> {
