@@ -43,10 +43,14 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM HUP PIPE
 
+# Where the kernel inside may write: a tmpfs over a directory that hides neither the binary nor the results.
+scratch=/mnt
+case "$work/ $binary" in /mnt/* | *" /mnt/"*) scratch=/tmp ;; esac
+
 # The init of the kernel inside. hostfs is the machine's own root: everything written goes to tmpfs but the results.
 cat >"$work/init" <<INIT
 #!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=$scratch TMPDIR=$scratch
 exec >"$work/output" 2>&1
 prepare() {
     set -e
@@ -55,16 +59,16 @@ prepare() {
     # The kernel may have mounted it by itself.
     mount -t devtmpfs dev /dev 2>/dev/null || [ -e /dev/null ]
     mount -t tmpfs tmpfs /run
-    mount -t tmpfs -o size=900m tmpfs /tmp
+    mount -t tmpfs -o size=900m tmpfs $scratch
     # Where modprobe looks, without touching the machine's own /lib/modules.
-    mkdir -p /tmp/modules/lib
-    ln -s /usr/lib/uml/modules /tmp/modules/lib/modules
-    modprobe -d /tmp/modules -a dm-mod dm-snapshot loop
-    mkdir /tmp/lane
+    mkdir -p $scratch/modules/lib
+    ln -s /usr/lib/uml/modules $scratch/modules/lib/modules
+    modprobe -d $scratch/modules -a dm-mod dm-snapshot loop
+    mkdir $scratch/lane
 }
-# Without its own /tmp nothing may run: it would work on the machine's.
+# Without its own scratch space nothing may run: it would work on the machine's.
 (prepare) || { echo "preparing the kernel inside failed"; echo o >/proc/sysrq-trigger; exec sleep 60; }
-AMPHI_STORAGE_DM_LANE=/tmp/lane "$binary" --test-threads=1 --nocapture $filter
+AMPHI_STORAGE_DM_LANE=$scratch/lane "$binary" --test-threads=1 --nocapture $filter
 echo "\$?" >"$work/code"
 dmsetup ls --target linear >"$work/left"
 losetup --list --noheadings >>"$work/left"
