@@ -245,6 +245,17 @@ pub enum Power {
     #[default]
     On,
     Off,
+    /// Halted, in memory.
+    Paused,
+    /// Halted, its memory on disk where the body can do that (a VM); else halted in memory.
+    Suspended,
+}
+
+impl Power {
+    /// Whether a body has to be there, halted or not.
+    pub fn wants_body(self) -> bool {
+        self != Self::Off
+    }
 }
 
 /// Why something is not as ordered.

@@ -3,10 +3,10 @@
 //! that it should hold, and destroys only what a tombstone or a higher epoch orders.
 
 use crate::host::{Engine, HostSpec};
-use crate::image::Image;
+use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::set::SetSpec;
-use crate::{HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
+use crate::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,9 @@ pub struct HostDesired {
     pub instances: Vec<InstanceDesired>,
     pub volumes: Vec<VolumeDesired>,
     pub snapshots: Vec<SnapshotDesired>,
+    /// Bytes of this host that are to become an image's blob.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<ExportDesired>,
     pub tombstones: Vec<Tombstone>,
 }
 
@@ -90,8 +93,23 @@ pub struct InstanceDesired {
     /// The body that comes next: made ready beside the running one, without traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_body: Option<BodyDesired>,
+    /// eth0's first. What joins or leaves a running body is plugged in or out.
     pub ports: Vec<PortDesired>,
+    /// The instance's own volume: a set's shared one, a VM's first data disk.
     pub volume: Option<VolumeId>,
+    /// The volume that a VM boots from in place of an image's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_volume: Option<VolumeId>,
+    /// Further volumes. What joins or leaves a running body is plugged in or out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<AttachmentDesired>,
+    /// Counts the root disks: one made under a lower count is discarded and made anew from the image. A new epoch alone
+    /// keeps a VM's root disk where it finds one of the same count.
+    #[serde(default)]
+    pub root: u64,
+    /// Start from this instead, with a VM's own root as its second disk; a set's volume stays mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<BodyDesired>,
     #[serde(default)]
     pub user_data: Option<String>,
     #[serde(default)]
@@ -145,15 +163,56 @@ pub struct PortDesired {
     pub mtu: u32,
 }
 
+/// A further volume in an instance's hands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentDesired {
+    pub volume: VolumeId,
+    /// `vdb`: a VM's disk by libvirt's target name; in every member of a set the volume is mounted at `/volumes/vdb`.
+    pub device: String,
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What a volume's bytes begin with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeSource {
+    /// A snapshot on the same host.
+    Snapshot(SnapshotId),
+    /// A volume on the same host, as it is when the copy begins.
+    Volume(VolumeId),
+    /// An image's disk, written raw.
+    Image(Box<Image>),
+}
+
+/// Bytes to read, convert and hand to the controller as an image's blob, once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportDesired {
+    pub image: ImageId,
+    pub format: ImageFormat,
+    pub source: ExportSource,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportSource {
+    /// A VM's root disk, as `qcow2` or `raw`.
+    Root(InstanceId),
+    /// A set's member with what it has written, as `docker-archive`. None named: the one of the lowest index.
+    Member { instance: InstanceId, member: Option<String> },
+    /// A volume, as `qcow2` or `raw`.
+    Volume(VolumeId),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeDesired {
     pub id: VolumeId,
     pub size_bytes: u64,
     /// The controller has seen it made. Then a host on which it is missing says so and never makes it anew: an empty
     /// volume in the place of a lost one would be a lie.
     pub made: bool,
-    /// Begin with this snapshot's bytes.
-    pub source: Option<SnapshotId>,
+    /// Begin with these bytes; none: an empty file system.
+    pub source: Option<VolumeSource>,
     /// In the recycle bin since then.
     pub trashed_at: Option<Timestamp>,
 }
@@ -192,6 +251,8 @@ pub struct HostStatus {
     pub instances: Vec<InstanceStatus>,
     pub volumes: Vec<VolumeStatus>,
     pub snapshots: Vec<SnapshotStatus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<ExportStatus>,
     /// Tombstones of the desired state that are carried out: nothing of the thing is left here.
     pub buried: Vec<Tombstone>,
     /// What is here and unknown to the desired state, in words.
@@ -205,6 +266,10 @@ pub enum BodyState {
     Absent,
     Starting,
     Running,
+    /// In memory, its processors halted.
+    Paused,
+    /// Its memory on disk.
+    Suspended,
     Stopping,
     Stopped,
 }
@@ -218,6 +283,14 @@ pub struct InstanceStatus {
     pub members: Vec<MemberStatus>,
     /// The ordered restarts that this body has seen.
     pub restarts: u64,
+    /// Ports and further volumes that are plugged into the body now.
+    #[serde(default)]
+    pub plugged_ports: Vec<PortId>,
+    #[serde(default)]
+    pub plugged_volumes: Vec<VolumeId>,
+    /// It runs from `rescue`.
+    #[serde(default)]
+    pub rescued: bool,
     /// The next body is ready to take over.
     pub next_ready: bool,
     /// Why the next body cannot be made ready.
@@ -240,6 +313,14 @@ pub struct VolumeStatus {
 pub struct SnapshotStatus {
     pub id: SnapshotId,
     pub present: bool,
+    pub fault: Option<Fault>,
+}
+
+/// An export, done when `blob` is there: the controller holds its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    pub image: ImageId,
+    pub blob: Option<Blob>,
     pub fault: Option<Fault>,
 }
 

@@ -73,7 +73,15 @@ impl HostSide for Records {
             .map(|epoch| amphi_api::wire::Tombstone::Instance { id: InstanceId::new(), epoch })
             .collect();
         let (instances, volumes, snapshots) = (vec![], vec![], vec![]);
-        Arc::new(HostDesired { host, generation, instances, volumes, snapshots, tombstones })
+        Arc::new(HostDesired {
+            host,
+            generation,
+            instances,
+            volumes,
+            snapshots,
+            exports: Vec::new(),
+            tombstones,
+        })
     }
     fn desired_generation(&self, _: HostId) -> watch::Receiver<u64> {
         self.desired.subscribe()

@@ -222,6 +222,7 @@ impl Host {
             instances: vec![],
             volumes: vec![],
             snapshots: vec![],
+            exports: Vec::new(),
             tombstones: vec![],
         };
         let (reconciler, task) = start(dir.path(), &dir.path().join("run"), &sets, &vms, &volumes);
@@ -311,6 +312,10 @@ fn set(volume: VolumeId) -> InstanceDesired {
         next_body: None,
         ports: vec![],
         volume: Some(volume),
+        root_volume: None,
+        attachments: Vec::new(),
+        root: 0,
+        rescue: None,
         user_data: None,
         ssh_keys: vec![],
         metadata: BTreeMap::new(),

@@ -165,6 +165,8 @@ fn settled(instance: &InstanceRecord, current: Option<&InstanceObserved>) -> boo
             && match instance.power {
                 Power::On => o.state == BodyState::Running,
                 Power::Off => matches!(o.state, BodyState::Stopped | BodyState::Absent),
+                Power::Paused => o.state == BodyState::Paused,
+                Power::Suspended => o.state == BodyState::Suspended,
             }
     })
 }

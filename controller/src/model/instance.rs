@@ -180,6 +180,7 @@ pub fn state_of(record: &InstanceRecord, host_up: bool) -> InstanceState {
         Power::On => InstanceState::Starting,
         Power::Off if matches!(body, BodyState::Stopped | BodyState::Absent) => InstanceState::Stopped,
         Power::Off => InstanceState::Stopping,
+        Power::Paused | Power::Suspended => InstanceState::Stopping,
     }
 }
 

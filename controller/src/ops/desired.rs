@@ -5,7 +5,7 @@ use super::{Ops, Row, View};
 use crate::model::*;
 use amphi_api::instance::{BodySpec, ExchangePhase};
 use amphi_api::wire::{
-    BodyDesired, HostDesired, InstanceDesired, PortDesired, SnapshotDesired, VolumeDesired,
+    BodyDesired, HostDesired, InstanceDesired, PortDesired, SnapshotDesired, VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId};
 use ipnet::IpNet;
@@ -53,7 +53,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 id: row.id,
                 size_bytes: row.size_gib * GIB,
                 made: row.made,
-                source: row.source,
+                source: row.source.map(VolumeSource::Snapshot),
                 trashed_at: row.trashed_at,
             })
             .collect(),
@@ -62,6 +62,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
             .filter(|row| row.intent == Intent::Live)
             .map(|row| SnapshotDesired { id: row.id, made: row.made, volume: row.volume })
             .collect(),
+        exports: Vec::new(),
         tombstones: view.tombstones_on(host).map(|row| row.order).collect(),
     }
 }
@@ -85,6 +86,10 @@ fn instance(view: &View, row: &Row<InstanceRecord>) -> Option<InstanceDesired> {
         next_body: next_body(view, row).and_then(|b| self::body(view, b)),
         ports: row.ports.iter().filter_map(|id| port(view, view.ports.get(*id)?)).collect(),
         volume: row.volume,
+        root_volume: None,
+        attachments: Vec::new(),
+        root: 0,
+        rescue: None,
         user_data: row.user_data.clone(),
         ssh_keys: row.ssh_keys.clone(),
         metadata: row.metadata.clone(),

@@ -9,7 +9,7 @@ use crate::instance::{
 };
 use crate::storage::{Attach, BinOrder, Filesystem, Pause, Quiesce, StorageError, VolumeSpec};
 use amphi_api::instance::BodyKind;
-use amphi_api::wire::{BodyDesired, HostDesired, InstanceDesired};
+use amphi_api::wire::{BodyDesired, HostDesired, InstanceDesired, VolumeSource};
 use amphi_api::{InstanceId, VolumeId};
 use async_trait::async_trait;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -282,7 +282,7 @@ impl Reconciler {
             id: id.0,
             size_bytes: order.size_bytes,
             fs: Some(Filesystem::Xfs),
-            source: order.source.map(|s| s.0),
+            source: order.source.as_ref().and_then(copied),
         };
         Ok(self.drivers.volumes.ensure(&spec).await?)
     }
@@ -299,6 +299,15 @@ impl Reconciler {
             _ => Quiesce::Filesystem,
         };
         Ok(self.drivers.volumes.snapshot(order.volume.0, id.0, &quiesce).await?)
+    }
+}
+
+/// The copy that the volume driver makes; an image's bytes come from the cache.
+fn copied(source: &VolumeSource) -> Option<uuid::Uuid> {
+    match source {
+        VolumeSource::Snapshot(id) => Some(id.0),
+        VolumeSource::Volume(id) => Some(id.0),
+        VolumeSource::Image(_) => None,
     }
 }
 

@@ -151,6 +151,7 @@ mod tests {
 
     fn desired(host: HostId, generation: u64) -> HostDesired {
         HostDesired {
+            exports: Vec::new(),
             host,
             generation,
             instances: vec![],

@@ -7,7 +7,7 @@
 use super::ledger::Begun;
 use crate::instance::{ObservedBody, ObservedState};
 use crate::storage::{ObservedVolume, VolumeKind};
-use amphi_api::instance::{BodyKind, Power};
+use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, InstanceDesired, SnapshotDesired, Tombstone, VolumeDesired};
 use amphi_api::{InstanceId, SnapshotId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,7 +115,7 @@ pub fn instance(
         if !confirmed {
             return Vec::new();
         }
-        if desired.power == Power::On {
+        if desired.power.wants_body() {
             steps.push(Step::PrepareDesired);
         }
         for body in &stale {
@@ -139,21 +139,21 @@ pub fn instance(
     }
     let ensure_volume = volume.map(|v| Step::EnsureVolume { volume: v.id });
     let lacking = volume.filter(|v| volume_lacks(v, seen)).map(|v| v.id);
-    match (desired.power, state) {
+    match (desired.power.wants_body(), state) {
         _ if !confirmed => {}
-        (Power::On, None | Some(ObservedState::Stopped | ObservedState::Degraded)) => {
+        (true, None | Some(ObservedState::Stopped | ObservedState::Degraded)) => {
             steps.extend(ensure_volume);
             steps.push(Step::Ensure);
             if memory.begun.restarts < desired.restarts {
                 steps.push(Step::NoteRestarts { restarts: desired.restarts });
             }
         }
-        (Power::On, Some(ObservedState::Running)) if memory.begun.restarts < desired.restarts => {
+        (true, Some(ObservedState::Running)) if memory.begun.restarts < desired.restarts => {
             steps.push(Step::Stop { kind, grace: GRACE });
             steps.push(Step::Ensure);
             steps.push(Step::NoteRestarts { restarts: desired.restarts });
         }
-        (Power::On, Some(ObservedState::Running)) => {
+        (true, Some(ObservedState::Running)) => {
             if let Some(volume) = lacking {
                 steps.push(Step::EnsureVolume { volume });
                 steps.push(Step::TellGrown { kind, volume });
@@ -164,11 +164,11 @@ pub fn instance(
                 steps.push(Step::PrepareNext);
             }
         }
-        (Power::Off, Some(ObservedState::Running | ObservedState::Degraded)) => {
+        (false, Some(ObservedState::Running | ObservedState::Degraded)) => {
             steps.push(Step::Stop { kind, grace: GRACE });
             steps.extend(volume.map(|v| Step::DetachVolume { volume: v.id }));
         }
-        (Power::Off, None | Some(ObservedState::Stopped)) => {
+        (false, None | Some(ObservedState::Stopped)) => {
             steps.extend(lacking.and(ensure_volume));
             if let Some(volume) = volume
                 && seen.volumes.and_then(|all| all.get(&volume.id.0)).is_some_and(is_attached)
@@ -267,6 +267,7 @@ pub fn buried(
 mod tests {
     use super::*;
     use amphi_api::image::{Image, ImageFormat, ImageState};
+    use amphi_api::instance::Power;
     use amphi_api::wire::BodyDesired;
     use amphi_api::{HostId, ImageId, ProjectId};
     use std::path::PathBuf;
@@ -316,6 +317,10 @@ mod tests {
                 next_body: None,
                 ports: vec![],
                 volume: Some(volume.id),
+                root_volume: None,
+                attachments: Vec::new(),
+                root: 0,
+                rescue: None,
                 user_data: None,
                 ssh_keys: vec![],
                 metadata: BTreeMap::new(),
@@ -521,6 +526,7 @@ mod tests {
 
         let volume = Tombstone::Volume { id: w.volume.id };
         let desired = HostDesired {
+            exports: Vec::new(),
             host: HostId::new(),
             generation: 1,
             instances: vec![],

@@ -6,7 +6,7 @@ use super::observe::World;
 use super::plan::{self, Item};
 use crate::instance::{ObservedBody, ObservedState};
 use crate::storage::VolumeKind;
-use amphi_api::instance::{Fault, Power};
+use amphi_api::instance::Fault;
 use amphi_api::wire::{
     BodyState, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus, Tombstone,
     VolumeStatus,
@@ -24,6 +24,7 @@ pub fn render(
         return HostStatus { strangers: strangers(None, world), ..HostStatus::default() };
     };
     HostStatus {
+        exports: Vec::new(),
         generation: desired.generation,
         instances: desired
             .instances
@@ -71,6 +72,9 @@ fn instance(
         },
         members: current.map(|b| b.members.clone()).unwrap_or_default(),
         restarts,
+        plugged_ports: Vec::new(),
+        plugged_volumes: Vec::new(),
+        rescued: false,
         next_ready: desired
             .next_body
             .as_ref()
@@ -87,16 +91,16 @@ fn body_state(
     bodies: usize,
     busy: bool,
 ) -> BodyState {
-    match (current.map(|b| b.state), desired.power) {
+    match (current.map(|b| b.state), desired.power.wants_body()) {
         // Another body still stands where the ordered one will be.
         (None, _) if bodies > 0 => BodyState::Stopping,
-        (None, Power::On) if busy => BodyState::Starting,
+        (None, true) if busy => BodyState::Starting,
         (None, _) => BodyState::Absent,
-        (Some(ObservedState::Running), Power::Off) => BodyState::Stopping,
-        (Some(ObservedState::Running), Power::On) => BodyState::Running,
-        (Some(ObservedState::Degraded), Power::On) => BodyState::Starting,
-        (Some(ObservedState::Degraded), Power::Off) => BodyState::Stopping,
-        (Some(ObservedState::Stopped), Power::On) if busy => BodyState::Starting,
+        (Some(ObservedState::Running), false) => BodyState::Stopping,
+        (Some(ObservedState::Running), true) => BodyState::Running,
+        (Some(ObservedState::Degraded), true) => BodyState::Starting,
+        (Some(ObservedState::Degraded), false) => BodyState::Stopping,
+        (Some(ObservedState::Stopped), true) if busy => BodyState::Starting,
         (Some(ObservedState::Stopped), _) => BodyState::Stopped,
     }
 }

@@ -212,6 +212,9 @@ impl Cloud {
             state: if i.power == Power::On { BodyState::Running } else { BodyState::Stopped },
             members: Vec::new(),
             restarts: i.restarts,
+            plugged_ports: i.ports.iter().map(|p| p.id).collect(),
+            plugged_volumes: i.attachments.iter().map(|a| a.volume).collect(),
+            rescued: i.rescue.is_some(),
             next_ready: i.next_body.is_some(),
             next_fault: None,
             fault: None,
@@ -227,6 +230,7 @@ impl Cloud {
         let snapshots =
             desired.snapshots.iter().map(|s| SnapshotStatus { id: s.id, present: true, fault: None });
         HostStatus {
+            exports: Vec::new(),
             generation: desired.generation,
             instances: instances.collect(),
             volumes: volumes.collect(),
