@@ -66,6 +66,10 @@ id!(/// An image of the catalogue.
     ImageId);
 id!(/// One exchange of an instance's body.
     ExchangeId);
+id!(/// A user: who asks.
+    UserId);
+id!(/// A server group: instances that keep together or apart.
+    ServerGroupId);
 
 impl ProjectId {
     /// The project that exists before anyone has made one.
