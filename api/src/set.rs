@@ -5,6 +5,7 @@ use crate::{FieldError, validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use utoipa::ToSchema;
 
 /// Most members of one set.
@@ -86,6 +87,12 @@ impl SetSpec {
     pub fn check(&self) -> Result<(), FieldError> {
         validate::within("members", self.members.len() as u64, 1, MEMBERS_MAX as u64, "members")?;
         validate::guest_path("volume_mount", &self.volume_mount)?;
+        if Path::new(&self.volume_mount).starts_with("/config-drive") {
+            return Err(FieldError::new(
+                "volume_mount",
+                "/config-drive is where members find the config drive",
+            ));
+        }
         self.anchor.check().map_err(|e| e.under("anchor"))?;
         let mut names = BTreeSet::new();
         let mut indexes = BTreeSet::new();
@@ -255,6 +262,10 @@ mod tests {
             (two(json!({"env": {"a=b": "c"}}), json!({})), "members[0].env.a=b"),
             (parse(json!({"members": []})), "members"),
             (parse(json!({"members": [{"index": 0, "image": "x"}], "volume_mount": "data"})), "volume_mount"),
+            (
+                parse(json!({"members": [{"index": 0, "image": "x"}], "volume_mount": "//config-drive/x"})),
+                "volume_mount",
+            ),
             (
                 parse(
                     json!({"members": [{"index": 0, "image": "x"}], "anchor": {"sysctls": {"vm.swappiness": "1"}}}),

@@ -83,7 +83,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
     let sets: Arc<dyn BodyDriver> =
-        Arc::new(SetDriver::new(&config.docker, bell.clone(), SetOptions::default())?);
+        Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), SetOptions::default())?);
     let vms: Arc<dyn BodyDriver> = Arc::new(VmDriver::new(
         &config.libvirt,
         &config.state_dir,

@@ -21,6 +21,8 @@ use common::{DEADLINE, eventually, on_private_host, run};
 use drivers::{port, serve_plugin};
 use serde_json::json;
 use stage::{Stage, driver};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -52,7 +54,7 @@ fn a_set_lives_and_dies() {
         let before = stage.fingerprint();
         stage.run(stage.driver.ensure(&plan));
         assert_eq!(stage.fingerprint(), before);
-        let fresh = driver(&stage.runtime, &Bell::default());
+        let fresh = driver(stage.host, &stage.runtime, &Bell::default());
         assert_eq!(stage.run(fresh.observe()), [body]);
         stage.run(fresh.ensure(&plan));
         assert_eq!(stage.fingerprint(), before);
@@ -305,11 +307,7 @@ fn a_set_keeps_its_ports_and_its_volume() {
         let refused = stage.refused(stage.driver.prepare(&twice));
         assert!(refused.to_string().contains("10.7.0.0/24"), "{refused}");
         assert_eq!(sees("ip route | grep default"), "default via 10.7.0.1 dev eth0");
-        // Docker writes a name's addresses on several networks in no fixed order.
-        let mut own: Vec<_> =
-            sees("awk '/web-1/ {print $1}' /etc/hosts").lines().map(str::to_owned).collect();
-        own.sort();
-        assert_eq!(own, ["10.7.0.5", "10.8.0.6"]);
+        own_name(&sees);
         sees("echo kept > /data/file");
         let late = stage.container(&plan, "late");
         assert_eq!(stage.host.docker(&["exec", &late, "cat", "/data/file"]), "kept");
@@ -326,6 +324,7 @@ fn a_set_keeps_its_ports_and_its_volume() {
             if body.state == ObservedState::Stopped { Ok(()) } else { Err(body) }
         });
         stage.run(stage.driver.ensure(&plan));
+        own_name(&sees);
         eventually("the second start has the same address", || {
             let log = stage.run(stage.driver.console_log(plan.instance, Some("late"), 100));
             let lines: Vec<_> =
@@ -358,6 +357,83 @@ fn a_set_keeps_its_ports_and_its_volume() {
     });
 }
 
+/// Docker writes a name's addresses on several networks in no fixed order; eth0's has to be found first all the same.
+fn own_name(sees: &impl Fn(&str) -> String) {
+    let own = sees("awk '/web-1/ {print $1}' /etc/hosts");
+    let (first, others) = own.split_once('\n').expect("several addresses");
+    assert_eq!(first, "10.7.0.5", "{own}");
+    assert!(others.lines().any(|address| address == "10.8.0.6"), "{own}");
+    assert_eq!(sees("ping -c 1 -w 5 web-1 | head -1"), "PING web-1 (10.7.0.5): 56 data bytes");
+}
+
+#[test]
+fn members_are_offered_config_drive_and_keys() {
+    on_private_host("members_are_offered_config_drive_and_keys", |host| {
+        let stage = Stage::new(host);
+        let mut plan = stage.usual_plan();
+        plan.user_data = Some("#!/bin/sh\necho größe\n".to_owned());
+        plan.ssh_keys = vec!["ssh-ed25519 AAAA a@b".to_owned(), "ssh-rsa BBBB".to_owned()];
+        plan.metadata = BTreeMap::from([("tier".to_owned(), "front".to_owned())]);
+        stage.run(stage.driver.ensure(&plan));
+        stage.running();
+        let sees = |member: &str, command: &str| {
+            stage.host.docker(&["exec", &stage.container(&plan, member), "/bin/sh", "-c", command])
+        };
+        let meta_data = |member: &str| -> serde_json::Value {
+            let text = sees(member, "cat /config-drive/openstack/latest/meta_data.json");
+            serde_json::from_str(&text).expect("JSON")
+        };
+        for member in ["early", "late"] {
+            let told = meta_data(member);
+            assert_eq!((&told["uuid"], &told["meta"]["tier"]), (&json!(plan.instance), &json!("front")));
+            assert_eq!(told["public_keys"]["key-1"], "ssh-rsa BBBB");
+            assert_eq!(sees(member, "sh /config-drive/openstack/latest/user_data"), "größe");
+            // What cloud-init's ds-identify looks for.
+            sees(member, "test -f /config-drive/openstack/2???-??-??/meta_data.json");
+            sees(member, "cmp /config-drive/ec2/latest/user-data /config-drive/openstack/latest/user_data");
+            assert_eq!(sees(member, "cat /root/.ssh/authorized_keys"), "ssh-ed25519 AAAA a@b\nssh-rsa BBBB");
+            // Root's alone to write, all the way, as sshd wants it.
+            let modes = sees(member, "stat -c '%u %A' / /root /root/.ssh /root/.ssh/authorized_keys");
+            assert!(
+                modes
+                    .lines()
+                    .all(|line| line.starts_with("0 ") && &line[7..8] == "-" && &line[10..11] == "-"),
+                "{modes}"
+            );
+            for path in
+                ["/config-drive/x", "/config-drive/openstack/latest/user_data", "/root/.ssh/authorized_keys"]
+            {
+                let said = sees(member, &format!("echo x 2>&1 >>{path} || true"));
+                assert!(said.contains("Read-only file system"), "{path}: {said}");
+            }
+        }
+        let folder = stage.host.path(&format!("agent/instances/{}/set-5", plan.instance));
+        let mode = std::fs::metadata(&folder).expect("the body's folder").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "user data is nobody else's on the host");
+
+        // The next start finds what is ordered then.
+        stage.run(stage.driver.stop(plan.instance, Duration::from_secs(5)));
+        plan.metadata.insert("tier".to_owned(), "back".to_owned());
+        plan.user_data = None;
+        stage.run(stage.driver.ensure(&plan));
+        stage.running();
+        let sees = |command: &str| {
+            stage.host.docker(&["exec", &stage.container(&plan, "late"), "/bin/sh", "-c", command])
+        };
+        assert!(sees("cat /config-drive/openstack/latest/meta_data.json").contains("back"));
+        assert_eq!(sees("ls /config-drive/ec2/latest"), "meta-data.json");
+
+        // Without keys, the image's own home stays as it is.
+        let keyless = BodyPlan { ssh_keys: Vec::new(), epoch: 6, ..plan.clone() };
+        stage.run(stage.driver.remove(plan.instance, 5));
+        assert!(!folder.exists());
+        stage.run(stage.driver.ensure(&keyless));
+        assert_eq!(sees("ls /root/.ssh 2>&1 || true"), "ls: /root/.ssh: No such file or directory");
+        stage.run(stage.driver.remove(plan.instance, 6));
+        assert_eq!(std::fs::read_dir(stage.host.path("agent/instances")).expect("a folder").count(), 0);
+    });
+}
+
 #[test]
 fn a_set_starts_about_as_fast_as_its_containers_would() {
     on_private_host("a_set_starts_about_as_fast_as_its_containers_would", |host| {
@@ -380,7 +456,7 @@ fn a_set_starts_about_as_fast_as_its_containers_would() {
             stage.run(stage.driver.ensure(&plan));
             sets.push(start.elapsed());
             stage.run(stage.driver.remove(plan.instance, 5));
-            bare.push(stage.runtime.block_on(bare_containers(&plan)));
+            bare.push(stage.runtime.block_on(bare_containers(&plan, stage.host.path("drive"))));
             stage.run(stage.driver.remove(plan.instance, 5));
         }
         sets.sort();
@@ -393,7 +469,8 @@ fn a_set_starts_about_as_fast_as_its_containers_would() {
 }
 
 /// The same three containers by plain calls, one after the other.
-async fn bare_containers(plan: &BodyPlan) -> Duration {
+async fn bare_containers(plan: &BodyPlan, config_drive: PathBuf) -> Duration {
+    std::fs::create_dir_all(&config_drive).expect("a directory");
     let docker = bollard::Docker::connect_with_unix(DOCKER_SOCKET, 60, bollard::API_DEFAULT_VERSION)
         .expect("a client");
     let BodyDesired::Set { set, .. } = &plan.body else { panic!("a set") };
@@ -406,6 +483,8 @@ async fn bare_containers(plan: &BodyPlan) -> Duration {
         anchor_image: id("amphi-anchor"),
         privileged_anchor: SetOptions::default().privileged_anchor,
         member_images: vec![id("busybox"); 2],
+        authorized_keys: config_drive.clone(),
+        config_drive,
     };
     let rendered = render(plan, set, &facts);
     let start = Instant::now();

@@ -4,6 +4,8 @@
 //! metadata), so that a fresh process sees the same world. Drivers refuse to decide: whether a body should exist is
 //! `reconcile`'s business.
 
+mod config_drive;
+mod folders;
 pub mod set;
 pub mod vm;
 

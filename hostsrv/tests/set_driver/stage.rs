@@ -38,7 +38,7 @@ impl<'a> Stage<'a> {
         host.docker(&["rmi", BUSYBOX]);
         let runtime = Runtime::new().expect("a runtime");
         let bell = Bell::default();
-        let driver = driver(&runtime, &bell);
+        let driver = driver(host, &runtime, &bell);
         Stage { host, runtime, bell, driver, image: image(archive) }
     }
 
@@ -155,12 +155,12 @@ impl<'a> Stage<'a> {
     }
 }
 
-pub fn driver(runtime: &Runtime, bell: &Bell) -> SetDriver {
+pub fn driver(host: &PrivateHost, runtime: &Runtime, bell: &Bell) -> SetDriver {
     let _context = runtime.enter();
     let limits =
         SetLimits { ping: Duration::from_secs(2), call: Duration::from_secs(5), ..Default::default() };
     let options = SetOptions { limits, ..SetOptions::default() };
-    SetDriver::new(DOCKER_SOCKET, bell.clone(), options).expect("a driver")
+    SetDriver::new(DOCKER_SOCKET, host.path("agent"), bell.clone(), options).expect("a driver")
 }
 
 pub fn image(archive: PathBuf) -> CachedImage {

@@ -2,6 +2,7 @@
 //! Refuses a plan while the engine still has the instance at another epoch.
 
 use super::engine::{Engine, Limits};
+use super::files::SetFiles;
 use super::images::Images;
 use super::labels::Role;
 use super::networks::Networks;
@@ -9,8 +10,11 @@ use super::observed::{Part, PartState, Sightings, assemble};
 use super::render::Facts;
 use super::restarts::Restarts;
 use super::{ENGINE, events, start};
-use crate::instance::{Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody};
+use crate::instance::{
+    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody, folders,
+};
 use amphi_api::InstanceId;
+use amphi_api::instance::BodyKind;
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::wire::BodyDesired;
 use async_trait::async_trait;
@@ -57,6 +61,7 @@ pub struct Shared {
     pub sightings: Sightings,
     pub restarts: Restarts,
     pub bell: Bell,
+    state_dir: PathBuf,
     privileged_anchor: bool,
     /// Containers for which the bell is already set to ring.
     waking: Mutex<HashSet<String>>,
@@ -69,9 +74,15 @@ pub struct SetDriver {
 }
 
 impl SetDriver {
-    /// `docker_socket`: `unix:///run/docker.sock`. Works with the engine down; must be called inside a tokio runtime,
-    /// where it follows the engine's events until it is dropped.
-    pub fn new(docker_socket: &str, bell: Bell, options: SetOptions) -> Result<Self, DriverError> {
+    /// `docker_socket`: `unix:///run/docker.sock`. Members' config drives lie below `state_dir`, where dockerd must see
+    /// them too. Works with the engine down; must be called inside a tokio runtime, where it follows the engine's
+    /// events until it is dropped.
+    pub fn new(
+        docker_socket: &str,
+        state_dir: impl Into<PathBuf>,
+        bell: Bell,
+        options: SetOptions,
+    ) -> Result<Self, DriverError> {
         let shared = Arc::new(Shared {
             engine: Engine::new(docker_socket, options.limits),
             images: Images::new(options.busybox),
@@ -79,6 +90,7 @@ impl SetDriver {
             sightings: Sightings::default(),
             restarts: Restarts::default(),
             bell,
+            state_dir: state_dir.into(),
             privileged_anchor: options.privileged_anchor,
             waking: Mutex::default(),
         });
@@ -132,7 +144,17 @@ impl Shared {
         });
         let (anchor_image, member_images) =
             try_join(self.images.ensure_anchor(&self.engine), try_join_all(members)).await?;
-        Ok(Facts { anchor_image, privileged_anchor: self.privileged_anchor, member_images })
+        Ok(Facts {
+            anchor_image,
+            privileged_anchor: self.privileged_anchor,
+            member_images,
+            config_drive: self.files(plan).config_drive(),
+            authorized_keys: self.files(plan).authorized_keys(),
+        })
+    }
+
+    pub fn files(&self, plan: &BodyPlan) -> SetFiles {
+        SetFiles::new(&self.state_dir, plan)
     }
 
     /// Orderly within `grace`, then by force. Docker counts in whole seconds.
@@ -241,6 +263,7 @@ impl BodyDriver for SetDriver {
             let removed = join_all(parts.iter().map(|part| start::remove(&self.shared, &part.id))).await;
             removed.into_iter().collect::<Result<(), _>>()?;
         }
+        folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch).await?;
         self.shared.networks.sweep(&self.shared.engine).await
     }
 

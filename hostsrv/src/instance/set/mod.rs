@@ -15,6 +15,7 @@ mod archive;
 mod driver;
 mod engine;
 mod events;
+mod files;
 mod images;
 pub mod labels;
 mod networks;

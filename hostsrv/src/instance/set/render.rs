@@ -16,6 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 /// The name of our network, IPAM and volume drivers.
 const DRIVER: &str = "amphi";
@@ -30,6 +31,12 @@ const SHARES_MIN: u64 = 2;
 /// Docker refuses a memory limit below 6 MiB.
 const MEMORY_MIN: u64 = 6 << 20;
 
+/// Where members find the config drive: of the places in which cloud-init's ConfigDrive source looks for a directory,
+/// the one outside of cloud-init's own state (`DataSourceConfigDrive.py`; the other is below /var/lib/cloud/seed).
+const CONFIG_DRIVE: &str = "/config-drive";
+/// Where sshd looks for root's keys unless its configuration says otherwise. The file takes the place of an image's own.
+const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
+
 /// Facts of the host and of its image store that a rendering depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -39,6 +46,9 @@ pub struct Facts {
     pub privileged_anchor: bool,
     /// The members' images, parallel to the set's members.
     pub member_images: Vec<String>,
+    /// Host paths of what members are offered: see [`CONFIG_DRIVE`] and [`AUTHORIZED_KEYS`].
+    pub config_drive: PathBuf,
+    pub authorized_keys: PathBuf,
 }
 
 /// A set as Docker is told it.
@@ -76,7 +86,7 @@ pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
         .map(|(member, image)| RenderedMember {
             name: member.effective_name(),
             index: member.index,
-            container: render_member(plan, set, member, image),
+            container: render_member(plan, set, member, image, facts),
         })
         .collect();
     members.sort_by_key(|member| member.index);
@@ -121,8 +131,9 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
             dns.push(address);
         }
     }
-    // Where the set has a port, Docker itself writes its name and address into /etc/hosts.
-    let extra_hosts = plan.ports.is_empty().then(|| vec![format!("{host}:127.0.0.1")]);
+    // Docker itself writes the name with the address of every port into /etc/hosts, in no fixed order, but after what it
+    // is given here: so the name is eth0's address first, as it is in a VM.
+    let address = plan.ports.first().map_or(IpAddr::from([127, 0, 0, 1]), |port| port.address.addr());
     let endpoints = plan.ports.first().map(|port| NetworkingConfig {
         endpoints_config: Some(HashMap::from([(network_name(port.network), render_endpoint(port, true))])),
     });
@@ -130,7 +141,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
         set.anchor.sysctls.iter().map(|(key, value)| (dotted(key), value.clone())).collect();
     let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
     let body = ContainerCreateBody {
-        hostname: Some(host),
+        hostname: Some(host.clone()),
         image: Some(facts.anchor_image.clone()),
         entrypoint: Some(vec!["/bin/busybox".to_owned(), "sh".to_owned(), "-c".to_owned()]),
         cmd: Some(vec![ANCHOR_SCRIPT.to_owned()]),
@@ -146,15 +157,22 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
             // when one cannot be applied, so no member ever runs without them.
             sysctls: Some(sysctls).filter(|sysctls| !sysctls.is_empty()),
             dns: Some(dns).filter(|dns| !dns.is_empty()),
-            extra_hosts,
-            ..common_host_config(plan, set)
+            extra_hosts: Some(vec![format!("{host}:{address}")]),
+            mounts: volume_mount(plan, set).map(|volume| vec![volume]),
+            ..common_host_config()
         }),
         ..Default::default()
     };
     labelled(labels::anchor_name(plan.instance), body)
 }
 
-fn render_member(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, image: &str) -> Rendered {
+fn render_member(
+    plan: &BodyPlan,
+    set: &SetSpec,
+    member: &MemberSpec,
+    image: &str,
+    facts: &Facts,
+) -> Rendered {
     let anchor = format!("container:{}", labels::anchor_name(plan.instance));
     let name = member.effective_name();
     let cpu = u64::from(member.options.cpu.unwrap_or(100));
@@ -163,6 +181,11 @@ fn render_member(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, image: &st
     let centi_cpus = u64::from(plan.vcpus) * cpu;
     let env = member.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut command = member.command.iter().cloned();
+    let mut mounts: Vec<Mount> = volume_mount(plan, set).into_iter().collect();
+    mounts.push(read_only(&facts.config_drive, CONFIG_DRIVE));
+    if !plan.ssh_keys.is_empty() && !(plan.volume.is_some() && is_at_keys(&set.volume_mount)) {
+        mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
+    }
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
         env: Some(env),
@@ -180,15 +203,16 @@ fn render_member(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, image: &st
             // Equal to the memory: no swap at all.
             memory_swap: Some(memory),
             memory_swappiness: Some(0),
-            ..common_host_config(plan, set)
+            mounts: Some(mounts),
+            ..common_host_config()
         }),
         ..Default::default()
     };
     labelled(labels::container_name(plan.instance, &name), body)
 }
 
-fn common_host_config(plan: &BodyPlan, set: &SetSpec) -> HostConfig {
-    let volume = plan.volume.as_ref().map(|volume| Mount {
+fn volume_mount(plan: &BodyPlan, set: &SetSpec) -> Option<Mount> {
+    plan.volume.as_ref().map(|volume| Mount {
         target: Some(set.volume_mount.clone()),
         source: Some(volume.id.to_string()),
         typ: Some(MountType::VOLUME),
@@ -202,9 +226,28 @@ fn common_host_config(plan: &BodyPlan, set: &SetSpec) -> HostConfig {
             ..Default::default()
         }),
         ..Default::default()
-    });
+    })
+}
+
+fn read_only(source: &Path, target: &str) -> Mount {
+    Mount {
+        target: Some(target.to_owned()),
+        source: Some(source.display().to_string()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        ..Default::default()
+    }
+}
+
+/// Whether the volume lies over the place of the keys or inside it: then the keys are the volume's own affair.
+fn is_at_keys(volume_mount: &str) -> bool {
+    let volume = Path::new(volume_mount);
+    let keys = Path::new(AUTHORIZED_KEYS);
+    keys.starts_with(volume) || keys.parent().is_some_and(|folder| volume.starts_with(folder))
+}
+
+fn common_host_config() -> HostConfig {
     HostConfig {
-        mounts: volume.map(|volume| vec![volume]),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,

@@ -9,7 +9,7 @@ use super::restarts::Record;
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::SetSpec;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
-use futures_util::future::{join, join_all, try_join};
+use futures_util::future::{join, join_all, try_join3};
 use std::time::Duration;
 
 /// What to do, in this order.
@@ -105,6 +105,12 @@ impl StartPlan {
         self.anchor == Step::Create || self.members.contains(&Step::Create)
     }
 
+    /// Something is made or started, and finds the files as they are ordered now.
+    fn starts(&self) -> bool {
+        let starts = |step: &Step| matches!(step, Step::Create | Step::Start { .. });
+        starts(&self.anchor) || self.members.iter().any(starts)
+    }
+
     /// The anchor's networks are asked for: made or started.
     fn plugs(&self) -> bool {
         matches!(self.anchor, Step::Create | Step::Start { .. })
@@ -136,7 +142,13 @@ pub async fn execute(
             false => Ok(None),
         }
     };
-    let (networks, rendered) = try_join(networks, rendered).await?;
+    let files = async {
+        match steps.starts() {
+            true => shared.files(plan).ensure(plan).await,
+            false => Ok(()),
+        }
+    };
+    let (networks, rendered, ()) = try_join3(networks, rendered, files).await?;
     let none = RenderedSet::default();
     let rendered = rendered.as_ref().unwrap_or(&none);
     if steps.anchor == Step::Create {

@@ -1,19 +1,18 @@
-//! Owns the files of a VM's body on the host: `instances/<instance>/vm-<epoch>/` with `root.qcow2`, `config.img` and
-//! `console.log`, one folder per epoch, so that a next body is made ready beside the running one and an old one's
-//! files go without touching the new one's. Checks images before QEMU sees them. Refuses to delete what it did not make.
+//! Owns the files of a VM's body on the host: `root.qcow2`, `config.img` and `console.log` in the body's folder. Checks
+//! images before QEMU sees them.
 
-use super::config_drive;
-use super::image_check;
 use super::xml::{self, VolumeIo};
-use crate::instance::{BodyPlan, DriverError};
+use super::{drive_image, image_check};
+use crate::instance::folders::{self, blocking};
+use crate::instance::{BodyPlan, DriverError, config_drive};
 use amphi_api::InstanceId;
 use amphi_api::image::{BlobRole, Image, ImageFormat};
+use amphi_api::instance::BodyKind;
 use amphi_api::wire::BodyDesired;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "vm-";
 const LOG: &str = "console.log";
 /// The most that is read of a console log, in bytes.
 const LOG_TAIL_MAX: u64 = 1 << 20;
@@ -26,7 +25,7 @@ pub struct BodyFiles {
 
 impl BodyFiles {
     pub fn new(state_dir: &Path, instance: InstanceId, epoch: u64) -> Self {
-        Self { folder: instance_folder(state_dir, instance).join(format!("{FOLDER}{epoch}")) }
+        Self { folder: folders::of_body(state_dir, instance, BodyKind::Vm, epoch) }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -40,10 +39,6 @@ impl BodyFiles {
     pub fn console_log(&self) -> PathBuf {
         self.folder.join(LOG)
     }
-}
-
-fn instance_folder(state_dir: &Path, instance: InstanceId) -> PathBuf {
-    state_dir.join("instances").join(instance.to_string())
 }
 
 fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
@@ -67,15 +62,6 @@ pub async fn ensure(files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverErro
         ensure_root(files, plan, image, *root_gib).await?;
     }
     Ok(())
-}
-
-/// Runs file work off the runtime's threads.
-async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, DriverError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(io_error(doing))
 }
 
 async fn check(plan: &BodyPlan, image: &Image) -> Result<(), DriverError> {
@@ -108,10 +94,10 @@ async fn ensure_root(
     image_check::create_overlay(image.format, base, &root, size).await
 }
 
-fn write_config_drive(files: &BodyFiles, content: &[(&str, Vec<u8>)]) -> io::Result<()> {
+fn write_config_drive(files: &BodyFiles, content: &[(String, Vec<u8>)]) -> io::Result<()> {
     make_folder(&files.folder)?;
     let path = files.config_drive();
-    let bytes = config_drive::image(content)?;
+    let bytes = drive_image::image(content)?;
     if std::fs::read(&path).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
@@ -146,49 +132,11 @@ pub fn volume_io(device: &Path) -> VolumeIo {
     VolumeIo { block, direct }
 }
 
-/// Removes the files of all bodies up to and including `epoch`.
-pub async fn remove(state_dir: &Path, instance: InstanceId, epoch: u64) -> Result<(), DriverError> {
-    let folder = instance_folder(state_dir, instance);
-    blocking("remove the VM's files", move || {
-        for (found, path) in epochs(&folder)? {
-            if found <= epoch {
-                std::fs::remove_dir_all(path)?;
-            }
-        }
-        // Not empty: a newer body's files, or the other kind's. They stay.
-        match std::fs::remove_dir(&folder) {
-            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-                Err(e)
-            }
-            _ => Ok(()),
-        }
-    })
-    .await
-}
-
-/// The folders of an instance, by epoch.
-fn epochs(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        if let Some(epoch) = name.to_str().and_then(|n| n.strip_prefix(FOLDER)).and_then(|n| n.parse().ok()) {
-            found.push((epoch, entry.path()));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// The last lines of the newest body's console that has one. Empty when nothing was written yet.
 pub async fn console_tail(state_dir: &Path, instance: InstanceId, lines: u32) -> Result<String, DriverError> {
-    let folder = instance_folder(state_dir, instance);
+    let state_dir = state_dir.to_owned();
     blocking("read the console log", move || {
-        for (_, folder) in epochs(&folder)?.into_iter().rev() {
+        for (_, folder) in folders::epochs(&state_dir, instance, BodyKind::Vm)?.into_iter().rev() {
             let log = folder.join(LOG);
             if !log.exists() {
                 continue;
@@ -236,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_go_up_to_their_epoch_and_foreign_ones_stay() {
+    async fn the_newest_bodys_console_is_read() {
         let state = tempfile::tempdir().unwrap();
         let plan = sample::plan(ImageFormat::KernelInitramfs);
         let content = config_drive::files(&plan);
@@ -250,15 +198,5 @@ mod tests {
             "\u{fffd}two\nthree\n",
             "not lossy, or of another epoch"
         );
-        let folder = instance_folder(state.path(), plan.instance);
-        remove(state.path(), plan.instance, 4).await.unwrap();
-        assert_eq!(epochs(&folder).unwrap().iter().map(|(e, _)| *e).collect::<Vec<_>>(), [10]);
-        std::fs::write(folder.join("of-the-set"), "").unwrap();
-        remove(state.path(), plan.instance, 10).await.unwrap();
-        assert!(folder.join("of-the-set").exists());
-        std::fs::remove_file(folder.join("of-the-set")).unwrap();
-        remove(state.path(), plan.instance, 10).await.unwrap();
-        assert!(!folder.exists());
-        remove(state.path(), plan.instance, 10).await.unwrap();
     }
 }

@@ -6,7 +6,7 @@
 //! guests this process holds still for a snapshot. After a restart such a guest is resumed by the next `ensure`.
 //! Refuses to start a body beside one of another epoch, and to touch domains that are not named as ours.
 
-mod config_drive;
+mod drive_image;
 mod events;
 mod files;
 mod image_check;
@@ -14,11 +14,11 @@ mod link;
 mod markup;
 pub mod probe;
 #[cfg(test)]
-mod sample;
+pub(super) mod sample;
 mod sight;
 mod xml;
 
-use super::{Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody};
+use super::{Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody, folders};
 use amphi_api::InstanceId;
 use amphi_api::host::Acceleration;
 use amphi_api::instance::BodyKind;
@@ -250,7 +250,7 @@ impl BodyDriver for VmDriver {
         self.forget_epochs();
         gone?;
         self.hold(instance, false);
-        files::remove(&self.state_dir, instance, epoch).await
+        folders::remove(&self.state_dir, instance, BodyKind::Vm, epoch).await
     }
 
     async fn console_log(

@@ -54,6 +54,8 @@ fn facts(members: usize, privileged_anchor: bool) -> Facts {
         anchor_image: "sha256:aa".to_owned(),
         privileged_anchor,
         member_images: (0..members).map(|n| format!("sha256:b{n}")).collect(),
+        config_drive: "/s/instances/i/set-7/config-drive".into(),
+        authorized_keys: "/s/instances/i/set-7/authorized_keys".into(),
     }
 }
 
@@ -94,6 +96,30 @@ fn a_set_with_nothing() {
     assert_eq!(rendered.connects, []);
     let member = &rendered.members[0].container.body;
     assert_eq!((&member.cmd, &member.entrypoint), (&None, &None), "the image's own");
+}
+
+#[test]
+fn keys_are_mounted_where_no_volume_is() {
+    for (volume, mount, keys, expected) in [
+        (true, "/data", true, true),
+        (true, "/data", false, false),
+        (true, "/root/data", true, true),
+        (true, "/root", true, false),
+        (true, "//root/.ssh/", true, false),
+        (true, "/root/.ssh/authorized_keys", true, false),
+        (false, "/root", true, true),
+    ] {
+        let set = serde_json::json!({"members": [{"index": 0, "image": "x"}], "volume_mount": mount});
+        let (mut plan, set) = plan(Vec::new(), volume, set);
+        plan.ssh_keys = if keys { vec!["ssh-ed25519 AAAA a@b".to_owned()] } else { Vec::new() };
+        let rendered = render(&plan, &set, &facts(1, false));
+        let mounts = rendered.members[0].container.body.host_config.clone().unwrap().mounts.unwrap();
+        let targets: Vec<_> = mounts.iter().filter_map(|mount| mount.target.as_deref()).collect();
+        assert!(targets.contains(&"/config-drive"), "{targets:?}");
+        assert_eq!(targets.contains(&"/root/.ssh/authorized_keys"), expected, "{mount} {keys}");
+        let read_only = |mount: &Mount| mount.typ != Some(MountType::BIND) || mount.read_only == Some(true);
+        assert!(mounts.iter().all(read_only), "{mounts:?}");
+    }
 }
 
 #[test]

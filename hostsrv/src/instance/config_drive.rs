@@ -1,32 +1,50 @@
-//! Owns the config drive: OpenStack's layout (cloud-init's ConfigDrive source), rendered from a plan into JSON texts
-//! and those into a small FAT image labelled `config-2`. Deterministic: the same plan gives the same bytes.
+//! Owns the config drive's files: OpenStack's layout, rendered from a plan into names and texts. Both kinds of body get
+//! the same: a VM on a small disk, a set's members in a directory. Pure: the same plan gives the same bytes.
 
-use crate::instance::BodyPlan;
+use super::BodyPlan;
 use amphi_api::validate::hostname;
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use serde_json::{Map, Value, json};
-use std::io::{self, Cursor, Write};
 use std::net::IpAddr;
 
-/// What cloud-init reads first: `openstack/latest`.
-const FOLDERS: [&str; 2] = ["openstack", "latest"];
-/// The label that marks a config drive, padded as FAT has it.
-const LABEL: [u8; 11] = *b"config-2   ";
-/// Room beside the files, for the FAT itself and half-filled clusters, in bytes.
-const SLACK: usize = 256 << 10;
+/// The label that cloud-init's ConfigDrive source looks for on disks, and the layout's name in general.
+pub const LABEL: &str = "config-2";
+/// Where guests look. cloud-init takes the newest dated version that it knows (`cloudinit/sources/helpers/openstack.py`)
+/// and its ds-identify believes in a directory only if it holds a dated one. 2015-10-15 is OpenStack's first version with
+/// network_data.json, and what every cloud-init since knows.
+const VERSIONS: [&str; 2] = ["latest", "2015-10-15"];
 
-/// The drive's files: name and bytes.
-pub fn files(plan: &BodyPlan) -> Vec<(&'static str, Vec<u8>)> {
+/// The drive's files: path below the drive, with `/`, and bytes.
+pub fn files(plan: &BodyPlan) -> Vec<(String, Vec<u8>)> {
     let text = |value: Value| format!("{value:#}\n").into_bytes();
-    let mut files = vec![
-        ("meta_data.json", text(meta_data(plan))),
-        ("network_data.json", text(network_data(plan))),
-        ("vendor_data.json", text(json!({}))),
-    ];
-    if let Some(user_data) = &plan.user_data {
-        files.push(("user_data", user_data.clone().into_bytes()));
+    let user_data = plan.user_data.as_ref().map(|data| data.clone().into_bytes());
+    let mut files = Vec::new();
+    for version in VERSIONS {
+        let path = |name: &str| format!("openstack/{version}/{name}");
+        files.push((path("meta_data.json"), text(meta_data(plan))));
+        files.push((path("network_data.json"), text(network_data(plan))));
+        files.push((path("vendor_data.json"), text(json!({}))));
+        files.extend(user_data.clone().map(|data| (path("user_data"), data)));
     }
+    files.push(("ec2/latest/meta-data.json".to_owned(), text(ec2_meta_data(plan))));
+    files.extend(user_data.map(|data| ("ec2/latest/user-data".to_owned(), data)));
     files
+}
+
+/// `ec2/latest/meta-data.json`: of what nova writes there, that which Amphi knows.
+fn ec2_meta_data(plan: &BodyPlan) -> Value {
+    let host = hostname(&plan.name);
+    let keys = plan.ssh_keys.iter().enumerate();
+    let keys: Map<String, Value> = keys
+        .map(|(at, key)| (at.to_string(), json!({"_name": format!("{at}=key-{at}"), "openssh-key": key})))
+        .collect();
+    let address = plan.ports.iter().map(|port| port.address.addr()).find(IpAddr::is_ipv4);
+    json!({
+        "instance-id": plan.instance,
+        "hostname": host,
+        "local-hostname": host,
+        "local-ipv4": address,
+        "public-keys": keys,
+    })
 }
 
 /// `meta_data.json` as nova writes it (docs.openstack.org/nova, "Metadata service").
@@ -91,54 +109,18 @@ pub fn network_data(plan: &BodyPlan) -> Value {
     json!({"links": links, "networks": networks, "services": services})
 }
 
-/// The FAT image's bytes.
-pub fn image(files: &[(&str, Vec<u8>)]) -> io::Result<Vec<u8>> {
-    let content: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
-    // Whole MiB, so that every guest's partition tools are content.
-    let size = (content + SLACK).div_ceil(1 << 20) << 20;
-    let mut disk = Cursor::new(vec![0_u8; size]);
-    // A volume id that never changes; nothing tells drives apart by it.
-    let options = FormatVolumeOptions::new()
-        .fat_type(FatType::Fat12)
-        .bytes_per_cluster(cluster(size))
-        .volume_id(0x616d_7068)
-        .volume_label(LABEL);
-    format_volume(&mut disk, options)?;
-    {
-        let system = FileSystem::new(&mut disk, FsOptions::new().update_accessed_date(false))?;
-        let folder = system.root_dir().create_dir(FOLDERS[0])?.create_dir(FOLDERS[1])?;
-        for (name, bytes) in files {
-            let mut file = folder.create_file(name)?;
-            file.write_all(bytes)?;
-            file.flush()?;
-        }
-        drop(folder);
-        system.unmount()?;
-    }
-    Ok(disk.into_inner())
-}
-
-/// Clusters so large that FAT12's 4,084 of them cover the drive.
-fn cluster(size: usize) -> u32 {
-    let mut bytes = 512_usize;
-    while size / bytes > 4000 {
-        bytes *= 2;
-    }
-    bytes as u32
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::vm::sample;
     use super::*;
     use amphi_api::image::ImageFormat;
-    use std::io::Read;
 
     #[test]
     fn golden_texts() {
         let plan = sample::plan(ImageFormat::KernelInitramfs);
         insta::assert_json_snapshot!("meta_data", meta_data(&plan));
         insta::assert_json_snapshot!("network_data", network_data(&plan));
+        insta::assert_json_snapshot!("ec2_meta_data", ec2_meta_data(&plan));
     }
 
     #[test]
@@ -155,22 +137,21 @@ mod tests {
     }
 
     #[test]
-    fn the_image_holds_the_files_and_is_always_the_same() {
+    fn every_version_says_the_same() {
         let mut plan = sample::plan(ImageFormat::KernelInitramfs);
-        for user_data in [None, Some("x".into()), Some("y".repeat(65_535)), Some("z".repeat(3 << 20))] {
+        for user_data in [None, Some("#!/bin/sh".to_owned())] {
             plan.user_data = user_data;
             let files = files(&plan);
-            let bytes = image(&files).unwrap();
-            assert_eq!(bytes, image(&files).unwrap());
-            let system = FileSystem::new(Cursor::new(bytes), FsOptions::new()).unwrap();
-            assert_eq!(system.volume_label(), "config-2");
-            assert_eq!(system.read_volume_label_from_root_dir().unwrap().as_deref(), Some("config-2"));
-            for (name, expected) in &files {
-                let mut found = Vec::new();
-                let path = format!("openstack/latest/{name}");
-                system.root_dir().open_file(&path).unwrap().read_to_end(&mut found).unwrap();
-                assert!(&found == expected, "{name}");
-            }
+            let of = |folder: &str| -> Vec<(String, Vec<u8>)> {
+                let below =
+                    files.iter().filter_map(|(path, bytes)| Some((path.strip_prefix(folder)?, bytes)));
+                below.map(|(name, bytes)| (name.to_owned(), bytes.clone())).collect()
+            };
+            let names: Vec<String> = of("openstack/latest/").into_iter().map(|(name, _)| name).collect();
+            let with_data = ["meta_data.json", "network_data.json", "vendor_data.json", "user_data"];
+            assert_eq!(names, with_data[..if plan.user_data.is_some() { 4 } else { 3 }]);
+            assert_eq!(of("openstack/latest/"), of("openstack/2015-10-15/"));
+            assert_eq!(of("ec2/latest/user-data").len(), usize::from(plan.user_data.is_some()));
         }
     }
 }

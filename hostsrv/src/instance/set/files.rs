@@ -1,0 +1,97 @@
+//! Owns a set's files on the host: the config drive as a directory and the injected keys, in the body's folder. Members
+//! see them by bind mounts, read-only. Refuses to write anything into a container or an image.
+
+use crate::instance::{BodyPlan, DriverError, config_drive, folders};
+use amphi_api::instance::BodyKind;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where the files of one body lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetFiles {
+    folder: PathBuf,
+}
+
+impl SetFiles {
+    pub fn new(state_dir: &Path, plan: &BodyPlan) -> Self {
+        Self { folder: folders::of_body(state_dir, plan.instance, BodyKind::Set, plan.epoch) }
+    }
+
+    /// The directory that members see as `/config-drive`.
+    pub fn config_drive(&self) -> PathBuf {
+        self.folder.join("config-drive")
+    }
+
+    /// The file that members see as root's authorized keys.
+    pub fn authorized_keys(&self) -> PathBuf {
+        self.folder.join("authorized_keys")
+    }
+
+    /// Writes what is missing or differs. Files keep their inodes, so that running members see new contents.
+    pub async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+        let files = self.clone();
+        let drive = config_drive::files(plan);
+        let keys = (!plan.ssh_keys.is_empty()).then(|| plan.ssh_keys.join("\n") + "\n");
+        folders::blocking("write the set's config drive", move || {
+            files.write(&drive, keys.as_deref().map(str::as_bytes))
+        })
+        .await
+    }
+
+    fn write(&self, drive: &[(String, Vec<u8>)], keys: Option<&[u8]>) -> io::Result<()> {
+        // User data may hold secrets: nobody but root passes through the folder on the host. Inside a member the
+        // mounts begin below it, and every program of the member may read them, as from a drive in a VM.
+        make_folder(&self.folder, 0o700)?;
+        let root = self.config_drive();
+        make_folder(&root, 0o755)?;
+        for (path, bytes) in drive {
+            for (at, _) in path.match_indices('/') {
+                make_folder(&root.join(&path[..at]), 0o755)?;
+            }
+            write_file(&root.join(path), bytes)?;
+        }
+        remove_others(&root, "", drive)?;
+        match keys {
+            Some(keys) => write_file(&self.authorized_keys(), keys),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes away what an earlier description left: user data that is no more.
+fn remove_others(folder: &Path, prefix: &str, drive: &[(String, Vec<u8>)]) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            remove_others(&entry.path(), &format!("{path}/"), drive)?;
+        } else if !drive.iter().any(|(wanted, _)| *wanted == path) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Modes are set, whatever the process's umask.
+fn make_folder(folder: &Path, mode: u32) -> io::Result<()> {
+    if !folder.is_dir() {
+        std::fs::create_dir_all(folder)?;
+    }
+    set_mode(folder, mode)
+}
+
+/// sshd wants keys that only their owner can write.
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if !std::fs::read(path).is_ok_and(|old| old == bytes) {
+        std::fs::write(path, bytes)?;
+    }
+    set_mode(path, 0o644)
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    if std::fs::metadata(path)?.permissions().mode() & 0o7777 != mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
