@@ -392,14 +392,11 @@ fn members_are_offered_config_drive_and_keys() {
             sees(member, "test -f /config-drive/openstack/2???-??-??/meta_data.json");
             sees(member, "cmp /config-drive/ec2/latest/user-data /config-drive/openstack/latest/user_data");
             assert_eq!(sees(member, "cat /root/.ssh/authorized_keys"), "ssh-ed25519 AAAA a@b\nssh-rsa BBBB");
-            // Root's alone to write, all the way, as sshd wants it.
-            let modes = sees(member, "stat -c '%u %A' / /root /root/.ssh /root/.ssh/authorized_keys");
-            assert!(
-                modes
-                    .lines()
-                    .all(|line| line.starts_with("0 ") && &line[7..8] == "-" && &line[10..11] == "-"),
-                "{modes}"
-            );
+            // Nobody but root writes on the way, as sshd wants it.
+            for line in sees(member, "stat -c '%u %A %n' / /root /root/.ssh").lines() {
+                assert!(line.starts_with("0 ") && &line[7..8] == "-" && &line[10..11] == "-", "{line}");
+            }
+            assert_eq!(sees(member, "stat -c '%u %g %a' /root/.ssh/authorized_keys"), "0 0 600");
             for path in
                 ["/config-drive/x", "/config-drive/openstack/latest/user_data", "/root/.ssh/authorized_keys"]
             {

@@ -6,8 +6,6 @@ use amphi_api::validate::hostname;
 use serde_json::{Map, Value, json};
 use std::net::IpAddr;
 
-/// The label that cloud-init's ConfigDrive source looks for on disks, and the layout's name in general.
-pub const LABEL: &str = "config-2";
 /// Where guests look. cloud-init takes the newest dated version that it knows (`cloudinit/sources/helpers/openstack.py`)
 /// and its ds-identify believes in a directory only if it holds a dated one. 2015-10-15 is OpenStack's first version with
 /// network_data.json, and what every cloud-init since knows.

@@ -7,6 +7,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+/// As sshd likes them: root's alone.
+const KEYS_MODE: u32 = 0o600;
+
 /// Where the files of one body lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetFiles {
@@ -49,11 +52,11 @@ impl SetFiles {
             for (at, _) in path.match_indices('/') {
                 make_folder(&root.join(&path[..at]), 0o755)?;
             }
-            write_file(&root.join(path), bytes)?;
+            write_file(&root.join(path), bytes, 0o644)?;
         }
         remove_others(&root, "", drive)?;
         match keys {
-            Some(keys) => write_file(&self.authorized_keys(), keys),
+            Some(keys) => write_file(&self.authorized_keys(), keys, KEYS_MODE),
             None => Ok(()),
         }
     }
@@ -81,12 +84,11 @@ fn make_folder(folder: &Path, mode: u32) -> io::Result<()> {
     set_mode(folder, mode)
 }
 
-/// sshd wants keys that only their owner can write.
-fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     if !std::fs::read(path).is_ok_and(|old| old == bytes) {
         std::fs::write(path, bytes)?;
     }
-    set_mode(path, 0o644)
+    set_mode(path, mode)
 }
 
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {

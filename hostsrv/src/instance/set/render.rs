@@ -183,7 +183,8 @@ fn render_member(
     let mut command = member.command.iter().cloned();
     let mut mounts: Vec<Mount> = volume_mount(plan, set).into_iter().collect();
     mounts.push(read_only(&facts.config_drive, CONFIG_DRIVE));
-    if !plan.ssh_keys.is_empty() && !(plan.volume.is_some() && is_at_keys(&set.volume_mount)) {
+    let hidden = plan.volume.is_some() && is_at_keys(&set.volume_mount);
+    if !plan.ssh_keys.is_empty() && !hidden {
         mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
     }
     let body = ContainerCreateBody {

@@ -4,8 +4,8 @@
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use std::io::{self, Cursor, Write};
 
-/// [`LABEL`](crate::instance::config_drive::LABEL), padded as FAT has it.
-const PADDED_LABEL: [u8; 11] = *b"config-2   ";
+/// The label that cloud-init's ConfigDrive source looks for on disks, padded as FAT has it.
+const LABEL: [u8; 11] = *b"config-2   ";
 /// Room beside the files, for the FAT itself, folders and half-filled clusters, in bytes.
 const SLACK: usize = 256 << 10;
 
@@ -20,7 +20,7 @@ pub fn image(files: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
         .fat_type(FatType::Fat12)
         .bytes_per_cluster(cluster(size))
         .volume_id(0x616d_7068)
-        .volume_label(PADDED_LABEL);
+        .volume_label(LABEL);
     format_volume(&mut disk, options)?;
     {
         let system = FileSystem::new(&mut disk, FsOptions::new().update_accessed_date(false))?;
@@ -50,7 +50,7 @@ fn cluster(size: usize) -> u32 {
 mod tests {
     use super::super::sample;
     use super::*;
-    use crate::instance::config_drive::{LABEL, files};
+    use crate::instance::config_drive::files;
     use amphi_api::image::ImageFormat;
     use std::io::Read;
 
@@ -63,8 +63,8 @@ mod tests {
             let bytes = image(&files).unwrap();
             assert_eq!(bytes, image(&files).unwrap());
             let system = FileSystem::new(Cursor::new(bytes), FsOptions::new()).unwrap();
-            assert_eq!(system.volume_label(), LABEL);
-            assert_eq!(system.read_volume_label_from_root_dir().unwrap().as_deref(), Some(LABEL));
+            assert_eq!(system.volume_label(), "config-2");
+            assert_eq!(system.read_volume_label_from_root_dir().unwrap().as_deref(), Some("config-2"));
             for (name, expected) in &files {
                 let mut found = Vec::new();
                 system.root_dir().open_file(name).unwrap().read_to_end(&mut found).unwrap();

@@ -6,6 +6,7 @@
 //! guests this process holds still for a snapshot. After a restart such a guest is resumed by the next `ensure`.
 //! Refuses to start a body beside one of another epoch, and to touch domains that are not named as ours.
 
+mod domain;
 mod drive_image;
 mod events;
 mod files;
@@ -24,18 +25,17 @@ use amphi_api::host::Acceleration;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::BodyDesired;
 use async_trait::async_trait;
+use domain::{EpochCache, condition, lookup, press, read_epoch, resume, sweep, undefine, unless_gone};
 use files::BodyFiles;
 use link::{ENGINE, Link};
 use sight::{Condition, Way};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
-use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
-use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
 /// For calls that only read.
@@ -56,20 +56,6 @@ pub struct VmDriver {
     /// Epochs by domain. A domain's epoch changes only by definition, which happens here or rings.
     epochs: Arc<Mutex<EpochCache>>,
     held: Mutex<BTreeSet<InstanceId>>,
-}
-
-/// What was read from domains' metadata, good until the event counter moves.
-#[derive(Default)]
-struct EpochCache {
-    at_change: u64,
-    epochs: BTreeMap<Uuid, u64>,
-}
-
-/// A domain of ours as a sweep finds it.
-struct Found {
-    instance: InstanceId,
-    epoch: u64,
-    condition: Condition,
 }
 
 impl VmDriver {
@@ -298,114 +284,4 @@ impl BodyDriver for VmDriver {
 /// libvirt's way to pack a version: 1,000,000 major + 1,000 minor + release.
 fn version(packed: u32) -> String {
     format!("{}.{}.{}", packed / 1_000_000, packed / 1_000 % 1_000, packed % 1_000)
-}
-
-fn is_missing(error: &Error) -> bool {
-    error.code() == ErrorNumber::NoDomain
-}
-
-/// A domain that goes away while it is looked at is no error.
-fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
-    match result {
-        Err(error) if is_missing(&error) => Ok(None),
-        other => other.map(Some),
-    }
-}
-
-fn lookup(connection: &Connect, instance: InstanceId) -> Result<Option<Domain>, Error> {
-    unless_gone(Domain::lookup_by_name(connection, &xml::domain_name(instance)))
-}
-
-fn condition(domain: &Domain) -> Result<Condition, Error> {
-    let (state, reason) = domain.get_state()?;
-    Ok(Condition { state, reason })
-}
-
-/// Of the running definition, if it runs. 0 if the domain says nothing: older than every epoch.
-fn read_epoch(domain: &Domain) -> Result<u64, Error> {
-    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
-    match domain.get_metadata(kind, Some(xml::NAMESPACE), sys::VIR_DOMAIN_AFFECT_CURRENT) {
-        Ok(text) => Ok(xml::epoch_of(&text)),
-        Err(error) if error.code() == ErrorNumber::NoDomainMetadata => Ok(0),
-        Err(error) => Err(error),
-    }
-}
-
-fn sweep(connection: &Connect, cache: &Mutex<EpochCache>, change: u64) -> Result<Vec<Found>, Error> {
-    let mut known = {
-        let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at_change == change { cache.epochs.clone() } else { BTreeMap::new() }
-    };
-    let mut found = Vec::new();
-    let mut epochs = BTreeMap::new();
-    for domain in connection.list_all_domains(0)? {
-        let name = domain.get_name()?;
-        let Some(instance) = name.strip_prefix("amphi-").and_then(|id| id.parse::<InstanceId>().ok()) else {
-            continue;
-        };
-        let epoch = match known.remove(&instance.0) {
-            Some(epoch) => Some(epoch),
-            None => unless_gone(read_epoch(&domain))?,
-        };
-        let condition = unless_gone(condition(&domain))?;
-        if let (Some(epoch), Some(condition)) = (epoch, condition) {
-            epochs.insert(instance.0, epoch);
-            found.push(Found { instance, epoch, condition });
-        }
-    }
-    *cache.lock().unwrap_or_else(PoisonError::into_inner) = EpochCache { at_change: change, epochs };
-    Ok(found)
-}
-
-/// Presses the power button, or pulls the plug. Whether the VM is off.
-fn press(connection: &Connect, instance: InstanceId, force: bool) -> Result<bool, Error> {
-    let Some(domain) = lookup(connection, instance)? else { return Ok(true) };
-    let now = condition(&domain)?;
-    if !now.active() {
-        return Ok(true);
-    }
-    if force {
-        return match domain.destroy() {
-            Err(_) if !domain.is_active()? => Ok(true),
-            other => other.map(|()| true),
-        };
-    }
-    if now.paused() {
-        // A paused guest cannot hear the button. If it cannot be resumed, the plug is pulled in the end.
-        let _still_paused = resume(&domain);
-    }
-    match domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) {
-        Err(_) if !domain.is_active()? => Ok(true),
-        other => other.map(|_| false),
-    }
-}
-
-fn resume(domain: &Domain) -> Result<(), Error> {
-    let now = condition(domain)?;
-    match now.state {
-        sys::VIR_DOMAIN_PAUSED => domain.resume().map(drop),
-        sys::VIR_DOMAIN_PMSUSPENDED => domain.pm_wakeup(0).map(drop),
-        _ => Ok(()),
-    }
-}
-
-/// Ends and forgets the domain, if its epoch is at most `epoch`.
-fn undefine(connection: &Connect, instance: InstanceId, epoch: u64) -> Result<(), Error> {
-    let Some(domain) = lookup(connection, instance)? else { return Ok(()) };
-    let gone = (|| {
-        if read_epoch(&domain)? > epoch {
-            return Ok(());
-        }
-        match domain.destroy() {
-            Err(error) if domain.is_active()? => return Err(error),
-            _ => {}
-        }
-        domain.undefine_flags(
-            sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
-        )
-    })();
-    unless_gone(gone).map(drop)
 }

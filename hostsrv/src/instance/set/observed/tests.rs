@@ -25,7 +25,8 @@ fn parts_make_bodies() {
     use PartState::{Created, Ended, Paused, Running};
     let anchor = |state| part(labels::ANCHOR, state, 100);
     let (a, b) = (|state| part("a", state, 200), |state| part("b", state, 300));
-    let table: Vec<(Vec<Part>, ObservedState, [bool; 2], Option<&str>)> = vec![
+    type Row = (Vec<Part>, ObservedState, [bool; 2], Option<&'static str>);
+    let table: Vec<Row> = vec![
         (vec![anchor(Running), b(Running), a(Running)], ObservedState::Running, [true, true], None),
         (vec![anchor(Created)], ObservedState::Stopped, [false, false], None),
         (vec![anchor(Ended), a(Running), b(Running)], ObservedState::Stopped, [false, false], None),

@@ -114,7 +114,8 @@ fn keys_are_mounted_where_no_volume_is() {
         plan.ssh_keys = if keys { vec!["ssh-ed25519 AAAA a@b".to_owned()] } else { Vec::new() };
         let rendered = render(&plan, &set, &facts(1, false));
         let mounts = rendered.members[0].container.body.host_config.clone().unwrap().mounts.unwrap();
-        let targets: Vec<_> = mounts.iter().filter_map(|mount| mount.target.as_deref()).collect();
+        let bound = mounts.iter().filter(|mount| mount.typ == Some(MountType::BIND));
+        let targets: Vec<_> = bound.filter_map(|mount| mount.target.as_deref()).collect();
         assert!(targets.contains(&"/config-drive"), "{targets:?}");
         assert_eq!(targets.contains(&"/root/.ssh/authorized_keys"), expected, "{mount} {keys}");
         let read_only = |mount: &Mount| mount.typ != Some(MountType::BIND) || mount.read_only == Some(true);
