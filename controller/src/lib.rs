@@ -14,3 +14,4 @@ pub mod pki;
 pub mod scheduler;
 pub mod store;
 pub mod tasks;
+pub mod tokens;

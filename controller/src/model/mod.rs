@@ -4,6 +4,7 @@
 mod claim;
 mod exchange;
 mod host;
+pub mod identity;
 mod image;
 mod instance;
 mod network;

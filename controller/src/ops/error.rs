@@ -19,6 +19,15 @@ pub enum OpsError {
     NoRoom(#[from] NoRoom),
     #[error("not a valid join token: {0}")]
     BadToken(&'static str),
+    /// Nobody that is known asks: a token or a password is wrong, expired or revoked.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// Known, but not allowed.
+    #[error("{0}")]
+    Forbidden(String),
+    /// Passwords are being guessed; try again after so many seconds.
+    #[error("too many failed attempts; try again in {seconds} s")]
+    TooMany { seconds: u64 },
     #[error("the body is larger than {0} bytes")]
     TooLarge(u64),
     /// Something that this needs does not answer now.
@@ -52,6 +61,9 @@ impl OpsError {
             Self::Conflict { .. } => ErrorCode::Conflict,
             Self::NoRoom(_) => ErrorCode::NoRoom,
             Self::BadToken(_) => ErrorCode::Forbidden,
+            Self::Unauthenticated(_) => ErrorCode::Unauthenticated,
+            Self::Forbidden(_) => ErrorCode::Forbidden,
+            Self::TooMany { .. } => ErrorCode::Unavailable,
             Self::TooLarge(_) => ErrorCode::TooLarge,
             Self::Unavailable(_) => ErrorCode::Unavailable,
             Self::Internal(_) => ErrorCode::Internal,

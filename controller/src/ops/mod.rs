@@ -11,6 +11,7 @@ pub mod evacuate;
 pub mod exchanges;
 mod groups;
 mod hosts;
+pub mod identity;
 mod images;
 mod instances;
 mod list;
@@ -90,6 +91,8 @@ pub struct Ops {
     heard: Mutex<HashMap<HostId, Timestamp>>,
     /// The newest status of each host that is not wholly in the records yet.
     unrecorded: Mutex<HashMap<HostId, Arc<HostStatus>>>,
+    /// Where passwords are checked.
+    door: identity::Door,
 }
 
 impl Ops {
@@ -110,6 +113,7 @@ impl Ops {
             placing: tokio::sync::Mutex::new(()),
             heard: Mutex::default(),
             unrecorded: Mutex::default(),
+            door: identity::Door::default(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! One state of all records: tables by id, with indexes. Knows which host a change matters to, nothing more.
 
+use super::identity::Identity;
 use crate::model::*;
 use crate::store::{Change, Entry, Event, Revision};
 use amphi_api::host::Claims;
@@ -82,7 +83,7 @@ impl<R: Record> Table<R> {
         ids.into_iter().flatten().filter_map(|id| self.rows.get(id)).collect()
     }
 
-    fn put(&mut self, record: R, version: u64) -> (R::Id, Option<Row<R>>) {
+    pub(super) fn put(&mut self, record: R, version: u64) -> (R::Id, Option<Row<R>>) {
         let id = record.id();
         let before = self.take(id);
         if let Some((project, name)) = record.owner() {
@@ -93,7 +94,7 @@ impl<R: Record> Table<R> {
         (id, before)
     }
 
-    fn take(&mut self, id: R::Id) -> Option<Row<R>> {
+    pub(super) fn take(&mut self, id: R::Id) -> Option<Row<R>> {
         let row = self.rows.remove(&id)?;
         if let Some((project, name)) = row.owner() {
             drop_from(&mut self.projects, &project, &id);
@@ -103,7 +104,11 @@ impl<R: Record> Table<R> {
     }
 }
 
-fn drop_from<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+pub(super) fn drop_from<K: std::hash::Hash + Eq, V: Ord>(
+    index: &mut HashMap<K, BTreeSet<V>>,
+    key: &K,
+    value: &V,
+) {
     if let Some(set) = index.get_mut(key) {
         set.remove(value);
         if set.is_empty() {
@@ -130,6 +135,7 @@ pub struct View {
     pub exchanges: Table<ExchangeRecord>,
     pub tombstones: Table<TombstoneRecord>,
     pub claims: Table<ClaimRecord>,
+    pub identity: Identity,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
@@ -273,6 +279,7 @@ impl View {
                 touched.extend(instance.map(|i| i.host));
             }
             TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
+            kind if Identity::owns(kind) => self.identity.put(kind, value, version)?,
             // Keys that only reserve something are known by the records beside them.
             _ => {}
         }
@@ -316,6 +323,7 @@ impl View {
             TombstoneRecord::PREFIX => {
                 return remove(&mut self.tombstones, id).map(|old| old.host).into_iter().collect();
             }
+            kind if Identity::owns(kind) => self.identity.delete(kind, id),
             _ => {}
         }
         Vec::new()
@@ -332,7 +340,7 @@ impl View {
     }
 }
 
-fn remove<R: Record>(table: &mut Table<R>, id: &str) -> Option<Row<R>> {
+pub(super) fn remove<R: Record>(table: &mut Table<R>, id: &str) -> Option<Row<R>> {
     id.parse().ok().and_then(|id| table.take(id))
 }
 

@@ -1,0 +1,141 @@
+//! Where passwords are checked: argon2 off the executor and two at a time, so that logins never starve other requests;
+//! and whoever guesses waits longer and longer.
+
+use super::guesses::{Guesses, Knock};
+use crate::model::identity::Digest;
+use crate::ops::OpsError;
+use crate::tokens::random;
+use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// argon2id with 19 MiB, 2 passes, 1 lane: OWASP's Password Storage Cheat Sheet, "Argon2id".
+const MEMORY_KIB: u32 = 19_456;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+/// Digests at once.
+const AT_ONCE: usize = 2;
+/// How long a login waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest password, in bytes: keystone's default bound.
+pub const PASSWORD_MAX: usize = 4096;
+
+pub struct Door {
+    turns: Arc<Semaphore>,
+    guesses: Arc<Guesses>,
+    /// What unknown users are checked against, so that they take as long as known ones.
+    nobody: OnceLock<Digest>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self { turns: Arc::new(Semaphore::new(AT_ONCE)), guesses: Arc::default(), nobody: OnceLock::new() }
+    }
+}
+
+impl Door {
+    /// The digest of a password. Bounded by argon2's own time.
+    pub async fn digest(&self, password: String) -> Result<Digest, OpsError> {
+        self.in_turn(move || digest_of(&password)).await?
+    }
+
+    /// Whether the password fits; without a digest it never does, and takes as long. Who has to wait is refused when
+    /// the turn has come: a thousand guesses at once are no way around it.
+    pub async fn fits(
+        &self,
+        knock: Knock,
+        password: String,
+        digest: Option<Digest>,
+    ) -> Result<bool, OpsError> {
+        let known = digest.is_some();
+        let digest = match digest {
+            Some(digest) => digest,
+            None => match self.nobody.get() {
+                Some(nobody) => nobody.clone(),
+                None => {
+                    let made = self.digest(crate::tokens::new_secret()).await?;
+                    self.nobody.get_or_init(|| made).clone()
+                }
+            },
+        };
+        let guesses = self.guesses.clone();
+        self.in_turn(move || {
+            guesses.admit(&knock, Instant::now())?;
+            let fits = fits(&password, &digest) && known;
+            if fits {
+                guesses.opened(&knock)
+            } else {
+                guesses.failed(knock, Instant::now())
+            }
+            Ok(fits)
+        })
+        .await?
+    }
+
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, OpsError> {
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.turns.clone().acquire_owned()).await;
+        let turn = match turn {
+            Ok(Ok(turn)) => turn,
+            _ => return Err(OpsError::Unavailable("too many logins at once; try again".into())),
+        };
+        // The turn is kept by the work itself: whoever stops waiting does not let in a third one.
+        let work = tokio::task::spawn_blocking(move || {
+            let answer = work();
+            drop(turn);
+            answer
+        });
+        work.await.map_err(|e| OpsError::Internal(format!("checking a password: {e}")))
+    }
+}
+
+fn argon2() -> Result<Argon2<'static>, OpsError> {
+    let params = Params::new(MEMORY_KIB, PASSES, LANES, None);
+    let params = params.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
+fn digest_of(password: &str) -> Result<Digest, OpsError> {
+    let salt = SaltString::encode_b64(&random::<16>());
+    let salt = salt.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?;
+    let hash = argon2()?.hash_password(password.as_bytes(), &salt);
+    Ok(Digest(hash.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?.to_string()))
+}
+
+fn fits(password: &str, digest: &Digest) -> bool {
+    let (Ok(hash), Ok(argon2)) = (PasswordHash::new(&digest.0), argon2()) else { return false };
+    argon2.verify_password(password.as_bytes(), &hash).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_fits_its_digest_and_nothing_else() {
+        let door = Door::default();
+        let digest = door.digest("correct horse".into()).await.unwrap();
+        assert!(digest.0.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", digest.0);
+        let knock = Knock { who: "default/admin".into(), from: None };
+        let fits = async |password: &str, digest| door.fits(knock.clone(), password.into(), digest).await;
+        assert!(fits("correct horse", Some(digest.clone())).await.unwrap());
+        assert!(!fits("correct horse ", Some(digest.clone())).await.unwrap());
+        assert!(!fits("correct horse", None).await.unwrap());
+        assert!(!format!("{digest:?}").contains("argon2"));
+        assert_ne!(door.digest("correct horse".into()).await.unwrap(), digest, "salted");
+    }
+
+    #[tokio::test]
+    async fn many_guesses_at_once_are_few() {
+        let door = Door::default();
+        let knock = Knock { who: "default/admin".into(), from: None };
+        let all = (0..40).map(|n| door.fits(knock.clone(), n.to_string(), None));
+        let answers = futures_util::future::join_all(all).await;
+        let tried = answers.iter().filter(|a| a.is_ok()).count();
+        assert!(tried <= 8, "{tried} guesses were checked");
+    }
+}
