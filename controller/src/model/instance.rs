@@ -60,7 +60,8 @@ pub struct InstanceRecord {
     pub failover: FailoverPolicy,
 
     pub epoch: u64,
-    pub host: HostId,
+    /// Where its body belongs; none while no host has room for it.
+    pub host: Option<HostId>,
     /// The kind of body that it has at this epoch.
     pub body: BodyKind,
     pub power: Power,
@@ -161,6 +162,9 @@ pub fn state_of(record: &InstanceRecord, host_up: bool) -> InstanceState {
     if record.intent == Intent::Deleting {
         return InstanceState::Deleting;
     }
+    if record.host.is_none() {
+        return InstanceState::Error;
+    }
     if !host_up {
         return if record.lost.is_empty() { InstanceState::Unknown } else { InstanceState::Stranded };
     }
@@ -217,7 +221,7 @@ pub(super) mod tests {
             metadata: BTreeMap::new(),
             failover: FailoverPolicy::AnyKind,
             epoch: 2,
-            host: HostId::new(),
+            host: Some(HostId::new()),
             body: BodyKind::Set,
             power: Power::On,
             restarts: 0,

@@ -60,7 +60,7 @@ impl Ops {
 
 fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Timestamp) -> (Draft, Fate) {
     let mut draft = Draft::default();
-    let Some(row) = view.instances.get(id).filter(|row| row.host == dead) else {
+    let Some(row) = view.instances.get(id).filter(|row| row.host == Some(dead)) else {
         return (draft, Fate::Gone);
     };
     // The host's record guards that it has not come back in between.
@@ -117,7 +117,7 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
         row,
         &InstanceRecord {
             epoch,
-            host: placement.host,
+            host: Some(placement.host),
             body: bodies[placement.body],
             exchange: None,
             observed: None,

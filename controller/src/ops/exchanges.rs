@@ -42,12 +42,12 @@ impl Ops {
     fn refuse_unfit(&self, view: &View, row: &InstanceRecord, to: BodyKind) -> Result<(), OpsError> {
         let request = Request {
             bodies: vec![to],
-            pinned: Some(row.host),
+            pinned: row.host,
             network: !row.ports.is_empty(),
             volume: row.volume.is_some(),
             ..Request::default()
         };
-        let hosts: Vec<_> = sights(view).into_iter().filter(|h| h.id == row.host).collect();
+        let hosts: Vec<_> = sights(view).into_iter().filter(|h| Some(h.id) == row.host).collect();
         place(&hosts, &request, self.policy())?;
         Ok(())
     }
@@ -142,7 +142,7 @@ fn next_step(view: &View, exchange: &ExchangeRecord, now: Timestamp) -> Exchange
     if exchange.ended() || instance.exchange != Some(exchange.id) {
         return ExchangeStep::Wait;
     }
-    let host = view.hosts.get(instance.host).filter(|h| h.is_up());
+    let host = instance.host.and_then(|id| view.hosts.get(id)).filter(|h| h.is_up());
     exchange_step(ExchangeSight {
         exchange,
         instance: &instance.record,

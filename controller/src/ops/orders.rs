@@ -70,8 +70,13 @@ impl Ops {
         self.transact(|view| {
             let row = find(&view.instances, scope, id)?;
             let mut draft = Draft::default();
+            let now = Timestamp::now();
+            let Some(host) = row.host else {
+                // No host has anything of it that would have to go first.
+                bury(view, &mut draft, row, now);
+                return Ok((draft, ()));
+            };
             if row.intent == Intent::Live {
-                let now = Timestamp::now();
                 draft.update(
                     row,
                     &InstanceRecord {
@@ -82,7 +87,7 @@ impl Ops {
                         ..(*row.record).clone()
                     },
                 );
-                entomb(view, &mut draft, row.host, Tombstone::Instance { id, epoch: row.epoch }, now);
+                entomb(view, &mut draft, host, Tombstone::Instance { id, epoch: row.epoch }, now);
                 end_exchange(view, &mut draft, row, "deleted", "the instance was deleted", now);
             }
             Ok((draft, ()))
@@ -106,7 +111,7 @@ impl Ops {
             if let Some(name) = &member {
                 refuse_no_member(row, name)?;
             }
-            row.host
+            row.host.ok_or_else(|| OpsError::conflict("no host has room for the instance: it has no body"))?
         };
         match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
             Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
@@ -193,7 +198,9 @@ pub(super) fn bury(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, no
         };
         draft.update(volume, &record);
     }
-    draft.unclaim(row.host, instance_claims(row));
+    if let Some(host) = row.host {
+        draft.unclaim(host, instance_claims(row));
+    }
     draft.delete(row);
 }
 

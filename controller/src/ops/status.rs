@@ -51,7 +51,7 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
     let mut left = CHUNK;
     for seen in &status.instances {
         let Some(row) = view.instances.get(seen.id) else { continue };
-        if row.host != host || seen.epoch != row.epoch || left == 0 {
+        if row.host != Some(host) || seen.epoch != row.epoch || left == 0 {
             continue;
         }
         let observed = InstanceObserved::from(seen);
@@ -109,7 +109,7 @@ fn buried(view: &View, host: HostId, order: Tombstone, now: Timestamp) -> Draft 
     draft.delete(stone);
     match order {
         Tombstone::Instance { id, epoch } => {
-            let row = view.instances.get(id).filter(|row| row.host == host && row.epoch <= epoch);
+            let row = view.instances.get(id).filter(|row| row.host == Some(host) && row.epoch <= epoch);
             if let Some(row) = row.filter(|row| row.intent == Intent::Deleting) {
                 bury(view, &mut draft, row, now);
             }

@@ -249,13 +249,15 @@ impl View {
                 let (id, before) = self.instances.put(read!(), version);
                 let Some(now) = self.instances.get(id) else { return Ok(touched) };
                 if before.as_ref().is_none_or(|b| now.matters(b)) {
-                    touched.push(now.host);
-                    touched.extend(before.as_ref().map(|b| b.host));
+                    touched.extend(now.host);
+                    touched.extend(before.as_ref().and_then(|b| b.host));
                 }
-                if let Some(before) = before {
-                    drop_from(&mut self.instances_on, &before.host, &id);
+                if let Some(host) = before.and_then(|b| b.host) {
+                    drop_from(&mut self.instances_on, &host, &id);
                 }
-                self.instances_on.entry(now.host).or_default().insert(id);
+                if let Some(host) = now.host {
+                    self.instances_on.entry(host).or_default().insert(id);
+                }
             }
             VolumeRecord::PREFIX => {
                 let (id, before) = self.volumes.put(read!(), version);
@@ -276,7 +278,7 @@ impl View {
             ExchangeRecord::PREFIX => {
                 let (id, _) = self.exchanges.put(read!(), version);
                 let instance = self.exchanges.get(id).and_then(|e| self.instances.get(e.instance));
-                touched.extend(instance.map(|i| i.host));
+                touched.extend(instance.and_then(|i| i.host));
             }
             TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
             kind if Identity::owns(kind) => self.identity.put(kind, value, version)?,
@@ -304,8 +306,10 @@ impl View {
             }
             InstanceRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.instances, id) {
-                    drop_from(&mut self.instances_on, &old.host, &old.id);
-                    return vec![old.host];
+                    if let Some(host) = old.host {
+                        drop_from(&mut self.instances_on, &host, &old.id);
+                    }
+                    return old.host.into_iter().collect();
                 }
             }
             VolumeRecord::PREFIX => {

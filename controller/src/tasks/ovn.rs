@@ -90,7 +90,7 @@ pub fn topology(view: &View) -> Topology {
         })
     };
     let port = |row: &crate::model::PortRecord| {
-        let host = view.instances.get(row.instance).and_then(|i| view.hosts.get(i.host));
+        let host = view.instances.get(row.instance).and_then(|i| view.hosts.get(i.host?));
         Some(PortSpec {
             id: row.id,
             network: row.network,

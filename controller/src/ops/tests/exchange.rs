@@ -165,7 +165,7 @@ async fn backdate(cloud: &Cloud, exchange: &Exchange) {
                 }
             }
             draft.update(instance, &record);
-            let host = view.hosts.get(instance.host).unwrap();
+            let host = view.hosts.get(instance.host.unwrap()).unwrap();
             draft.update(host, &crate::model::HostRecord { state_since: past, ..(*host.record).clone() });
             Ok((draft, ()))
         })
