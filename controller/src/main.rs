@@ -2,8 +2,9 @@
 
 use amphi_controller::activation;
 use amphi_controller::config::Config;
+use amphi_controller::faces;
 use amphi_controller::faces::hosts::{self, Links};
-use amphi_controller::faces::native::{self, Native};
+use amphi_controller::faces::native::Native;
 use amphi_controller::faces::side::Side;
 use amphi_controller::images::BlobStore;
 use amphi_controller::ops::{Ops, Settings, World};
@@ -11,6 +12,8 @@ use amphi_controller::pki::{self, Ca};
 use amphi_controller::store::{SledStore, Store};
 use amphi_controller::tasks::{self, Task};
 use anyhow::Context;
+use axum::ServiceExt;
+use axum::extract::Request;
 use clap::Parser;
 use jiff::SignedDuration;
 use std::io::IsTerminal;
@@ -97,7 +100,8 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     };
     let address = listener.local_addr()?;
-    let service = native::router(Native { ops }, &token);
+    let service = faces::of_one_listener(Native { ops }, &token);
+    let service = ServiceExt::<Request>::into_make_service(service);
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());
     tracing::info!(%address, hosts = %config.hosts_listen, "serving");
