@@ -8,7 +8,7 @@ packages=(
   libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils   # virtual machines
   openvswitch-switch ovn-central ovn-host               # network
   lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives
-  busybox-static cpio kmod xz-utils                     # images
+  busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
   user-mode-linux                                       # the device-mapper lane
   iproute2 ethtool iperf3 iputils-ping curl jq          # the lab and its tests
   pkg-config gcc libc6-dev make util-linux

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes the lab's images out of Debian's packages alone: two container images of busybox-static, and a virtual machine's kernel
-# and initramfs of linux-image-cloud-amd64 and busybox. The kernel package is unpacked, never installed.
+# Makes the lab's images out of Debian's packages alone: two container images of busybox-static; a virtual machine's kernel
+# and initramfs of linux-image-cloud-amd64 and busybox; and the same guest on a disk that a BIOS boots by syslinux. The kernel
+# package is unpacked, never installed; nothing is mounted.
 # Cached by this script and the version of busybox-static; the second run is instant. Archives are the same bytes every time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,9 +10,11 @@ cache=target/lab-cache
 images=${AMPHI_LAB_DIR:-target/lab}/images
 mkdir -p "$cache" "$images"
 cache=$(realpath "$cache") images=$(realpath "$images")
+exec 9>"$cache/lock"
+flock 9
 
 stamp="$(sha256sum <scripts/make-images.sh | cut -d' ' -f1) $(dpkg-query --show --showformat='${Version}' busybox-static)"
-all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs})
+all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs,vm-disk.qcow2})
 if [ "$(cat "$images/.stamp" 2>/dev/null || true)" = "$stamp" ] && ls "${all[@]}" >/dev/null 2>&1; then
   exit 0
 fi
@@ -99,7 +102,8 @@ cp "$cache/kernel/boot/vmlinuz-$release" "$work/vm-kernel"
 echo "virtual machine: initramfs"
 vm=$work/vm
 busybox_root "$vm"
-mkdir -p "$vm"/{config,lib/modules,usr/share/udhcpc}
+mkdir -p "$vm"/{config,disk,mnt,lib/modules,root/.ssh}
+chmod 700 "$vm/root/.ssh"
 # The modules in the order in which each finds what it needs; those built into the kernel drop out.
 for module in virtio_pci virtio_net virtio_blk crc32c_generic xfs virtio_console virtio_rng vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs button evdev; do
   modprobe --dirname "$cache/kernel" --set-version "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
@@ -115,30 +119,75 @@ done
 
 cat >"$vm/etc/dhcp.sh" <<'DHCP'
 #!/bin/sh
-# What udhcpc calls with the lease in the environment: address, routes, MTU (option 26), host name (option 12).
-case $1 in
+# What udhcpc calls with the lease in the environment: address, routes, MTU (option 26), host name (option 12). Only the first
+# interface names the machine and its servers; the others' routes come after its own.
+metric=$(cat "/sys/class/net/$interface/ifindex")
+[ "$interface" != eth0 ] || metric=0
+event=$1
+case $event in
 deconfig) ip addr flush dev "$interface"; ip link set "$interface" up ;;
 bound | renew)
   ip addr flush dev "$interface"
   ip addr add "$ip/$mask" dev "$interface"
   [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
-  [ -z "$hostname" ] || hostname "$hostname"
   if [ -n "$staticroutes" ]; then
     # Option 121 replaces the router option (RFC 3442).
     set -- $staticroutes
     while [ $# -ge 2 ]; do
-      if [ "$2" = 0.0.0.0 ]; then ip route replace "$1" dev "$interface"; else ip route replace "$1" via "$2" dev "$interface"; fi
+      if [ "$2" = 0.0.0.0 ]; then ip route replace "$1" dev "$interface" metric "$metric"; else ip route replace "$1" via "$2" dev "$interface" metric "$metric"; fi
       shift 2
     done
   elif [ -n "$router" ]; then
-    ip route replace default via "${router%% *}" dev "$interface"
+    ip route replace default via "${router%% *}" dev "$interface" metric "$metric"
   fi
-  : >/etc/resolv.conf
-  for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
-  echo "$ip" >/run/address
+  if [ "$interface" = eth0 ]; then
+    [ -z "$hostname" ] || hostname "$hostname"
+    : >/etc/resolv.conf
+    for server in $dns; do echo "nameserver $server" >>/etc/resolv.conf; done
+    echo "$ip" >/run/address
+  fi
+  [ "$event" = renew ] || echo "amphi-vm: $interface has $ip" >/dev/console
   ;;
 esac
 DHCP
+
+cat >"$vm/etc/plug.sh" <<'PLUG'
+#!/bin/sh
+# Called by `uevent` when a device comes or goes, and by init for those that are there: an interface asks for its address, and a
+# disk with XFS is mounted, the first one on /data. What is told twice is done once.
+exec </dev/null >/dev/console 2>&1
+name=${INTERFACE:-${DEVNAME##*/}}
+seen=/run/plugged-$SUBSYSTEM-$name
+case $ACTION:$SUBSYSTEM:$name in
+add:net:eth*)
+  mkdir "$seen" 2>/dev/null || exit 0
+  # Goes on asking until there is a lease, and renews it.
+  udhcpc -f -i "$name" -t 5 -T 1 -A 1 -O hostname -O mtu -O staticroutes -s /etc/dhcp.sh >"$seen/log" &
+  echo $! >"$seen/pid"
+  ;;
+add:block:vd?)
+  mkdir "$seen" 2>/dev/null || exit 0
+  echo "amphi-vm: disk $name serial=$(cat "/sys/block/$name/serial") $(($(cat "/sys/block/$name/size") / 2048)) MiB"
+  # XFS, by its magic.
+  [ "$(head -c 4 "/dev/$name" 2>/dev/null)" = XFSB ] || exit 0
+  point=/data
+  ! mountpoint -q /data || point=/mnt/$name
+  mkdir -p "$point"
+  if mount -t xfs -o nouuid "/dev/$name" "$point"; then
+    echo "amphi-vm: $point on /dev/$name"
+    echo "$point" >"$seen/point"
+    sh /etc/grow.sh "$name" "$point" &
+    echo $! >"$seen/pid"
+  fi
+  ;;
+remove:net:eth* | remove:block:vd?)
+  [ ! -e "$seen/pid" ] || kill "$(cat "$seen/pid")"
+  [ ! -e "$seen/point" ] || umount -l "$(cat "$seen/point")"
+  rm -rf "$seen"
+  echo "amphi-vm: $name is gone"
+  ;;
+esac
+PLUG
 
 cat >"$vm/etc/power.sh" <<'POWER'
 #!/bin/sh
@@ -154,7 +203,7 @@ while event=$(dd bs=24 count=1 <&3 2>/dev/null | od -An -v -tx1 | tr -d ' \n') &
     sleep 0.3
     kill -KILL -1
     sync
-    umount /data 2>/dev/null
+    umount /data /mnt/* /disk 2>/dev/null
     echo "amphi-vm: down" >/dev/console
     poweroff -f
     ;;
@@ -164,13 +213,13 @@ POWER
 
 cat >"$vm/etc/grow.sh" <<'GROW'
 #!/bin/sh
-# Grows the file system on /data when its disk has grown. $1: vdb, or the like.
+# Grows a file system when its disk has grown. $1: vdb, or the like; $2: where it is mounted.
 size=$(cat "/sys/block/$1/size")
 while sleep 1; do
-  now=$(cat "/sys/block/$1/size")
+  now=$(cat "/sys/block/$1/size" 2>/dev/null) || exit 0
   [ "$now" = "$size" ] && continue
   size=$now
-  if /usr/sbin/xfs_growfs -d /data >/run/resize.log 2>&1; then echo "amphi-vm: grown $1 to $((size / 2048)) MiB"; else echo "amphi-vm: $1 does not grow: $(tail -1 /run/resize.log)"; fi
+  if /usr/sbin/xfs_growfs -d "$2" >/run/resize.log 2>&1; then echo "amphi-vm: grown $1 to $((size / 2048)) MiB"; else echo "amphi-vm: $1 does not grow: $(tail -1 /run/resize.log)"; fi
 done
 GROW
 
@@ -195,23 +244,25 @@ for device in /dev/input/event*; do
   [ ! -e "$device" ] || sh /etc/power.sh "$device" &
 done
 
-if [ -e /sys/class/net/eth0 ]; then
-  # Goes on asking until there is a lease, and renews it.
-  udhcpc -f -i eth0 -t 5 -T 1 -A 1 -O hostname -O mtu -O staticroutes -s /etc/dhcp.sh >/run/udhcpc.log 2>&1 &
-fi
-
+uevent /etc/plug.sh >/dev/null 2>&1 &
+for path in /sys/class/net/eth*; do
+  [ ! -e "$path" ] || ACTION=add SUBSYSTEM=net INTERFACE=${path##*/} sh /etc/plug.sh
+done
 if config=$(findfs LABEL=config-2 2>/dev/null); then
   mount -t vfat -o ro "$config" /config 2>/dev/null || mount -t iso9660 -o ro "$config" /config || echo "amphi-vm: config drive $config cannot be read"
 fi
-for device in /dev/vd?; do
-  # XFS, by its magic.
-  [ "$(head -c 4 "$device" 2>/dev/null)" = XFSB ] || continue
-  if mount -t xfs -o nouuid "$device" /data; then
-    echo "amphi-vm: /data on $device"
-    sh /etc/grow.sh "${device#/dev/}" &
-    break
-  fi
+for path in /sys/block/vd?; do
+  [ ! -e "$path" ] || ACTION=add SUBSYSTEM=block DEVNAME=${path##*/} sh /etc/plug.sh
 done
+# The disk that this came from, if it did: whether it is the same one as the last time.
+if disk=$(findfs LABEL=AMPHI-DISK 2>/dev/null) && mount -t vfat -o sync "$disk" /disk; then
+  boots=$(($(cat /disk/boots 2>/dev/null || echo 0) + 1))
+  echo "$boots" >/disk/boots
+  echo "amphi-vm: boot $boots of $disk"
+fi
+sed -n '/"public_keys"/,/}/s/^ *"[^"]*": "\([^"]*\)",\{0,1\}$/\1/p' /config/openstack/latest/meta_data.json 2>/dev/null >/root/.ssh/authorized_keys
+chmod 600 /root/.ssh/authorized_keys
+while read -r key; do echo "amphi-vm: key $key"; done </root/.ssh/authorized_keys
 httpd -p 80 -h /data
 
 address=-
@@ -235,7 +286,26 @@ chmod 755 "$vm/init" "$vm"/etc/*.sh
 find "$vm" -exec touch --no-dereference --date=@0 {} +
 # Not compressed: an emulated processor would spend longer on unpacking than the disk on reading.
 (cd "$vm" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible >"$work/vm-initramfs")
-mv "$work/vm-kernel" "$work/vm-initramfs" "$images/"
+
+echo "virtual machine: disk"
+# One active FAT partition from 1 MiB to the end, all of it under a BIOS's old limits. Written by hand: sfdisk may be missing.
+disk=$work/vm-disk.raw mib=64
+sectors=$(((mib - 1) * 2048))
+truncate --size "${mib}M" "$disk"
+dd if=/usr/lib/syslinux/mbr/mbr.bin of="$disk" conv=notrunc status=none
+little() { printf '\\x%02x\\x%02x\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255)); }
+# Boot flag, first cylinder/head/sector, type FAT16 by LBA, last cylinder/head/sector, first sector, number of sectors.
+printf "\\x80\\x20\\x21\\x00\\x0e\\xfe\\xff\\xff$(little 2048)$(little "$sectors")" | dd of="$disk" bs=1 seek=446 conv=notrunc status=none
+printf '\x55\xaa' | dd of="$disk" bs=1 seek=510 conv=notrunc status=none
+/sbin/mkfs.vfat --invariant -F 16 -n AMPHI-DISK -h 2048 --offset 2048 "$disk" $((sectors / 2)) >/dev/null
+printf 'DEFAULT vm\nPROMPT 0\nLABEL vm\n  KERNEL vmlinuz\n  INITRD initrd\n  APPEND console=ttyS0 quiet\n' >"$work/syslinux.cfg"
+for file in vm-kernel:vmlinuz vm-initramfs:initrd syslinux.cfg:syslinux.cfg; do
+  mcopy -i "$disk@@1M" "$work/${file%:*}" "::${file#*:}"
+done
+syslinux --install --offset $((1 << 20)) "$disk"
+qemu-img convert -O qcow2 "$disk" "$work/vm-disk.qcow2"
+
+mv "$work/vm-kernel" "$work/vm-initramfs" "$work/vm-disk.qcow2" "$images/"
 chmod 644 "${all[@]}"
 echo "$stamp" >"$images/.stamp"
 ls -l "${all[@]}" | awk '{print $5, $9}'

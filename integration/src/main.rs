@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use amphi_integration::lab::{
-    Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, run_node, run_underlay,
+    Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -126,12 +126,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Node { name, engines_only } => run_node(&layout, &name, engines_only)?,
         Verb::Up { hosts, engines_only } => up(layout, hosts, engines_only)?,
         Verb::Run => {
-            let program = std::env::current_exe().context("find own program")?;
+            let program = own_program()?;
             let once = std::env::var_os("AMPHI_ONCE").is_some_and(|v| !v.is_empty() && v != "0");
             return Ok(truth(amphi_integration::run::run(layout, &program, once, show)?));
         }
         Verb::Bench { rounds } => {
-            let program = std::env::current_exe().context("find own program")?;
+            let program = own_program()?;
             amphi_integration::bench::run(layout, &program, rounds, show)?;
         }
         Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
@@ -178,7 +178,7 @@ fn act(lab: &Lab, verb: Verb) -> Result<()> {
 
 fn up(layout: Layout, hosts: u8, engines_only: bool) -> Result<()> {
     let began = std::time::Instant::now();
-    let mut options = UpOptions::new(layout, std::env::current_exe().context("find own program")?, hosts);
+    let mut options = UpOptions::new(layout, own_program()?, hosts);
     options.engines_only = engines_only;
     // Ctrl-C before the end closes the connection that the lab lives by: it goes down by itself.
     let mut lab = Lab::up(&options, show)?;

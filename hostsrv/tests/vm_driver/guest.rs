@@ -170,3 +170,14 @@ pub fn deaf(folder: &Path) -> BodyPlan {
     plan.memory_mib = 16;
     plan
 }
+
+/// The lab's own guest on a disk, made by the same script as for the lab; a second time that is only a look.
+pub fn bootable() -> BodyPlan {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    sh(root, "scripts/make-images.sh >&2");
+    let lab = std::env::var_os("AMPHI_LAB_DIR").map_or_else(|| "target/lab".into(), PathBuf::from);
+    let disk = root.join(lab).join("images/vm-disk.qcow2");
+    let mut plan = plan(ImageFormat::Qcow2, "", [(BlobRole::Disk, disk)].into());
+    plan.memory_mib = 192;
+    plan
+}

@@ -1,5 +1,6 @@
 //! The VM driver against real libvirtd, QEMU and Open vSwitch. Needs root, as the agent does.
 
+mod disk;
 mod guest;
 mod host;
 
@@ -250,6 +251,15 @@ async fn trouble_is_told_by_its_kind_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(host.path("state/instances")).unwrap().count(), 0);
 }
 
+/// `br-int`, with 10.1.0.1 on it.
+fn start_switch(host: &Host) {
+    host.run(
+        "/usr/share/openvswitch/scripts/ovs-ctl start --system-id=test >/run/ovs.log 2>&1 &&
+         ovs-vsctl --timeout=20 add-br br-int -- set bridge br-int datapath_type=netdev &&
+         ip link set br-int up && ip addr add 10.1.0.1/24 dev br-int && ethtool -K br-int tx off >/dev/null 2>&1 || cat /run/ovs.log",
+    );
+}
+
 fn port(mac: &str) -> PortAttachment {
     PortAttachment {
         id: PortId::new(),
@@ -267,11 +277,7 @@ fn port(mac: &str) -> PortAttachment {
 async fn a_port_is_plugged_into_the_switch_and_carries_tcp() {
     let (host, files) = (Host::start().await, GuestFiles::get());
     let (vms, _bell) = setup(&host);
-    host.run(
-        "/usr/share/openvswitch/scripts/ovs-ctl start --system-id=test >/run/ovs.log 2>&1 &&
-         ovs-vsctl --timeout=20 add-br br-int -- set bridge br-int datapath_type=netdev &&
-         ip link set br-int up && ip addr add 10.1.0.1/24 dev br-int && ethtool -K br-int tx off >/dev/null 2>&1 || cat /run/ovs.log",
-    );
+    start_switch(&host);
     let mut plan = guest::linux(&files, "address=10.1.0.5/24 call=10.1.0.1");
     plan.ports = vec![port("fa:16:3e:00:00:01")];
     let received = host.path("received");

@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, setsid};
 
 use super::layout::{CONTROLLER, Layout, host_name};
+use super::program::own_program;
 use super::{cgroup, clean, disk};
 
 /// Takes the lab's lock; None when a lab lives in this directory.
@@ -56,7 +57,7 @@ fn run(layout: &Layout, nodes: &[String], engines_only: bool, pv_bytes: u64) -> 
         "--fork",
         "--kill-child=KILL",
     ]);
-    command.arg(std::env::current_exe().context("find own program")?).arg("underlay").args(nodes);
+    command.arg(own_program()?).arg("underlay").args(nodes);
     if engines_only {
         command.arg("--engines-only");
     }

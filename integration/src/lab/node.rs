@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use super::layout::{CONTROLLER, Layout};
 use super::processes::Processes;
+use super::program::own_program;
 use super::proto::{Reply, Request, listen, send, serve};
 use super::unit::{Board, Daemon, Ready, Unit, Work, poll};
 use super::{cgroup, controller, disk, host, mounts};
@@ -54,7 +55,7 @@ pub fn run_node(layout: &Layout, name: &str, engines_only: bool) -> Result<()> {
         if engines_only {
             return Ok(None);
         }
-        let path = std::env::current_exe().context("find own program")?.with_file_name(program);
+        let path = own_program()?.with_file_name(program);
         ensure!(path.exists(), "{} is not built", path.display());
         Ok(Some(path))
     };

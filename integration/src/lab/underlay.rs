@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use super::layout::{CONTROLLER, Layout, UNDERLAY_MTU, mac};
 use super::processes::Processes;
+use super::program::own_program;
 use super::proto::{Party, Reply, Request, listen, listener_pid, send, serve};
 use super::{cgroup, disk, mounts};
 
@@ -183,7 +184,7 @@ impl Underlay {
             "--fork",
             "--kill-child=KILL",
         ]);
-        command.arg(std::env::current_exe().context("find own program")?).args(["node", name]);
+        command.arg(own_program()?).args(["node", name]);
         if self.engines_only {
             command.arg("--engines-only");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use crate::lab::{Background, Lab, Output};
+use crate::lab::{Background, Lab, Output, own_program};
 
 /// Longest any command may take; those that wait have limits of their own below it.
 const LIMIT: Duration = Duration::from_secs(320);
@@ -23,7 +23,7 @@ pub struct Cli {
 impl Cli {
     /// The `amphi` that was built with this program, with the lab's `env` for its environment.
     pub fn beside_this_program(lab: &Lab) -> Result<Self> {
-        let own = std::env::current_exe().context("find own program")?;
+        let own = own_program()?;
         let mut directory = own.parent().context("own program has no directory")?;
         // A test's program lies one deeper.
         if directory.file_name().is_some_and(|name| name == "deps") {

@@ -36,20 +36,25 @@ pub fn play(stage: &Stage) -> Result<()> {
         same("networks", &1, &networks.len())
     })?;
     let file = |name: &str| stage.lab.layout().images().join(name).to_string_lossy().into_owned();
-    stage.check("`amphi image create`: two container images, one VM image of kernel and initramfs", || {
-        let (busybox, web) = (file("busybox.tar"), file("web.tar"));
-        let (kernel, initramfs) = (file("vm-kernel"), file("vm-initramfs"));
-        let orders: [&[&str]; 3] = [
-            &["image", "create", "busybox", &busybox],
-            &["image", "create", "web", &web],
-            &["image", "create", "vm", "--kernel", &kernel, "--initramfs", &initramfs],
-        ];
-        for words in orders {
-            let image: Image = stage.amphi.json(words)?;
-            same(&format!("state of image {}", image.name), &ImageState::Active, &image.state)?;
-        }
-        Ok(())
-    })
+    stage.check(
+        "`amphi image create`: two container images, a VM's kernel and initramfs, a VM's disk",
+        || {
+            let (busybox, web) = (file("busybox.tar"), file("web.tar"));
+            let (kernel, initramfs) = (file("vm-kernel"), file("vm-initramfs"));
+            let disk = file("vm-disk.qcow2");
+            let orders: [&[&str]; 4] = [
+                &["image", "create", "busybox", &busybox],
+                &["image", "create", "web", &web],
+                &["image", "create", "vm", "--kernel", &kernel, "--initramfs", &initramfs],
+                &["image", "create", "vm-disk", &disk],
+            ];
+            for words in orders {
+                let image: Image = stage.amphi.json(words)?;
+                same(&format!("state of image {}", image.name), &ImageState::Active, &image.state)?;
+            }
+            Ok(())
+        },
+    )
 }
 
 fn northbound(stage: &Stage, what: &str, argv: &[&str], word: &str) -> Result<()> {
