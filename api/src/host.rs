@@ -68,6 +68,9 @@ pub struct HostSpec {
     pub acceleration: Acceleration,
     pub activation: VolumeActivation,
     pub engines: Vec<Engine>,
+    /// Physical networks that its switch has a bridge for (`ovn-bridge-mappings`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub physical_networks: Vec<String>,
     /// Version of the agent.
     pub agent_version: String,
 }

@@ -52,6 +52,16 @@ id!(/// An instance: the identity that outlives its bodies. Also the libvirt dom
     InstanceId);
 id!(/// A network: an OVN logical switch.
     NetworkId);
+id!(/// A subnet of a network: a range of addresses.
+    SubnetId);
+id!(/// A router: an OVN logical router.
+    RouterId);
+id!(/// An address of an external network that stands for a port's: an OVN NAT row.
+    FloatingIpId);
+id!(/// A set of bandwidth limits.
+    QosPolicyId);
+id!(/// One limit of a QoS policy: an OVN QoS row per port.
+    QosRuleId);
 id!(/// A port: IP and MAC bound to an instance. Also the OVN logical port's name and the OVS `iface-id`.
     PortId);
 id!(/// A security group: an OVN port group with ACLs.

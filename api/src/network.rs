@@ -94,25 +94,38 @@ pub struct Network {
     pub id: NetworkId,
     pub project: ProjectId,
     pub name: String,
-    pub subnet: SubnetSpec,
+    /// The first of its subnets, IPv4's before IPv6's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<SubnetSpec>,
+    /// The other ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_subnets: Vec<SubnetSpec>,
     pub mtu: u32,
-    /// Addresses in use, the gateway included.
+    /// Addresses in use, the gateways included.
     pub addresses_used: u64,
     #[schemars(with = "String")]
     #[schema(value_type = String)]
     pub created_at: Timestamp,
 }
 
-/// A port as clients see it: the address that belongs to an instance, whatever body it has.
+/// A port as clients see it: the addresses that belong to an instance, whatever body it has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct Port {
     pub id: PortId,
     pub network: NetworkId,
-    pub instance: InstanceId,
+    /// None: it is nobody's yet, or a router's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
     /// Lower case, colon-separated.
     pub mac: String,
-    #[schema(value_type = String)]
-    pub address: IpAddr,
+    /// The primary address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+    /// The other ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub further_addresses: Vec<IpAddr>,
     pub security_groups: Vec<SecurityGroupId>,
 }
 
@@ -126,12 +139,17 @@ pub struct SecurityGroupCreate {
 }
 
 /// One thing that is let through, with its answers (stateful).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     #[serde(default)]
     pub direction: Direction,
+    #[serde(default, skip_serializing_if = "Family::is_v4")]
+    pub family: Family,
     pub protocol: Protocol,
+    /// IP's number of the protocol, with `other` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u8>,
     /// First port of the range; tcp and udp only. Neither `port_min` nor `port_max`: every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_min: Option<u16>,
@@ -143,6 +161,9 @@ pub struct RuleSpec {
     #[schemars(with = "Option<String>")]
     #[schema(value_type = Option<String>, example = "10.0.0.0/8")]
     pub remote: Option<IpNet>,
+    /// From or to the ports of this security group only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_group: Option<SecurityGroupId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -153,13 +174,38 @@ pub enum Direction {
     Egress,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+/// Which kind of IP a rule speaks of.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    #[default]
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    fn is_v4(&self) -> bool {
+        *self == Self::Ipv4
+    }
+
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
+    #[default]
     Any,
+    /// ICMPv6 where the family is IPv6.
     Icmp,
     Tcp,
     Udp,
+    /// The one of `number`.
+    Other,
 }
 
 /// Most rules of one group.
@@ -195,8 +241,15 @@ impl RuleSpec {
         if self.port_min == Some(0) {
             return Err(FieldError::new("port_min", "must be 1 to 65535"));
         }
-        if matches!(self.remote, Some(IpNet::V6(_))) {
-            return Err(FieldError::new("remote", "must be an IPv4 network"));
+        if (self.protocol == Protocol::Other) != self.number.is_some() {
+            return Err(FieldError::new("number", "belongs to protocol other, and to it alone"));
+        }
+        if self.remote.is_some_and(|remote| matches!(remote, IpNet::V4(_)) != self.family.is_v4()) {
+            let family = if self.family.is_v4() { "IPv4" } else { "IPv6" };
+            return Err(FieldError::new("remote", format!("must be an {family} network")));
+        }
+        if self.remote.is_some() && self.remote_group.is_some() {
+            return Err(FieldError::new("remote_group", "cannot stand beside remote"));
         }
         Ok(())
     }

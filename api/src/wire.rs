@@ -161,6 +161,27 @@ pub struct PortDesired {
     pub gateway: Option<IpAddr>,
     pub dns: Vec<IpAddr>,
     pub mtu: u32,
+    /// Its other addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<AddressDesired>,
+    /// Beside the default route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteDesired>,
+}
+
+/// One more address of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressDesired {
+    pub subnet: IpNet,
+    /// With the subnet's prefix length.
+    pub address: IpNet,
+    pub gateway: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteDesired {
+    pub to: IpNet,
+    pub via: IpAddr,
 }
 
 /// A further volume in an instance's hands.

@@ -1,6 +1,6 @@
 //! The short form of a security group's rule: `icmp`, `tcp:80`, `udp:1000-2000`, `tcp:22@10.0.0.0/8`, `any@10.1.0.7`.
 
-use amphi_api::network::{Direction, Protocol, RuleSpec};
+use amphi_api::network::{Direction, Family, Protocol, RuleSpec};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -25,7 +25,8 @@ pub fn parse(text: &str, direction: Direction) -> Result<RuleSpec, String> {
         Some((min, max)) => (Some(port(min)?), Some(port(max)?)),
         None => (None, None),
     };
-    let rule = RuleSpec { direction, protocol, port_min, port_max, remote };
+    let family = remote.map_or(Family::Ipv4, |remote| Family::of(remote.addr()));
+    let rule = RuleSpec { direction, family, protocol, port_min, port_max, remote, ..RuleSpec::default() };
     rule.check().map_err(|e| e.message)?;
     Ok(rule)
 }
@@ -51,7 +52,13 @@ pub fn egress(text: &str) -> Result<RuleSpec, String> {
 
 /// The short form of a rule; the direction is not part of it.
 pub fn short(rule: &RuleSpec) -> String {
-    let mut text = crate::table::word(rule.protocol);
+    let mut text = match rule.number {
+        Some(number) => number.to_string(),
+        None => crate::table::word(rule.protocol),
+    };
+    if rule.family == Family::Ipv6 && rule.remote.is_none() {
+        text += "6";
+    }
     match (rule.port_min, rule.port_max) {
         (Some(min), Some(max)) if min != max => text += &format!(":{min}-{max}"),
         (Some(min), _) => text += &format!(":{min}"),
@@ -59,6 +66,9 @@ pub fn short(rule: &RuleSpec) -> String {
     }
     if let Some(remote) = rule.remote {
         text += &format!("@{remote}");
+    }
+    if let Some(group) = rule.remote_group {
+        text += &format!("@{group}");
     }
     text
 }

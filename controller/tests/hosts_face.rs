@@ -260,6 +260,7 @@ fn hello(name: &str) -> FromHost {
         acceleration: Acceleration::Tcg,
         activation: VolumeActivation::Loop,
         engines: vec![],
+        physical_networks: Vec::new(),
         agent_version: "0".into(),
     };
     FromHost::Hello { protocol: PROTOCOL, spec }

@@ -1,8 +1,13 @@
 //! The projection against a real ovsdb-server with OVN's own schema: what it refuses, we must not render.
 
-use amphi_api::network::{Direction, Protocol, RuleSpec};
-use amphi_api::{NetworkId, PortId, RuleId, SecurityGroupId};
-use amphi_controller::network::{GroupSpec, NetworkSpec, Northbound, PortSpec, Topology};
+use amphi_api::network::{Direction, Family};
+use amphi_api::{
+    FloatingIpId, NetworkId, PortId, QosRuleId, RouterId, RuleId, SecurityGroupId, SubnetId,
+};
+use amphi_controller::network::{
+    FloatingSpec, GroupSpec, LegSpec, LimitSpec, NetworkSpec, Northbound, PortKind, PortSpec, RouterSpec, RuleSpec,
+    SubnetSpec, Topology,
+};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -36,44 +41,107 @@ impl Drop for Server {
     }
 }
 
+/// Every table and column that we write, in a shape that OVN's schema must take.
 fn topology(ports: u8) -> Topology {
-    let network = NetworkId::new();
+    let (network, outer) = (NetworkId::new(), NetworkId::new());
+    let (subnet, subnet6) = (SubnetId::new(), SubnetId::new());
     let group = SecurityGroupId::new();
-    let rule = |direction, protocol, port_min, port_max| RuleSpec {
+    let rule = |direction, protocol, min, max| RuleSpec {
+        id: RuleId::new(),
         direction,
+        family: Family::Ipv4,
         protocol,
-        port_min,
-        port_max,
+        min,
+        max,
         remote: Some("10.0.0.0/8".parse().unwrap()),
+        remote_group: None,
+    };
+    let dhcp = |id, cidr: &str, gateway: &str| SubnetSpec {
+        id,
+        cidr: cidr.parse().unwrap(),
+        gateway: Some(gateway.parse().unwrap()),
+        dns: vec!["10.1.0.2".parse().unwrap()],
+        routes: vec![],
+        dhcp: true,
+        stateless: false,
+        mtu: 1442,
+    };
+    let limit = |direction, dscp: Option<u8>| LimitSpec {
+        id: QosRuleId::new(),
+        direction,
+        bandwidth: dscp.is_none().then_some((1000, 100)),
+        dscp,
+    };
+    let guest = |n: u8| PortSpec {
+        id: PortId::new(),
+        network,
+        mac: format!("fa:16:3e:00:00:{n:02x}"),
+        addresses: vec![(subnet, [10, 1, 0, 10 + n].into())],
+        chassis: Some("h1".into()),
+        groups: vec![group],
+        limits: if n == 0 {
+            vec![limit(Direction::Ingress, None), limit(Direction::Egress, Some(10))]
+        } else {
+            vec![]
+        },
+        ..PortSpec::default()
+    };
+    let leg = |network, subnet, mac: &str, address: &str| PortSpec {
+        id: PortId::new(),
+        network,
+        mac: mac.into(),
+        addresses: vec![(subnet, address.parse().unwrap())],
+        kind: PortKind::Router,
+        ..PortSpec::default()
+    };
+    let inside = leg(network, subnet, "fa:16:3e:00:01:00", "10.1.0.1");
+    let outside = leg(outer, SubnetId::new(), "fa:16:3e:00:01:01", "172.24.4.2");
+    let leg = |port: &PortSpec, addresses: &[&str], chassis: &[&str]| LegSpec {
+        port: port.id,
+        mac: port.mac.clone(),
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        chassis: chassis.iter().map(|c| (*c).to_owned()).collect(),
+        advertise: chassis.is_empty().then(|| "slaac".to_owned()),
+        mtu: 1442,
     };
     Topology {
-        networks: vec![NetworkSpec {
-            id: network,
-            name: "net".into(),
-            subnet: "10.1.0.0/24".parse().unwrap(),
-            gateway: "10.1.0.1".parse().unwrap(),
-            dns: vec![],
-            dhcp: true,
-            mtu: 1442,
-        }],
-        ports: (0..ports)
-            .map(|n| PortSpec {
-                id: PortId::new(),
-                network,
-                mac: format!("fa:16:3e:00:00:{n:02x}"),
-                address: [10, 1, 0, 10 + n].into(),
-                chassis: Some("h1".into()),
-                groups: vec![group],
-            })
-            .collect(),
+        networks: vec![
+            NetworkSpec { id: network, name: "net".into(), tunnel_key: Some(99), physical: None },
+            NetworkSpec {
+                id: outer,
+                name: "outer".into(),
+                tunnel_key: None,
+                physical: Some(("lan".into(), Some(7))),
+            },
+        ],
+        subnets: vec![dhcp(subnet, "10.1.0.0/24", "10.1.0.1"), dhcp(subnet6, "fd00::/64", "fd00::1")],
         groups: vec![GroupSpec {
             id: group,
+            free_egress: true,
+            stateful: true,
             rules: vec![
-                (RuleId::new(), rule(Direction::Ingress, Protocol::Icmp, None, None)),
-                (RuleId::new(), rule(Direction::Ingress, Protocol::Tcp, Some(80), Some(90))),
-                (RuleId::new(), rule(Direction::Egress, Protocol::Any, None, None)),
+                rule(Direction::Ingress, Some(1), None, None),
+                rule(Direction::Ingress, Some(6), Some(80), Some(90)),
+                rule(Direction::Egress, None, None, None),
             ],
         }],
+        routers: vec![RouterSpec {
+            id: RouterId::new(),
+            name: "edge".into(),
+            up: true,
+            legs: vec![
+                leg(&inside, &["10.1.0.1/24", "fd00::1/64"], &[]),
+                leg(&outside, &["172.24.4.2/24"], &["h1", "h2"]),
+            ],
+            routes: vec![("0.0.0.0/0".parse().unwrap(), "172.24.4.1".parse().unwrap())],
+            snat: vec![("10.1.0.0/24".parse().unwrap(), "172.24.4.2".parse().unwrap())],
+            floating: vec![FloatingSpec {
+                id: FloatingIpId::new(),
+                outside: "172.24.4.9".parse().unwrap(),
+                inside: "10.1.0.10".parse().unwrap(),
+            }],
+        }],
+        ports: (0..ports).map(guest).chain([inside, outside]).collect(),
     }
 }
 
@@ -112,6 +180,7 @@ async fn what_is_wanted_is_written_once_kept_and_taken_away() {
     drop(server);
     let _server = Server::start(dir.path());
     wanted.ports.truncate(1);
+    wanted.routers.clear();
     // A write may meet the dead connection; the next look writes again.
     while let Err(error) = ovn.project(&wanted).await {
         assert!(tokio::time::Instant::now() < deadline, "{error}");

@@ -34,6 +34,7 @@ pub struct Facts {
     ovn: String,
     /// For switches whose database does not say: the field is filled only by some ways of starting them.
     ovs: String,
+    physical_networks: Vec<String>,
     storage: Result<StorageFacts, String>,
     storage_at: tokio::time::Instant,
     versions: std::collections::BTreeMap<EngineName, String>,
@@ -48,7 +49,8 @@ impl Facts {
         );
         let storage = sources.drivers.volumes.probe().await.map_err(|e| e.to_string());
         let storage_at = tokio::time::Instant::now();
-        Self { sources, qemu, ovn, ovs, storage, storage_at, versions: Default::default() }
+        let physical_networks = Vec::new();
+        Self { sources, qemu, ovn, ovs, physical_networks, storage, storage_at, versions: Default::default() }
     }
 
     /// Looks again, every [`PERIOD`] and whenever the reconciler's troubles change.
@@ -107,6 +109,7 @@ impl Facts {
                 _ => VolumeActivation::Loop,
             },
             engines,
+            physical_networks: self.physical_networks.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
@@ -116,10 +119,17 @@ impl Facts {
         let (docker, libvirt, ovs) =
             tokio::join!(probe(driver(BodyKind::Set)), probe(driver(BodyKind::Vm)), async {
                 match self.sources.switch.facts().await {
-                    Ok(facts) => Ok(facts.ovs_version.unwrap_or_else(|| self.ovs.clone())),
+                    Ok(facts) => {
+                        Ok((facts.ovs_version.unwrap_or_else(|| self.ovs.clone()), facts.physical_networks))
+                    }
                     Err(error) => Err(error.to_string()),
                 }
             });
+        let ovs = ovs.map(|(version, networks)| {
+            // A switch that is silent still has the bridges it had.
+            self.physical_networks = networks;
+            version
+        });
         let lvm = self.storage.as_ref().map(|s| s.lvm_version.clone()).map_err(String::clone);
         let fixed = |version: &String, what| {
             if version.is_empty() { Err(format!("{what} does not run here")) } else { Ok(version.clone()) }

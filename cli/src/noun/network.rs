@@ -66,11 +66,12 @@ fn list(networks: &[Network], now: Timestamp) -> String {
     rows(
         &["NAME", "SUBNET", "GATEWAY", "DHCP", "MTU", "USED", "AGE", "ID"],
         networks.iter().map(|n| {
+            let of = |text: &dyn Fn(&SubnetSpec) -> String| n.subnet.as_ref().map_or_else(dash, text);
             vec![
                 n.name.clone(),
-                n.subnet.cidr.to_string(),
-                n.subnet.effective_gateway().to_string(),
-                yes_no(n.subnet.dhcp),
+                of(&|s| s.cidr.to_string()),
+                of(&|s| s.effective_gateway().to_string()),
+                of(&|s| yes_no(s.dhcp)),
                 n.mtu.to_string(),
                 n.addresses_used.to_string(),
                 age(n.created_at, now),
@@ -80,19 +81,23 @@ fn list(networks: &[Network], now: Timestamp) -> String {
     )
 }
 
+fn dash() -> String {
+    "-".to_owned()
+}
+
 fn detail(n: &Network) -> String {
-    let dns: Vec<_> = n.subnet.dns.iter().map(ToString::to_string).collect();
-    pairs(&[
-        ("Name", n.name.clone()),
-        ("Id", n.id.to_string()),
-        ("Subnet", n.subnet.cidr.to_string()),
-        ("Gateway", n.subnet.effective_gateway().to_string()),
-        ("DNS", if dns.is_empty() { "-".to_owned() } else { dns.join(", ") }),
-        ("DHCP", yes_no(n.subnet.dhcp)),
-        ("MTU", n.mtu.to_string()),
-        ("Used", format!("{} addresses", n.addresses_used)),
-        ("Created", moment(n.created_at, Timestamp::now())),
-    ])
+    let mut lines = vec![("Name", n.name.clone()), ("Id", n.id.to_string())];
+    for subnet in n.subnet.iter().chain(&n.further_subnets) {
+        let dns: Vec<_> = subnet.dns.iter().map(ToString::to_string).collect();
+        lines.push(("Subnet", subnet.cidr.to_string()));
+        lines.push(("Gateway", subnet.effective_gateway().to_string()));
+        lines.push(("DNS", if dns.is_empty() { dash() } else { dns.join(", ") }));
+        lines.push(("DHCP", yes_no(subnet.dhcp)));
+    }
+    lines.push(("MTU", n.mtu.to_string()));
+    lines.push(("Used", format!("{} addresses", n.addresses_used)));
+    lines.push(("Created", moment(n.created_at, Timestamp::now())));
+    pairs(&lines)
 }
 
 fn yes_no(value: bool) -> String {

@@ -24,9 +24,9 @@ fn list(ports: &[Port]) -> String {
         &["ADDRESS", "MAC", "INSTANCE", "NETWORK", "ID"],
         ports.iter().map(|p| {
             vec![
-                p.address.to_string(),
+                p.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
                 p.mac.clone(),
-                p.instance.to_string(),
+                p.instance.map_or_else(|| "-".to_owned(), |i| i.to_string()),
                 p.network.to_string(),
                 p.id.to_string(),
             ]

@@ -7,7 +7,7 @@ mod host;
 pub mod identity;
 mod image;
 mod instance;
-mod network;
+pub mod network;
 mod tombstone;
 mod volume;
 
@@ -19,7 +19,10 @@ pub use exchange::{
 pub use host::{HostRecord, JoinDigest, JoinRecord};
 pub use image::ImageRecord;
 pub use instance::{BodyRecord, InstanceObserved, InstanceRecord, Intent, state_of};
-pub use network::{NetworkRecord, PortRecord, SecurityGroupRecord, mac_of};
+pub use network::{
+    FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,
+    SecurityGroupRecord, SubnetRecord, mac_of,
+};
 pub use tombstone::{TombstoneKey, TombstoneRecord};
 pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,

@@ -1,98 +1,242 @@
-//! Which address a port gets: pure. An address asked for is checked, otherwise the one after the highest taken, or
-//! else the lowest free one. The transaction then creates the address's key, so that nobody gets it twice.
+//! Which addresses a port gets: pure. An address asked for is checked; otherwise it is the one after the highest taken
+//! of a pool, or else the lowest free one. The transaction then creates the address's key, so that nobody gets it twice.
 
-use super::OpsError;
+use super::view::Row;
+use super::{OpsError, View};
 use crate::model::NetworkRecord;
-use amphi_api::PortId;
-use ipnet::{IpNet, Ipv4Net};
+use crate::model::network::{FixedIp, Pool, SubnetRecord, eui64};
+use amphi_api::{PortId, SubnetId};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 type Taken = BTreeMap<IpAddr, PortId>;
 
-/// The port's address on the network. `field` is the connection's place in the request: `networks[0]`.
+/// One address that is asked for: this one, any of this subnet, or this one of this subnet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FixedIpWish {
+    pub subnet: Option<SubnetId>,
+    pub address: Option<IpAddr>,
+}
+
+/// Who asks.
+pub(super) struct Asker<'a> {
+    pub mac: &'a str,
+    /// The port, where it exists already: what it has is free for it.
+    pub port: Option<PortId>,
+    /// A router's interface may be the gateway itself.
+    pub router: bool,
+    /// The connection's place in the request: `networks[0]`.
+    pub field: &'a str,
+}
+
+/// The port's addresses on the network. Nothing asked for: one of IPv4 and one of IPv6, as far as there are subnets.
 pub(super) fn allocate(
+    view: &View,
     network: &NetworkRecord,
+    wishes: Option<&[FixedIpWish]>,
+    asker: &Asker<'_>,
+) -> Result<Vec<FixedIp>, OpsError> {
+    let subnets: Vec<&Row<SubnetRecord>> =
+        view.subnets_of(network.id).filter(|subnet| !subnet.closing).collect();
+    let subnets: Vec<&SubnetRecord> = subnets.into_iter().map(|row| &*row.record).collect();
+    choose(network, &subnets, view.addresses(network.id), wishes, asker)
+}
+
+fn choose(
+    network: &NetworkRecord,
+    subnets: &[&SubnetRecord],
     taken: Option<&Taken>,
-    wanted: Option<IpAddr>,
-    field: &str,
-) -> Result<IpAddr, OpsError> {
-    let IpNet::V4(subnet) = network.subnet.cidr else {
-        return Err(OpsError::Internal(format!("network {} is not IPv4", network.id)));
+    wishes: Option<&[FixedIpWish]>,
+    asker: &Asker<'_>,
+) -> Result<Vec<FixedIp>, OpsError> {
+    let none = Taken::new();
+    let taken = taken.unwrap_or(&none);
+    let mut chosen: Vec<FixedIp> = Vec::new();
+    match wishes {
+        Some(wishes) => {
+            for wish in wishes {
+                let ip = one(network, subnets, taken, &chosen, wish, asker)?;
+                chosen.push(ip);
+            }
+        }
+        None => {
+            for v4 in [true, false] {
+                let family: Vec<&SubnetRecord> =
+                    subnets.iter().copied().filter(|s| s.is_v4() == v4).collect();
+                if family.is_empty() {
+                    continue;
+                }
+                let (own, given): (Vec<_>, Vec<_>) = family.into_iter().partition(|s| s.self_addressed());
+                let found = given.iter().find_map(|s| {
+                    free(s, taken, &chosen, asker).map(|address| FixedIp { subnet: s.id, address })
+                });
+                if found.is_none() && !given.is_empty() {
+                    return Err(full(network, asker));
+                }
+                chosen.extend(found);
+                for subnet in own {
+                    let address = self_made(subnet, taken, asker)?;
+                    chosen.push(FixedIp { subnet: subnet.id, address });
+                }
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+fn full(network: &NetworkRecord, asker: &Asker<'_>) -> OpsError {
+    OpsError::taken(
+        format!("{}.network", asker.field),
+        format!("network '{}' has no free address", network.name),
+    )
+}
+
+fn one(
+    network: &NetworkRecord,
+    subnets: &[&SubnetRecord],
+    taken: &Taken,
+    chosen: &[FixedIp],
+    wish: &FixedIpWish,
+    asker: &Asker<'_>,
+) -> Result<FixedIp, OpsError> {
+    let field = format!("{}.address", asker.field);
+    let named = match wish.subnet {
+        None => None,
+        Some(id) => Some(subnets.iter().copied().find(|s| s.id == id).ok_or_else(|| {
+            OpsError::field(format!("{}.subnet", asker.field), format!("no subnet {id} on the network"))
+        })?),
     };
-    let gateway = network.subnet.effective_gateway();
-    match wanted {
-        Some(address) => check(subnet, gateway, taken, address, &format!("{field}.address")),
-        None => free(subnet, gateway, taken).map(IpAddr::V4).ok_or_else(|| {
-            OpsError::taken(
-                format!("{field}.network"),
-                format!("network '{}' has no free address", network.name),
-            )
-        }),
+    match (named, wish.address) {
+        (Some(subnet), None) if subnet.self_addressed() && !asker.router => {
+            Ok(FixedIp { subnet: subnet.id, address: self_made(subnet, taken, asker)? })
+        }
+        (Some(subnet), None) => free(subnet, taken, chosen, asker)
+            .map(|address| FixedIp { subnet: subnet.id, address })
+            .ok_or_else(|| full(network, asker)),
+        (None, None) => subnets
+            .iter()
+            .find_map(|s| free(s, taken, chosen, asker).map(|address| FixedIp { subnet: s.id, address }))
+            .ok_or_else(|| full(network, asker)),
+        (named, Some(address)) => {
+            let within = |s: &&SubnetRecord| s.cidr.contains(&address);
+            let Some(subnet) = named.or_else(|| subnets.iter().copied().find(within)) else {
+                let ranges: Vec<String> = subnets.iter().map(|s| s.cidr.to_string()).collect();
+                return Err(OpsError::field(field, format!("{address} is outside of {}", ranges.join(", "))));
+            };
+            check(subnet, address, taken, chosen, asker, &field)?;
+            Ok(FixedIp { subnet: subnet.id, address })
+        }
     }
 }
 
 fn check(
-    subnet: Ipv4Net,
-    gateway: IpAddr,
-    taken: Option<&Taken>,
+    subnet: &SubnetRecord,
     address: IpAddr,
+    taken: &Taken,
+    chosen: &[FixedIp],
+    asker: &Asker<'_>,
     field: &str,
-) -> Result<IpAddr, OpsError> {
-    let IpAddr::V4(v4) = address else {
-        return Err(OpsError::field(field, "must be an IPv4 address"));
+) -> Result<(), OpsError> {
+    let cidr = subnet.cidr;
+    if !cidr.contains(&address) {
+        return Err(OpsError::field(field, format!("{address} is outside of {cidr}")));
+    }
+    let edge = match cidr {
+        IpNet::V4(net) => net.prefix_len() < 31 && (address == net.network() || address == net.broadcast()),
+        IpNet::V6(net) => net.prefix_len() < 127 && address == net.network(),
     };
-    if !subnet.contains(&v4) {
-        return Err(OpsError::field(field, format!("{v4} is outside of {subnet}")));
+    if edge {
+        return Err(OpsError::field(
+            field,
+            format!("{address} is the network or broadcast address of {cidr}"),
+        ));
     }
-    if v4 == subnet.network() || v4 == subnet.broadcast() {
-        return Err(OpsError::field(field, format!("{v4} is the network or broadcast address of {subnet}")));
+    if subnet.gateway == Some(address) && !asker.router {
+        return Err(OpsError::field(field, format!("{address} is the gateway")));
     }
-    if address == gateway {
-        return Err(OpsError::field(field, format!("{v4} is the gateway")));
+    if chosen.iter().any(|ip| ip.address == address) {
+        return Err(OpsError::field(field, format!("{address} is asked for twice")));
     }
-    match taken.and_then(|t| t.get(&address)) {
-        Some(port) => Err(OpsError::taken(field, format!("{v4} is taken by port {port}"))),
+    match taken.get(&address).filter(|port| Some(**port) != asker.port) {
+        Some(port) => Err(OpsError::taken(field, format!("{address} is taken by port {port}"))),
+        None => Ok(()),
+    }
+}
+
+fn self_made(subnet: &SubnetRecord, taken: &Taken, asker: &Asker<'_>) -> Result<IpAddr, OpsError> {
+    let address = eui64(subnet.cidr, asker.mac)
+        .ok_or_else(|| OpsError::Internal(format!("no address can be made of {}", asker.mac)))?;
+    match taken.get(&address).filter(|port| Some(**port) != asker.port) {
+        Some(port) => Err(OpsError::taken(
+            format!("{}.address", asker.field),
+            format!("{address} is taken by port {port}"),
+        )),
         None => Ok(address),
     }
 }
 
-fn free(subnet: Ipv4Net, gateway: IpAddr, taken: Option<&Taken>) -> Option<Ipv4Addr> {
-    let first = u32::from(subnet.network()) + 1;
-    let last = u32::from(subnet.broadcast()) - 1;
-    let is_free = |n: &u32| {
-        let address = IpAddr::V4(Ipv4Addr::from(*n));
-        address != gateway && taken.is_none_or(|t| !t.contains_key(&address))
+fn free(subnet: &SubnetRecord, taken: &Taken, chosen: &[FixedIp], asker: &Asker<'_>) -> Option<IpAddr> {
+    if subnet.self_addressed() && !asker.router {
+        return self_made(subnet, taken, asker).ok();
+    }
+    let is_free = |address: &IpAddr| {
+        !taken.contains_key(address)
+            && subnet.gateway != Some(*address)
+            && chosen.iter().all(|ip| ip.address != *address)
     };
-    let highest = taken.and_then(|t| t.last_key_value()).and_then(|(address, _)| match address {
-        IpAddr::V4(v4) => Some(u32::from(*v4)),
-        IpAddr::V6(_) => None,
-    });
-    let after = highest.map_or(first, |n| n + 1);
-    // At most one step for the gateway; then from the bottom.
-    let found = (after..=last).take(2).find(is_free).or_else(|| (first..=last).find(is_free));
-    found.map(Ipv4Addr::from)
+    let after = |pool: &Pool| {
+        let highest = taken.range(pool.start..=pool.end).next_back().map(|(address, _)| *address);
+        // At most one step for the gateway and one for each address chosen beside; then from the bottom.
+        let steps = 2 + chosen.len();
+        pool.addresses(highest).take(steps).find(is_free).or_else(|| pool.addresses(None).find(is_free))
+    };
+    subnet.pools.iter().filter(|pool| !pool.is_empty()).find_map(after)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amphi_api::network::SubnetSpec;
+    use crate::model::network::default_pools;
     use amphi_api::{NetworkId, ProjectId};
 
-    fn network(cidr: &str, gateway: Option<&str>) -> NetworkRecord {
+    fn network() -> NetworkRecord {
         NetworkRecord {
             id: NetworkId::new(),
             project: ProjectId::DEFAULT,
             name: "n".into(),
-            subnet: SubnetSpec {
-                cidr: cidr.parse().unwrap(),
-                gateway: gateway.map(|g| g.parse().unwrap()),
-                dns: Vec::new(),
-                dhcp: true,
-            },
             mtu: 1442,
             closing: false,
+            shared: false,
+            external: false,
+            admin_up: true,
+            port_security: true,
+            provider: Default::default(),
+            qos: None,
+            is_default: false,
+            notes: Default::default(),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn subnet(cidr: &str, gateway: Option<&str>) -> SubnetRecord {
+        let cidr: IpNet = cidr.parse().unwrap();
+        let gateway = gateway.map(|g| g.parse().unwrap());
+        SubnetRecord {
+            id: SubnetId::new(),
+            project: ProjectId::DEFAULT,
+            network: NetworkId::new(),
+            name: String::new(),
+            cidr,
+            gateway,
+            pools: default_pools(cidr, gateway),
+            dns: Vec::new(),
+            routes: Vec::new(),
+            dhcp: true,
+            ra_mode: None,
+            address_mode: None,
+            closing: false,
+            notes: Default::default(),
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }
     }
@@ -101,22 +245,30 @@ mod tests {
         addresses.iter().map(|a| (a.parse().unwrap(), PortId::new())).collect()
     }
 
+    const ASKER: Asker<'static> =
+        Asker { mac: "fa:16:3e:11:22:33", port: None, router: false, field: "networks[0]" };
+
     #[test]
     fn free_addresses() {
         type Row = (&'static str, Option<&'static str>, &'static [&'static str], Option<&'static str>);
-        let table: [Row; 7] = [
-            ("10.0.0.0/29", None, &[], Some("10.0.0.2")),
-            ("10.0.0.0/29", None, &["10.0.0.2"], Some("10.0.0.3")),
-            ("10.0.0.0/29", None, &["10.0.0.4"], Some("10.0.0.5")),
-            ("10.0.0.0/29", None, &["10.0.0.6"], Some("10.0.0.2")),
-            ("10.0.0.0/29", Some("10.0.0.4"), &["10.0.0.3"], Some("10.0.0.5")),
+        let one = Some("10.0.0.1");
+        let table: [Row; 8] = [
+            ("10.0.0.0/29", one, &[], Some("10.0.0.2")),
+            ("10.0.0.0/29", one, &["10.0.0.2"], Some("10.0.0.3")),
+            ("10.0.0.0/29", one, &["10.0.0.4"], Some("10.0.0.5")),
+            ("10.0.0.0/29", one, &["10.0.0.6"], Some("10.0.0.2")),
+            ("10.0.0.0/29", Some("10.0.0.4"), &["10.0.0.3"], Some("10.0.0.1")),
             ("10.0.0.0/29", Some("10.0.0.6"), &["10.0.0.5", "10.0.0.1"], Some("10.0.0.2")),
-            ("10.0.0.0/29", None, &["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"], None),
+            ("10.0.0.0/29", one, &["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"], None),
+            ("fd00::/64", Some("fd00::1"), &["fd00::2"], Some("fd00::3")),
         ];
         for (cidr, gateway, used, want) in table {
-            let got = allocate(&network(cidr, gateway), Some(&taken(used)), None, "networks[0]");
+            let subnet = subnet(cidr, gateway);
+            let got = choose(&network(), &[&subnet], Some(&taken(used)), None, &ASKER);
             match want {
-                Some(want) => assert_eq!(got, Ok(want.parse().unwrap()), "{used:?}"),
+                Some(want) => {
+                    assert_eq!(got.unwrap()[0].address, want.parse::<IpAddr>().unwrap(), "{used:?}")
+                }
                 None => assert!(
                     matches!(got, Err(OpsError::Conflict { field: Some(ref f), .. }) if f == "networks[0].network")
                 ),
@@ -125,17 +277,40 @@ mod tests {
     }
 
     #[test]
+    fn one_of_each_family_and_every_self_made_one() {
+        let (a, b) = (subnet("10.0.0.0/29", None), subnet("10.0.1.0/29", None));
+        let mut own = subnet("fd00::/64", Some("fd00::1"));
+        own.address_mode = Some("slaac".into());
+        let given = subnet("fd01::/64", Some("fd01::1"));
+        let got = choose(&network(), &[&a, &b, &own, &given], None, None, &ASKER).unwrap();
+        let got: Vec<String> = got.iter().map(|ip| ip.address.to_string()).collect();
+        assert_eq!(got, ["10.0.0.1", "fd01::2", "fd00::f816:3eff:fe11:2233"]);
+        // The second subnet when the first is full.
+        let full = taken(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+        let got = choose(&network(), &[&a, &b], Some(&full), None, &ASKER).unwrap();
+        assert_eq!(got[0].subnet, b.id);
+    }
+
+    #[test]
     fn wanted_addresses() {
-        let net = network("10.0.0.0/24", None);
+        let subnet = subnet("10.0.0.0/24", Some("10.0.0.1"));
         let used = taken(&["10.0.0.9"]);
-        let ask = |a: &str| allocate(&net, Some(&used), Some(a.parse().unwrap()), "networks[1]");
-        assert_eq!(ask("10.0.0.10"), Ok("10.0.0.10".parse().unwrap()));
+        let ask = |asker: &Asker<'_>, a: &str| {
+            let wish = FixedIpWish { subnet: None, address: Some(a.parse().unwrap()) };
+            choose(&network(), &[&subnet], Some(&used), Some(&[wish]), asker)
+        };
+        assert_eq!(ask(&ASKER, "10.0.0.10").unwrap()[0].address.to_string(), "10.0.0.10");
         for bad in ["10.0.1.1", "10.0.0.0", "10.0.0.255", "10.0.0.1", "::1"] {
             assert!(
-                matches!(ask(bad), Err(OpsError::Field(ref e)) if e.field == "networks[1].address"),
+                matches!(ask(&ASKER, bad), Err(OpsError::Field(ref e)) if e.field == "networks[0].address"),
                 "{bad}"
             );
         }
-        assert!(matches!(ask("10.0.0.9"), Err(OpsError::Conflict { .. })));
+        assert!(matches!(ask(&ASKER, "10.0.0.9"), Err(OpsError::Conflict { .. })));
+        let holder = used.values().next().copied();
+        assert!(ask(&Asker { port: holder, ..ASKER }, "10.0.0.9").is_ok());
+        assert!(ask(&Asker { router: true, ..ASKER }, "10.0.0.1").is_ok());
+        let twice = FixedIpWish { subnet: None, address: Some("10.0.0.10".parse().unwrap()) };
+        assert!(choose(&network(), &[&subnet], None, Some(&[twice.clone(), twice]), &ASKER).is_err());
     }
 }

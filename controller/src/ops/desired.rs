@@ -5,7 +5,8 @@ use super::{Ops, Row, View};
 use crate::model::*;
 use amphi_api::instance::{BodySpec, ExchangePhase};
 use amphi_api::wire::{
-    BodyDesired, HostDesired, InstanceDesired, PortDesired, SnapshotDesired, VolumeDesired, VolumeSource,
+    AddressDesired, BodyDesired, HostDesired, InstanceDesired, PortDesired, RouteDesired, SnapshotDesired,
+    VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId};
 use ipnet::IpNet;
@@ -112,17 +113,34 @@ fn body(view: &View, record: &BodyRecord) -> Option<BodyDesired> {
     })
 }
 
+/// The port's primary address is its first; IPv4's gateway and name servers come before IPv6's.
 fn port(view: &View, record: &PortRecord) -> Option<PortDesired> {
     let network = view.networks.get(record.network)?;
-    let subnet = network.subnet.cidr;
+    let mut addresses = record.fixed_ips.iter().filter_map(|ip| {
+        let subnet = view.subnets.get(ip.subnet)?;
+        let address = IpNet::new(ip.address, subnet.cidr.prefix_len()).ok()?;
+        Some((subnet, AddressDesired { subnet: subnet.cidr, address, gateway: subnet.gateway }))
+    });
+    let (subnet, first) = addresses.next()?;
+    let rest: Vec<_> = addresses.collect();
+    let subnets = || std::iter::once(subnet).chain(rest.iter().map(|(subnet, _)| *subnet));
+    let mut dns: Vec<_> = Vec::new();
+    for server in subnets().flat_map(|s| &s.dns) {
+        if !dns.contains(server) {
+            dns.push(*server);
+        }
+    }
+    let routes = subnets().flat_map(|s| &s.routes);
     Some(PortDesired {
         id: record.id,
         network: record.network,
-        subnet,
+        subnet: first.subnet,
         mac: record.mac.clone(),
-        address: IpNet::new(record.address, subnet.prefix_len()).ok()?,
-        gateway: Some(network.subnet.effective_gateway()),
-        dns: network.subnet.dns.clone(),
+        address: first.address,
+        gateway: first.gateway,
+        dns,
         mtu: network.mtu,
+        routes: routes.map(|r| RouteDesired { to: r.destination, via: r.nexthop }).collect(),
+        further: rest.into_iter().map(|(_, address)| address).collect(),
     })
 }

@@ -2,14 +2,17 @@
 
 use super::list::find;
 use super::view::Row;
-use super::{Draft, ListQuery, Ops, OpsError, View, addresses, resolve, sights};
+use super::{
+    Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, PortWish, View, networks, ports, resolve,
+    sights,
+};
 use crate::model::*;
 use crate::scheduler::{Request, place};
 use amphi_api::host::Claims;
 use amphi_api::instance::{
     BodyKind, Instance, InstanceAddress, InstanceCreate, InstanceNetwork, InstanceVolume, Power,
 };
-use amphi_api::{HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId};
+use amphi_api::{HostId, InstanceId, NetworkId, ProjectId, SecurityGroupId, VolumeId};
 use jiff::Timestamp;
 
 impl Ops {
@@ -63,14 +66,20 @@ fn decide(
     };
     let attached = existing_volume(view, scope, request.volume.as_ref())?;
     let new_gib = request.volume.as_ref().and_then(|v| v.size_gib).unwrap_or(0);
-    let wiring = Wiring { scope, instance: id, groups: &groups, now };
-    let mut ports = Vec::new();
-    for (at, network) in request.networks.iter().enumerate() {
-        if request.networks.len() > 1 {
-            let earlier = &ports;
-            refuse_twice(view, scope, earlier, network, at)?;
-        }
-        ports.push(wiring.port(view, network, at, &mut draft)?);
+    let mut ports: Vec<PortRecord> = Vec::new();
+    for (at, wanted) in request.networks.iter().enumerate() {
+        let network = network_of(view, scope, &ports, wanted, at)?;
+        let address = wanted.address.map(|a| vec![FixedIpWish { subnet: None, address: Some(a) }]);
+        let wish = PortWish {
+            instance: id,
+            target: PortTarget::Network(network),
+            fixed_ips: address,
+            groups: &groups,
+            egress_by_rule: false,
+            field: format!("networks[{at}]"),
+            now,
+        };
+        ports.push(ports::plan(view, scope, &wish, &mut draft)?);
     }
     let kinds: Vec<BodyKind> = bodies.iter().map(BodyRecord::kind).collect();
     let placement = place(
@@ -200,82 +209,33 @@ fn new_volume(
 }
 
 /// One port per network: the two bodies could not tell two of them apart alike.
-fn refuse_twice(
+fn network_of(
     view: &View,
     scope: ProjectId,
     earlier: &[PortRecord],
     wanted: &InstanceNetwork,
     at: usize,
-) -> Result<(), OpsError> {
+) -> Result<NetworkId, OpsError> {
     let field = format!("networks[{at}].network");
-    let network = resolve::named(&view.networks, scope, &field, &wanted.network)?;
+    let network = networks::named(view, scope, &field, &wanted.network)?;
     if earlier.iter().any(|p| p.network == network.id) {
         return Err(OpsError::field(field, format!("network '{}' is named twice", network.name)));
     }
-    Ok(())
-}
-
-struct Wiring<'a> {
-    scope: ProjectId,
-    instance: InstanceId,
-    groups: &'a [SecurityGroupId],
-    now: Timestamp,
-}
-
-impl Wiring<'_> {
-    /// A port with its address and MAC, and the keys that keep both from everybody else.
-    fn port(
-        &self,
-        view: &View,
-        wanted: &InstanceNetwork,
-        at: usize,
-        draft: &mut Draft,
-    ) -> Result<PortRecord, OpsError> {
-        let field = format!("networks[{at}]");
-        let place = format!("{field}.network");
-        let network = resolve::named(&view.networks, self.scope, &place, &wanted.network)?;
-        if network.closing {
-            return Err(OpsError::field(place, format!("network '{}' is being deleted", network.name)));
-        }
-        draft.guard(network);
-        let address = addresses::allocate(network, view.addresses(network.id), wanted.address, &field)?;
-        let (id, mac) = fresh_port(view, network.id);
-        let port = PortRecord {
-            id,
-            project: self.scope,
-            network: network.id,
-            instance: self.instance,
-            mac,
-            address,
-            security_groups: self.groups.to_vec(),
-            created_at: self.now,
-        };
-        draft.create(&port);
-        draft.reserve(NetworkRecord::address_key(network.id, address), id);
-        draft.reserve(NetworkRecord::mac_key(network.id, &port.mac), id);
-        Ok(port)
-    }
-}
-
-/// An id whose MAC is free on the network. Three random bytes: another draw is needed about once in 16 million / ports.
-fn fresh_port(view: &View, network: NetworkId) -> (PortId, String) {
-    loop {
-        let id = PortId::new();
-        let mac = mac_of(id);
-        if !view.mac_taken(network, &mac) {
-            return (id, mac);
-        }
-    }
+    Ok(network.id)
 }
 
 /// An instance as clients see it.
 pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
-    let addresses = record.ports.iter().filter_map(|id| view.ports.get(*id)).map(|port| InstanceAddress {
-        port: port.id,
-        network: port.network,
-        network_name: view.networks.get(port.network).map(|n| n.name.clone()).unwrap_or_default(),
-        mac: port.mac.clone(),
-        address: port.address,
+    let ports = record.ports.iter().filter_map(|id| view.ports.get(*id));
+    let addresses = ports.flat_map(|port| {
+        let name = view.networks.get(port.network).map(|n| n.name.clone()).unwrap_or_default();
+        port.addresses().map(move |address| InstanceAddress {
+            port: port.id,
+            network: port.network,
+            network_name: name.clone(),
+            mac: port.mac.clone(),
+            address,
+        })
     });
     let current = record.current();
     Instance {

@@ -9,6 +9,7 @@ mod draft;
 mod error;
 pub mod evacuate;
 pub mod exchanges;
+pub mod floating_ips;
 mod groups;
 mod hosts;
 pub mod identity;
@@ -17,21 +18,29 @@ mod instances;
 mod list;
 mod networks;
 mod orders;
-mod ports;
+pub mod ports;
+mod qos;
+mod reach;
 mod resolve;
+pub mod routers;
 mod snapshots;
 pub mod status;
+mod subnets;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod view;
 mod volumes;
 pub mod world;
 
+pub use addresses::FixedIpWish;
 pub use draft::Draft;
 pub use error::OpsError;
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
+pub use networks::ProviderWish;
 pub use orders::VolumeFate;
+pub use ports::{PortChange, PortTarget, PortWish};
+pub use reach::Reach;
 pub use view::{Row, Table, View};
 pub use world::{World, WorldError};
 

@@ -6,7 +6,7 @@
 
 use super::list::find;
 use super::view::Row;
-use super::{AskError, Draft, Ops, OpsError, View};
+use super::{AskError, Draft, Ops, OpsError, View, ports};
 use crate::model::*;
 use amphi_api::host::Claims;
 use amphi_api::instance::{BodySpec, ConsoleLog, ExchangePhase, Fault, Instance, Power};
@@ -186,9 +186,7 @@ pub(super) fn end_exchange(
 /// The record of a deleted instance vanishes with all that it held; its volume goes free or to the recycle bin.
 pub(super) fn bury(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, now: Timestamp) {
     for port in row.ports.iter().filter_map(|id| view.ports.get(*id)) {
-        draft.delete(port);
-        draft.release(NetworkRecord::address_key(port.network, port.address));
-        draft.release(NetworkRecord::mac_key(port.network, &port.mac));
+        ports::release(view, draft, port);
     }
     if let Some(volume) = row.volume.and_then(|id| view.volumes.get(id)) {
         let record = VolumeRecord {

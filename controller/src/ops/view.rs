@@ -4,7 +4,9 @@ use super::identity::Identity;
 use crate::model::*;
 use crate::store::{Change, Entry, Event, Revision};
 use amphi_api::host::Claims;
-use amphi_api::{HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
+use amphi_api::{
+    FloatingIpId, HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -126,7 +128,11 @@ pub struct View {
     pub hosts: Table<HostRecord>,
     pub joins: Table<JoinRecord>,
     pub networks: Table<NetworkRecord>,
+    pub subnets: Table<SubnetRecord>,
     pub ports: Table<PortRecord>,
+    pub routers: Table<RouterRecord>,
+    pub floating_ips: Table<FloatingIpRecord>,
+    pub qos_policies: Table<QosPolicyRecord>,
     pub groups: Table<SecurityGroupRecord>,
     pub images: Table<ImageRecord>,
     pub instances: Table<InstanceRecord>,
@@ -141,6 +147,10 @@ pub struct View {
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
     addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
     macs: HashSet<(NetworkId, String)>,
+    subnets_of: HashMap<NetworkId, BTreeSet<SubnetId>>,
+    ports_on: HashMap<NetworkId, BTreeSet<PortId>>,
+    ports_of: HashMap<String, BTreeSet<PortId>>,
+    floating_of: HashMap<PortId, BTreeSet<FloatingIpId>>,
 }
 
 impl View {
@@ -173,6 +183,25 @@ impl View {
     /// Taken addresses of a network, with their ports; the gateway is not among them.
     pub fn addresses(&self, network: NetworkId) -> Option<&BTreeMap<IpAddr, PortId>> {
         self.addresses.get(&network)
+    }
+
+    /// A network's subnets, in order of creation.
+    pub fn subnets_of(&self, network: NetworkId) -> impl Iterator<Item = &Row<SubnetRecord>> {
+        self.subnets_of.get(&network).into_iter().flatten().filter_map(|id| self.subnets.get(*id))
+    }
+
+    pub fn ports_on(&self, network: NetworkId) -> impl Iterator<Item = &Row<PortRecord>> {
+        self.ports_on.get(&network).into_iter().flatten().filter_map(|id| self.ports.get(*id))
+    }
+
+    /// Ports by `device_id`: a router's, an instance's.
+    pub fn ports_of(&self, device: &str) -> impl Iterator<Item = &Row<PortRecord>> {
+        self.ports_of.get(device).into_iter().flatten().filter_map(|id| self.ports.get(*id))
+    }
+
+    /// Floating IPs that stand for an address of the port.
+    pub fn floating_ips_of(&self, port: PortId) -> impl Iterator<Item = &Row<FloatingIpRecord>> {
+        self.floating_of.get(&port).into_iter().flatten().filter_map(|id| self.floating_ips.get(*id))
     }
 
     pub fn mac_taken(&self, network: NetworkId, mac: &str) -> bool {
@@ -241,8 +270,34 @@ impl View {
                     self.forget_port(&before);
                 }
                 if let Some(port) = self.ports.get(id) {
-                    self.addresses.entry(port.network).or_default().insert(port.address, id);
+                    for address in port.addresses() {
+                        self.addresses.entry(port.network).or_default().insert(address, id);
+                    }
                     self.macs.insert((port.network, port.mac.clone()));
+                    self.ports_on.entry(port.network).or_default().insert(id);
+                    if !port.device_id.is_empty() {
+                        self.ports_of.entry(port.device_id.clone()).or_default().insert(id);
+                    }
+                    let host = port.instance.and_then(|id| self.instances.get(id)).and_then(|i| i.host);
+                    touched.extend(host);
+                }
+            }
+            SubnetRecord::PREFIX => {
+                let (id, _) = self.subnets.put(read!(), version);
+                let Some(subnet) = self.subnets.get(id) else { return Ok(touched) };
+                let network = subnet.network;
+                self.subnets_of.entry(network).or_default().insert(id);
+                touched.extend(self.hosts_on(network));
+            }
+            RouterRecord::PREFIX => drop(self.routers.put(read!(), version)),
+            QosPolicyRecord::PREFIX => drop(self.qos_policies.put(read!(), version)),
+            FloatingIpRecord::PREFIX => {
+                let (id, before) = self.floating_ips.put(read!(), version);
+                if let Some(target) = before.and_then(|b| b.target) {
+                    drop_from(&mut self.floating_of, &target.port, &id);
+                }
+                if let Some(target) = self.floating_ips.get(id).and_then(|f| f.target) {
+                    self.floating_of.entry(target.port).or_default().insert(id);
                 }
             }
             InstanceRecord::PREFIX => {
@@ -304,6 +359,20 @@ impl View {
                     self.forget_port(&port);
                 }
             }
+            SubnetRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.subnets, id) {
+                    drop_from(&mut self.subnets_of, &old.network, &old.id);
+                }
+            }
+            RouterRecord::PREFIX => drop(remove(&mut self.routers, id)),
+            QosPolicyRecord::PREFIX => drop(remove(&mut self.qos_policies, id)),
+            FloatingIpRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.floating_ips, id)
+                    && let Some(target) = old.target
+                {
+                    drop_from(&mut self.floating_of, &target.port, &old.id);
+                }
+            }
             InstanceRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.instances, id) {
                     if let Some(host) = old.host {
@@ -335,12 +404,22 @@ impl View {
 
     fn forget_port(&mut self, port: &PortRecord) {
         if let Some(taken) = self.addresses.get_mut(&port.network) {
-            taken.remove(&port.address);
+            for address in port.addresses() {
+                taken.remove(&address);
+            }
             if taken.is_empty() {
                 self.addresses.remove(&port.network);
             }
         }
         self.macs.remove(&(port.network, port.mac.clone()));
+        drop_from(&mut self.ports_on, &port.network, &port.id);
+        drop_from(&mut self.ports_of, &port.device_id, &port.id);
+    }
+
+    /// The hosts of the instances that have a port on the network.
+    fn hosts_on(&self, network: NetworkId) -> BTreeSet<HostId> {
+        let instances = self.ports_on(network).filter_map(|port| port.instance);
+        instances.filter_map(|id| self.instances.get(id)?.host).collect()
     }
 }
 

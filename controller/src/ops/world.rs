@@ -4,7 +4,8 @@
 //! Also says, per host, at which revision its desired state last changed, and wakes whoever waits for that.
 
 use super::view::View;
-use crate::store::{Change, Revision, Store, StoreError, Watch};
+use crate::model::network::legacy;
+use crate::store::{Change, Compare, Op, Revision, Store, StoreError, Txn, Watch};
 use amphi_api::HostId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -34,6 +35,7 @@ impl World {
     /// Reads everything, then follows the store until the world is dropped. A record that cannot be read stops the
     /// start: half a world must not give orders.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, WorldError> {
+        renew(store.as_ref()).await?;
         let (view, watch) = Self::load(store.as_ref()).await?;
         let world = Arc::new(Self {
             applied: watch::Sender::new(view.revision()),
@@ -107,6 +109,27 @@ impl World {
         drop(wakes);
         self.applied.send_replace(revision);
     }
+}
+
+/// Brings records of an older version into today's form, before anything reads them.
+async fn renew(store: &dyn Store) -> Result<(), WorldError> {
+    let (entries, _) = store.range("/").await?;
+    for entry in entries {
+        let unreadable =
+            |e: serde_json::Error| WorldError::Unreadable { key: entry.key.clone(), message: e.to_string() };
+        let written = legacy::renewed(&entry.key, &entry.value).map_err(unreadable)?;
+        if written.is_empty() {
+            continue;
+        }
+        let compares = vec![Compare { key: entry.key.clone(), version: entry.version }];
+        let ops = written.into_iter().map(|(key, value)| Op::Put { key, value, lease: None }).collect();
+        match store.commit(Txn { compares, ops }).await {
+            // Another controller was faster.
+            Ok(_) | Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 async fn follow(world: std::sync::Weak<World>, store: Arc<dyn Store>, mut watch: Watch) {

@@ -22,6 +22,7 @@ pub fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
         engines: [EngineName::Docker, EngineName::Libvirt, EngineName::Ovs, EngineName::Ovn, EngineName::Lvm]
             .map(engine)
             .to_vec(),
+        physical_networks: vec!["lan".into()],
         agent_version: "0".into(),
     }
 }

@@ -6,10 +6,12 @@ mod ovn;
 mod recycle_bin;
 mod silence;
 mod statuses;
+mod topology;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
-pub use ovn::{Ovn, topology};
+pub use ovn::Ovn;
 pub use recycle_bin::RecycleBin;
 pub use silence::Silence;
 pub use statuses::Statuses;
+pub use topology::topology;

@@ -4,13 +4,12 @@
 //! deleted stays where it is until the host has let it go.
 
 use super::Task;
-use crate::network::{GroupSpec, NetworkSpec, Northbound, PortSpec, Topology};
-use crate::ops::{Ops, View};
+use super::topology::topology;
+use crate::network::{Northbound, Topology};
+use crate::ops::Ops;
 use crate::store::Revision;
 use anyhow::Context;
 use async_trait::async_trait;
-use ipnet::IpNet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -71,49 +70,6 @@ impl Task for Ovn {
     }
 }
 
-/// All that OVN should know: a pure function of the records.
-pub fn topology(view: &View) -> Topology {
-    let v4 = |address: IpAddr| match address {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
-    };
-    let network = |row: &crate::model::NetworkRecord| {
-        let IpNet::V4(subnet) = row.subnet.cidr else { return None };
-        Some(NetworkSpec {
-            id: row.id,
-            name: row.name.clone(),
-            subnet,
-            gateway: v4(row.subnet.effective_gateway())?,
-            dns: row.subnet.dns.clone(),
-            dhcp: row.subnet.dhcp,
-            mtu: row.mtu,
-        })
-    };
-    let port = |row: &crate::model::PortRecord| {
-        let host = view.instances.get(row.instance).and_then(|i| view.hosts.get(i.host?));
-        Some(PortSpec {
-            id: row.id,
-            network: row.network,
-            mac: row.mac.clone(),
-            address: v4(row.address)?,
-            chassis: host.and_then(|h| h.spec.as_ref()).map(|s| s.chassis.clone()),
-            groups: row.security_groups.clone(),
-        })
-    };
-    Topology {
-        networks: view.networks.iter().filter_map(|row| network(row)).collect(),
-        ports: view.ports.iter().filter_map(|row| port(row)).collect(),
-        groups: view
-            .groups
-            .iter()
-            .map(|row| GroupSpec {
-                id: row.id,
-                rules: row.rules.iter().map(|rule| (rule.id, rule.spec.clone())).collect(),
-            })
-            .collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,7 +88,7 @@ mod tests {
         let told = topology(&cloud.ops.world().read());
         assert_eq!((told.networks.len(), told.groups.len()), (1, 1));
         assert_eq!(told.ports[0].groups, [told.groups[0].id]);
-        assert_eq!(IpAddr::V4(told.ports[0].address), made.addresses[0].address);
+        assert_eq!(told.ports[0].addresses[0].1, made.addresses[0].address);
         assert_eq!(chassis(&cloud), ["h1"]);
         cloud.down(h1).await;
         assert_eq!(chassis(&cloud), ["h1"], "a silent host may still be forwarding");

@@ -12,8 +12,9 @@ use crate::wait::{seen, until};
 pub fn play(stage: &Stage) -> Result<()> {
     stage.check("`amphi network create`: a logical switch with DHCP", || {
         let network: Network = stage.amphi.json(&["network", "create", NETWORK, "--cidr", "10.7.0.0/24"])?;
-        same("subnet", &"10.7.0.0/24".to_owned(), &network.subnet.cidr.to_string())?;
-        ensure!(network.subnet.dhcp, "DHCP should be on: {network:?}");
+        let subnet = network.subnet.as_ref().context("no subnet")?;
+        same("subnet", &"10.7.0.0/24".to_owned(), &subnet.cidr.to_string())?;
+        ensure!(subnet.dhcp, "DHCP should be on: {network:?}");
         northbound(
             stage,
             "a logical switch of this network",

@@ -102,6 +102,7 @@ pub fn spec(name: &str) -> HostSpec {
         engines: [EngineName::Docker, EngineName::Libvirt, EngineName::Ovs, EngineName::Ovn, EngineName::Lvm]
             .map(engine)
             .to_vec(),
+        physical_networks: vec!["lan".into()],
         agent_version: "0".into(),
     }
 }

@@ -51,6 +51,8 @@ pub struct Facts {
     /// The chassis name in OVN.
     pub system_id: Option<String>,
     pub encap_ip: Option<String>,
+    /// Physical networks with a bridge here.
+    pub physical_networks: Vec<String>,
     /// Types this ovs-vswitchd offers: `system`, `netdev`.
     pub datapath_types: Vec<String>,
     pub dpdk: bool,
@@ -124,6 +126,7 @@ impl Switch {
             ovs_version: owned(root.str("ovs_version")),
             system_id: owned(root.entry("external_ids", "system-id")),
             encap_ip: owned(root.entry("external_ids", "ovn-encap-ip")),
+            physical_networks: rows::physical_networks(root.entry("external_ids", "ovn-bridge-mappings")),
             datapath_types: root.strings("datapath_types").into_iter().map(str::to_owned).collect(),
             dpdk: root.boolean("dpdk_initialized").unwrap_or(false),
             bridge_datapath: rows::bridge(&reads)

@@ -107,6 +107,12 @@ pub fn ensure_bridge(name: &str, datapath: &str, root: &Row, bridge: Option<&Row
         .collect()
 }
 
+/// The names in `ovn-bridge-mappings`: `lan:br-ex,dmz:br-dmz`.
+pub fn physical_networks(mappings: Option<&str>) -> Vec<String> {
+    let pairs = mappings.unwrap_or_default().split(',').filter_map(|pair| pair.split_once(':'));
+    pairs.map(|(name, _)| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
 pub fn ensure_chassis(root: &Row, bridge: &str, chassis: &Chassis) -> Vec<Operation> {
     let wanted: BTreeMap<String, String> = [
         ("system-id", chassis.name.clone()),

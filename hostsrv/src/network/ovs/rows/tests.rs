@@ -170,3 +170,9 @@ fn chassis_settings_are_written_only_when_they_differ() {
         ])
     );
 }
+
+#[test]
+fn physical_networks_are_the_mappings_names() {
+    assert_eq!(physical_networks(Some("lan:br-ex, dmz:br-dmz")), ["lan", "dmz"]);
+    assert!(physical_networks(None).is_empty() && physical_networks(Some("nonsense")).is_empty());
+}
