@@ -40,7 +40,7 @@ fn changed_columns(table: Table, wanted: &Row, present: &Row) -> Row {
         let Some(value) = wanted.get(column) else { continue };
         let same = match present.get(column) {
             Some(there) => there == value || there.is_empty() && value.is_empty(),
-            None => value.is_empty(),
+            None => value.is_empty() || *value == Value::from(""),
         };
         if !same {
             changed.set(*column, Value::clone(value));
