@@ -71,6 +71,8 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Settings { hosts_url: config.hosts_url.clone(), ca_sha256: ca.sha256(), policy: config.policy() };
     let ops = Ops::new(store, world.clone(), links.clone(), blobs.clone(), settings);
 
+    ops.make_default_flavors().await?;
+
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let tasks: [Arc<dyn Task>; 5] = [

@@ -25,12 +25,28 @@ pub struct HostRecord {
     pub hellos: u64,
     #[serde(default)]
     pub strangers: Vec<String>,
+    /// No new instance comes here; what is here stays.
+    #[serde(default)]
+    pub disabled: bool,
+    #[serde(default)]
+    pub disabled_reason: Option<String>,
+    /// An operator says that it is down, whatever its link says: nothing is placed on it.
+    #[serde(default)]
+    pub forced_down: bool,
     pub joined_at: Timestamp,
 }
 
 impl HostRecord {
     pub fn is_up(&self) -> bool {
         self.state == HostState::Up
+    }
+}
+
+impl HostRecord {
+    /// A number for clients that want one: nova's compute nodes and services had serial numbers before microversion
+    /// 2.53. 31 bits of the id's random part.
+    pub fn number(&self) -> u32 {
+        (self.id.0.as_u128() as u32) & 0x7fff_ffff
     }
 }
 

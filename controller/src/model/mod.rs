@@ -1,28 +1,40 @@
 //! Records and their legal transitions: pure. A record is what the store keeps of one thing; `state_of` and its kin
 //! say what clients see of it. Refuses I/O, clocks (the time is an argument) and any knowledge of store or engine.
 
+mod aggregate;
 mod claim;
 mod exchange;
+mod flavor;
 mod host;
 pub mod identity;
 mod image;
 mod instance;
+mod key_pair;
 pub mod network;
+mod past;
+mod quota;
+mod server_group;
 mod tombstone;
 mod volume;
 
+pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
 pub use claim::ClaimRecord;
 pub use exchange::{
     ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,
     exchange_step,
 };
+pub use flavor::{DEFAULT_FLAVORS, FlavorKey, FlavorRecord};
 pub use host::{HostRecord, JoinDigest, JoinRecord};
 pub use image::ImageRecord;
 pub use instance::{BodyRecord, InstanceObserved, InstanceRecord, Intent, state_of};
+pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,
     SecurityGroupRecord, SubnetRecord, mac_of,
 };
+pub use past::{PAST_KEPT, PastInstanceRecord};
+pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};
 pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,

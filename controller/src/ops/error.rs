@@ -17,6 +17,9 @@ pub enum OpsError {
     Conflict { field: Option<String>, message: String },
     #[error("{0}")]
     NoRoom(#[from] NoRoom),
+    /// A limit is reached.
+    #[error(transparent)]
+    Quota(#[from] OverQuota),
     #[error("not a valid join token: {0}")]
     BadToken(&'static str),
     /// Nobody that is known asks: a token or a password is wrong, expired or revoked.
@@ -35,6 +38,17 @@ pub enum OpsError {
     Unavailable(String),
     #[error("{0}")]
     Internal(String),
+}
+
+/// A limit that a request would go beyond; faces say it in their service's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("quota exceeded for {resource}: {asked} asked, {used} of {limit} used")]
+pub struct OverQuota {
+    /// The service's word: `cores`, `gigabytes_fast`, `floatingip`.
+    pub resource: String,
+    pub asked: u64,
+    pub used: u64,
+    pub limit: i64,
 }
 
 impl OpsError {
@@ -60,6 +74,7 @@ impl OpsError {
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::Conflict { .. } => ErrorCode::Conflict,
             Self::NoRoom(_) => ErrorCode::NoRoom,
+            Self::Quota(_) => ErrorCode::Conflict,
             Self::BadToken(_) => ErrorCode::Forbidden,
             Self::Unauthenticated(_) => ErrorCode::Unauthenticated,
             Self::Forbidden(_) => ErrorCode::Forbidden,

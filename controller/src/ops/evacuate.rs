@@ -103,6 +103,7 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
         pinned: None,
         volume_host: volume.map(|v| v.host),
         excluded: vec![dead],
+        ..Request::default()
     };
     let placement = match place(&sights(view), &request, policy) {
         Ok(placement) => placement,

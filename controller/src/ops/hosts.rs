@@ -78,6 +78,9 @@ impl Ops {
                         state_since: now,
                         hellos: 0,
                         strangers: Vec::new(),
+                        disabled: false,
+                        disabled_reason: None,
+                        forced_down: false,
                         joined_at: now,
                     };
                     draft.create(&record);

@@ -94,6 +94,7 @@ fn decide(
             pinned,
             volume_host: attached.map(|v| v.host),
             excluded: Vec::new(),
+            ..Request::default()
         },
         policy,
     )?;

@@ -4,37 +4,43 @@
 //! Refuses HTTP terms, and to touch an engine: hosts are told what they should hold and say what they hold.
 
 mod addresses;
+pub mod aggregates;
 pub mod desired;
 mod draft;
 mod error;
 pub mod evacuate;
 pub mod exchanges;
+pub mod flavors;
 pub mod floating_ips;
 mod groups;
 mod hosts;
 pub mod identity;
 mod images;
 mod instances;
+pub mod key_pairs;
 mod list;
 mod networks;
 mod orders;
 pub mod ports;
 mod qos;
+pub mod quotas;
 mod reach;
 mod resolve;
 pub mod routers;
+pub mod server_groups;
 mod snapshots;
 pub mod status;
 mod subnets;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod usage;
 pub mod view;
 mod volumes;
 pub mod world;
 
 pub use addresses::FixedIpWish;
 pub use draft::Draft;
-pub use error::OpsError;
+pub use error::{OpsError, OverQuota};
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
 pub use networks::ProviderWish;
@@ -48,6 +54,7 @@ use crate::images::BlobStore;
 use crate::scheduler::{HostSight, Policy};
 use crate::store::{Store, StoreError, Txn};
 use amphi_api::HostId;
+use amphi_api::host::HostState;
 use amphi_api::instance::Fault;
 use amphi_api::wire::{Answer, Ask, HostStatus};
 use async_trait::async_trait;
@@ -195,14 +202,18 @@ impl Ops {
 
 /// The hosts as placement sees them.
 pub(crate) fn sights(view: &View) -> Vec<HostSight<'_>> {
+    let grouped = aggregates::Grouped::of(view);
     view.hosts
         .iter()
         .map(|host| HostSight {
             id: host.id,
             name: &host.name,
-            state: host.state,
+            state: if host.forced_down { HostState::Down } else { host.state },
             spec: host.spec.as_ref(),
             claims: view.claims_of(host.id),
+            disabled: host.disabled.then(|| host.disabled_reason.as_deref().unwrap_or_default()),
+            zone: grouped.zone(host.id),
+            metadata: grouped.metadata(host.id),
         })
         .collect()
 }

@@ -199,6 +199,7 @@ pub(super) fn bury(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, no
     if let Some(host) = row.host {
         draft.unclaim(host, instance_claims(row));
     }
+    super::usage::remember(view, draft, row, now);
     draft.delete(row);
 }
 

@@ -63,6 +63,11 @@ impl<R: Record> Table<R> {
         self.rows.range(id..).map(|(_, row)| row)
     }
 
+    /// How many a project has.
+    pub fn count_of(&self, project: ProjectId) -> usize {
+        self.projects.get(&project).map_or(0, BTreeSet::len)
+    }
+
     pub fn of_project(&self, project: ProjectId) -> impl DoubleEndedIterator<Item = &Row<R>> {
         self.projects.get(&project).into_iter().flatten().filter_map(|id| self.rows.get(id))
     }
@@ -119,6 +124,15 @@ pub(super) fn drop_from<K: std::hash::Hash + Eq, V: Ord>(
     }
 }
 
+/// What a project's things add up to, kept as they come and go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    pub vcpus: u64,
+    pub ram_mib: u64,
+    pub volume_gib: u64,
+    pub snapshot_gib: u64,
+}
+
 #[derive(Debug, Default)]
 pub struct View {
     revision: Revision,
@@ -142,6 +156,13 @@ pub struct View {
     pub tombstones: Table<TombstoneRecord>,
     pub claims: Table<ClaimRecord>,
     pub identity: Identity,
+    pub flavors: Table<FlavorRecord>,
+    pub key_pairs: Table<KeyPairRecord>,
+    pub server_groups: Table<ServerGroupRecord>,
+    pub aggregates: Table<AggregateRecord>,
+    pub quotas: Table<QuotaRecord>,
+    pub past_instances: Table<PastInstanceRecord>,
+    sums: HashMap<ProjectId, Sums>,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
@@ -212,6 +233,30 @@ impl View {
         self.claims.get(host).map(|row| row.claims).unwrap_or_default()
     }
 
+    /// What the project's instances, volumes and snapshots add up to.
+    pub fn sums_of(&self, project: ProjectId) -> Sums {
+        self.sums.get(&project).copied().unwrap_or_default()
+    }
+
+    /// One thing's share of its project's sums changes: `before` is what it was, `now` what it is.
+    fn tally<R>(
+        &mut self,
+        before: Option<(ProjectId, R)>,
+        now: Option<(ProjectId, R)>,
+        sum: fn(&mut Sums, R, bool),
+    ) {
+        if let Some((project, part)) = before {
+            let sums = self.sums.entry(project).or_default();
+            sum(sums, part, false);
+            if *sums == Sums::default() {
+                self.sums.remove(&project);
+            }
+        }
+        if let Some((project, part)) = now {
+            sum(self.sums.entry(project).or_default(), part, true);
+        }
+    }
+
     pub fn host_named(&self, name: &str) -> Option<&Row<HostRecord>> {
         self.hosts.iter().find(|h| h.name == name)
     }
@@ -264,6 +309,12 @@ impl View {
             SecurityGroupRecord::PREFIX => drop(self.groups.put(read!(), version)),
             ImageRecord::PREFIX => drop(self.images.put(read!(), version)),
             ClaimRecord::PREFIX => drop(self.claims.put(read!(), version)),
+            FlavorRecord::PREFIX => drop(self.flavors.put(read!(), version)),
+            KeyPairRecord::PREFIX => drop(self.key_pairs.put(read!(), version)),
+            ServerGroupRecord::PREFIX => drop(self.server_groups.put(read!(), version)),
+            AggregateRecord::PREFIX => drop(self.aggregates.put(read!(), version)),
+            QuotaRecord::PREFIX => drop(self.quotas.put(read!(), version)),
+            PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
                 if let Some(before) = before {
@@ -307,12 +358,14 @@ impl View {
                     touched.extend(now.host);
                     touched.extend(before.as_ref().and_then(|b| b.host));
                 }
-                if let Some(host) = before.and_then(|b| b.host) {
+                let (host, part) = (now.host, instance_part(now));
+                if let Some(host) = before.as_ref().and_then(|b| b.host) {
                     drop_from(&mut self.instances_on, &host, &id);
                 }
-                if let Some(host) = now.host {
+                if let Some(host) = host {
                     self.instances_on.entry(host).or_default().insert(id);
                 }
+                self.tally(before.as_ref().map(|b| instance_part(b)), Some(part), sum_instance);
             }
             VolumeRecord::PREFIX => {
                 let (id, before) = self.volumes.put(read!(), version);
@@ -320,7 +373,9 @@ impl View {
                 if before.as_ref().is_none_or(|b| now.matters(b)) {
                     touched.push(now.host);
                 }
-                self.volumes_on.entry(now.host).or_default().insert(id);
+                let (host, part) = (now.host, (now.project, now.size_gib));
+                self.volumes_on.entry(host).or_default().insert(id);
+                self.tally(before.map(|b| (b.project, b.size_gib)), Some(part), sum_volume);
             }
             SnapshotRecord::PREFIX => {
                 let (id, before) = self.snapshots.put(read!(), version);
@@ -328,7 +383,9 @@ impl View {
                 if before.as_ref().is_none_or(|b| now.matters(b)) {
                     touched.push(now.host);
                 }
-                self.snapshots_on.entry(now.host).or_default().insert(id);
+                let (host, part) = (now.host, (now.project, now.size_gib));
+                self.snapshots_on.entry(host).or_default().insert(id);
+                self.tally(before.map(|b| (b.project, b.size_gib)), Some(part), sum_snapshot);
             }
             ExchangeRecord::PREFIX => {
                 let (id, _) = self.exchanges.put(read!(), version);
@@ -353,6 +410,12 @@ impl View {
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
             ImageRecord::PREFIX => drop(remove(&mut self.images, id)),
             ClaimRecord::PREFIX => drop(remove(&mut self.claims, id)),
+            FlavorRecord::PREFIX => drop(remove(&mut self.flavors, id)),
+            KeyPairRecord::PREFIX => drop(remove(&mut self.key_pairs, id)),
+            ServerGroupRecord::PREFIX => drop(remove(&mut self.server_groups, id)),
+            AggregateRecord::PREFIX => drop(remove(&mut self.aggregates, id)),
+            QuotaRecord::PREFIX => drop(remove(&mut self.quotas, id)),
+            PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
             ExchangeRecord::PREFIX => drop(remove(&mut self.exchanges, id)),
             PortRecord::PREFIX => {
                 if let Some(port) = remove(&mut self.ports, id) {
@@ -378,18 +441,21 @@ impl View {
                     if let Some(host) = old.host {
                         drop_from(&mut self.instances_on, &host, &old.id);
                     }
+                    self.tally(Some(instance_part(&old)), None, sum_instance);
                     return old.host.into_iter().collect();
                 }
             }
             VolumeRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.volumes, id) {
                     drop_from(&mut self.volumes_on, &old.host, &old.id);
+                    self.tally(Some((old.project, old.size_gib)), None, sum_volume);
                     return vec![old.host];
                 }
             }
             SnapshotRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.snapshots, id) {
                     drop_from(&mut self.snapshots_on, &old.host, &old.id);
+                    self.tally(Some((old.project, old.size_gib)), None, sum_snapshot);
                     return vec![old.host];
                 }
             }
@@ -421,6 +487,27 @@ impl View {
         let instances = self.ports_on(network).filter_map(|port| port.instance);
         instances.filter_map(|id| self.instances.get(id)?.host).collect()
     }
+}
+
+fn instance_part(record: &InstanceRecord) -> (ProjectId, (u64, u64)) {
+    (record.project, (record.vcpus.into(), record.memory_mib))
+}
+
+fn sum_instance(sums: &mut Sums, (vcpus, ram_mib): (u64, u64), more: bool) {
+    count(&mut sums.vcpus, vcpus, more);
+    count(&mut sums.ram_mib, ram_mib, more);
+}
+
+fn sum_volume(sums: &mut Sums, gib: u64, more: bool) {
+    count(&mut sums.volume_gib, gib, more);
+}
+
+fn sum_snapshot(sums: &mut Sums, gib: u64, more: bool) {
+    count(&mut sums.snapshot_gib, gib, more);
+}
+
+fn count(sum: &mut u64, part: u64, more: bool) {
+    *sum = if more { sum.saturating_add(part) } else { sum.saturating_sub(part) };
 }
 
 pub(super) fn remove<R: Record>(table: &mut Table<R>, id: &str) -> Option<Row<R>> {

@@ -1,6 +1,6 @@
 //! The filters and weights, each a plain function. A filter answers with its reason in words, figures included.
 
-use super::{HostSight, Policy, Request};
+use super::{HostSight, Policy, Request, affinity, match_specs};
 use amphi_api::host::{EngineName, HostSpec, HostState};
 use amphi_api::instance::BodyKind;
 
@@ -12,25 +12,37 @@ pub const MEMORY_OVERCOMMIT_PERCENT: u32 = 100;
 const GIB: u64 = 1 << 30;
 
 pub type Filter = fn(&HostSight, &Request, &Policy) -> Result<(), String>;
-/// A greater weight is better; each is between 0 and 1.
+/// A greater weight is better; each is between 0 and 1, but for a server group's, which outweighs the others together.
 pub type Weight = fn(&HostSight, &Request, &Policy) -> f64;
 
 /// In the order in which their reasons are told.
 pub const FILTERS: &[(&str, Filter)] = &[
     ("state", state),
     ("choice", choice),
+    ("zone", zone),
+    ("group", affinity::group),
+    ("aggregates", match_specs::aggregates),
     ("cpu", cpu),
     ("memory", memory),
     ("volume", volume),
     ("network", network),
 ];
 
-pub const WEIGHTS: &[(&str, Weight)] =
-    &[("free_cpu", free_cpu), ("free_memory", free_memory), ("free_volume", free_volume)];
+pub const WEIGHTS: &[(&str, Weight)] = &[
+    ("free_cpu", free_cpu),
+    ("free_memory", free_memory),
+    ("free_volume", free_volume),
+    ("group", affinity::together),
+];
 
-fn state(host: &HostSight, _: &Request, _: &Policy) -> Result<(), String> {
+fn state(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
     match host.state {
-        HostState::Up if host.spec.is_some() => Ok(()),
+        // A volume is no instance: a host that is being emptied still grows those it has.
+        HostState::Up if host.spec.is_some() => match host.disabled {
+            Some("") if !request.bodies.is_empty() => Err("is disabled".into()),
+            Some(reason) if !request.bodies.is_empty() => Err(format!("is disabled: {reason}")),
+            _ => Ok(()),
+        },
         HostState::Up | HostState::Joined => Err("has not connected yet".into()),
         HostState::Down => Err("is down".into()),
     }
@@ -46,7 +58,17 @@ fn choice(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String>
     if request.excluded.contains(&host.id) {
         return Err("is excluded".into());
     }
+    if request.among.as_ref().is_some_and(|hosts| !hosts.contains(&host.id)) {
+        return Err("runs none of the instances that it shall be beside".into());
+    }
     Ok(())
+}
+
+fn zone(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
+    match &request.zone {
+        Some(zone) if zone != host.zone => Err(format!("is in zone '{}', not '{zone}'", host.zone)),
+        _ => Ok(()),
+    }
 }
 
 /// vCPUs that may be promised in all.

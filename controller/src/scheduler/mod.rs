@@ -4,14 +4,18 @@
 //! earliest acceptable body wins, then the greatest weight, then the lowest id. Claims, not load, say what is free: the
 //! caller commits the claim with the record it places, compared by version.
 
+mod affinity;
 mod filters;
+mod match_specs;
 #[cfg(test)]
 mod tests;
 
 use amphi_api::HostId;
 use amphi_api::host::{Claims, HostSpec, HostState};
 use amphi_api::instance::BodyKind;
+use std::collections::{BTreeMap, BTreeSet};
 
+pub use affinity::GroupAsk;
 pub use filters::{CPU_OVERCOMMIT, FILTERS, MEMORY_OVERCOMMIT_PERCENT, WEIGHTS};
 
 /// One host as placement sees it.
@@ -23,6 +27,12 @@ pub struct HostSight<'a> {
     /// Absent until its agent has connected once.
     pub spec: Option<&'a HostSpec>,
     pub claims: Claims,
+    /// No new instance comes here, in the words of whoever said so (perhaps none).
+    pub disabled: Option<&'a str>,
+    /// Its availability zone; empty where nobody asks for zones.
+    pub zone: &'a str,
+    /// Metadata of all its aggregates: one key may be there with several values.
+    pub metadata: Vec<(&'a str, &'a str)>,
 }
 
 /// What is asked.
@@ -44,6 +54,14 @@ pub struct Request {
     /// Where its volume is.
     pub volume_host: Option<HostId>,
     pub excluded: Vec<HostId>,
+    /// The availability zone that it must be in.
+    pub zone: Option<String>,
+    /// The hosts that it may go to: those of the instances it shall be beside. None: any.
+    pub among: Option<BTreeSet<HostId>>,
+    /// Its server group: where the others are.
+    pub group: Option<GroupAsk>,
+    /// The flavor's extra specs; those with the scope `aggregate_instance_extra_specs:` are asked of aggregates.
+    pub extra_specs: BTreeMap<String, String>,
 }
 
 /// How far CPUs are promised beyond what is there.

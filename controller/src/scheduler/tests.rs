@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 const GIB: u64 = 1 << 30;
 
-pub fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
+pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
     let engine = |name| Engine { name, version: "1".into(), trouble: None };
     HostSpec {
         name: "h".into(),
@@ -28,7 +28,16 @@ pub fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
 }
 
 fn sight(number: u128, spec: Option<&HostSpec>, claims: Claims) -> HostSight<'_> {
-    HostSight { id: HostId(Uuid::from_u128(number)), name: "h", state: HostState::Up, spec, claims }
+    HostSight {
+        id: HostId(Uuid::from_u128(number)),
+        name: "h",
+        state: HostState::Up,
+        spec,
+        claims,
+        disabled: None,
+        zone: "nova",
+        metadata: Vec::new(),
+    }
 }
 
 fn ask() -> Request {
@@ -116,6 +125,49 @@ fn the_preferred_body_dominates_and_then_the_emptier_host_wins() {
     let only_vm = Request { bodies: vec![BodyKind::Vm], ..ask() };
     assert_eq!(place(&hosts, &only_vm, &Policy::default()), Ok(Placement { host: id(1), body: 0 }));
     assert_eq!(place(&hosts[..1], &ask(), &Policy::default()), Ok(Placement { host: id(1), body: 1 }));
+}
+
+#[test]
+fn disabled_hosts_zones_and_neighbours() {
+    let good = spec(2, 4096, 10);
+    let table: Vec<(HostSight, fn(&mut Request), Option<&str>)> = vec![
+        (
+            HostSight { disabled: Some(""), ..sight(1, Some(&good), Claims::default()) },
+            |_| (),
+            Some("is disabled"),
+        ),
+        (
+            HostSight { disabled: Some("disk"), ..sight(1, Some(&good), Claims::default()) },
+            |_| (),
+            Some("is disabled: disk"),
+        ),
+        (
+            HostSight { disabled: Some("disk"), ..sight(1, Some(&good), Claims::default()) },
+            |r| r.bodies.clear(),
+            None,
+        ),
+        (sight(1, Some(&good), Claims::default()), |r| r.zone = Some("nova".into()), None),
+        (
+            sight(1, Some(&good), Claims::default()),
+            |r| r.zone = Some("far".into()),
+            Some("is in zone 'nova', not 'far'"),
+        ),
+        (sight(1, Some(&good), Claims::default()), |r| r.among = Some([id(1)].into()), None),
+        (
+            sight(1, Some(&good), Claims::default()),
+            |r| r.among = Some([id(2)].into()),
+            Some("runs none of the instances that it shall be beside"),
+        ),
+    ];
+    for (at, (host, change, want)) in table.into_iter().enumerate() {
+        let mut request = ask();
+        change(&mut request);
+        let found = place(&[host], &request, &Policy::default());
+        match want {
+            None => assert!(found.is_ok(), "row {at}: {found:?}"),
+            Some(reason) => assert_eq!(found.unwrap_err().hosts[0].1, [reason], "row {at}"),
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Operations on the real embedded store, with hosts that are played: what a host would say is made of what it is told.
 
+mod catalogue;
 mod create;
 mod evacuation;
 mod exchange;
