@@ -16,7 +16,7 @@ up: install build images
 down:
 	$(LAB) down
 
-# Without `build`: the tests' own build makes the programs too, and Cargo would build much twice for both.
+# The tests' own build makes the programs too, and the lane runs one of the tests' programs: nothing is built twice.
 test: install images
 	$(SUDO) cargo nextest run --workspace
 	$(SUDO) scripts/uml-lane.sh

@@ -4,9 +4,10 @@
 #
 #   scripts/uml-lane.sh [TEST_BINARY [TEST_NAME_FILTER]]
 #
-# Without a binary it builds one. Prints the suite's output and, last, `uml: N passed, 0 failed`; exits 0 only
-# if the suite ran to its end inside, every listed case passed, and all within UML_DEADLINE seconds (300).
-# Needs user-mode-linux, lvm2, dmsetup, xfsprogs. Leaves nothing behind; the machine's own kernel is not touched.
+# Without a binary it takes the one that `cargo nextest run --workspace` runs, built if need be. Prints the
+# suite's output and, last, `uml: N passed, 0 failed`; exits 0 only if the suite ran to its end inside, every
+# listed case passed, and all within UML_DEADLINE seconds (300). Needs user-mode-linux, lvm2, dmsetup, xfsprogs,
+# and without a binary cargo-nextest and jq. Leaves nothing behind; the machine's own kernel is not touched.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 deadline=${UML_DEADLINE:-300}
@@ -21,8 +22,9 @@ fail() {
 command -v linux.uml >/dev/null || fail "user-mode-linux is not installed"
 [ -d /usr/lib/uml/modules ] || fail "/usr/lib/uml/modules is missing"
 if [ -z "$binary" ]; then
-    binary=$(cd "$root" && cargo test -p amphi-hostsrv --test storage_conformance --no-run --message-format=json |
-        sed -n 's/.*"name":"storage_conformance".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+    # The one that the workspace's tests run: a build for this package alone would choose other features.
+    binary=$(cd "$root" && cargo nextest list --workspace --list-type binaries-only --message-format json |
+        jq -r '."rust-binaries"."amphi-hostsrv::storage_conformance"."binary-path"')
 fi
 [ -x "$binary" ] || fail "no test binary ${binary:-was built}"
 binary=$(cd "$(dirname "$binary")" && pwd)/$(basename "$binary")

@@ -119,7 +119,7 @@ impl LvmDriver {
             blocking("reading the superblock of", &lv.name, move || filesystem::size_on(&path)).await?;
         // A last piece that is too small for an allocation group of its own stays unused.
         match size {
-            Some(size) if size + filesystem::SMALLEST_GROUP <= lv.size_bytes => {
+            Some(size) if size + filesystem::SMALLEST_GROWTH <= lv.size_bytes => {
                 filesystem::grow(&self.mount_point(id)).await
             }
             _ => Ok(()),

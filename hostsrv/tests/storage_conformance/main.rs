@@ -24,6 +24,7 @@ macro_rules! cases {
 cases!(
     volumes::a_volume_has_a_hard_limit_and_its_neighbour_is_unharmed,
     volumes::a_mounted_volume_grows_online_and_never_shrinks,
+    volumes::a_file_system_has_a_least_size_and_grows_by_every_extent,
     volumes::bytes_stay_when_the_body_changes,
     volumes::the_bin_keeps_restores_and_purges,
     volumes::everything_twice_is_once,

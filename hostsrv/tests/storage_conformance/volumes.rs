@@ -5,7 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use amphi_hostsrv::storage::{
-    Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeKind, recycle,
+    Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeKind, VolumeSpec,
+    recycle,
 };
 use uuid::Uuid;
 
@@ -58,6 +59,23 @@ pub async fn a_mounted_volume_grows_online_and_never_shrinks(rig: &mut Rig) {
     rig.driver.detach(id).await.expect("detached");
     let point = rig.mount(id).await;
     assert_eq!(std::fs::read(point.join("open")).expect("read")[..bytes.len()], bytes[..]);
+}
+
+pub async fn a_file_system_has_a_least_size_and_grows_by_every_extent(rig: &mut Rig) {
+    let id = Uuid::new_v4();
+    let error = rig.driver.ensure(&xfs(id, 29)).await.expect_err("too small for XFS");
+    assert!(
+        matches!(error, StorageError::TooSmall { size, least, .. } if (size, least) == (29 * UNIT, 30 * UNIT)),
+        "{error}"
+    );
+    assert_eq!(rig.observed(id).await, None, "nothing was made");
+    rig.driver.ensure(&raw(id, 1)).await.expect("small, and no file system");
+
+    let (id, point) = rig.mounted(30).await;
+    let before = filesystem_size(&point);
+    let extent = 4 << 20;
+    rig.driver.ensure(&VolumeSpec { size_bytes: 30 * UNIT + extent, ..xfs(id, 30) }).await.expect("grown");
+    assert_eq!(filesystem_size(&point), before + extent);
 }
 
 pub async fn bytes_stay_when_the_body_changes(rig: &mut Rig) {
