@@ -19,6 +19,10 @@ pub enum ImageFormat {
     Raw,
     /// Blobs `kernel` and `initramfs`; the guest has no disk of its own.
     KernelInitramfs,
+    /// A whole set as JSON, as `amphi set check` reads it. Blob `description`.
+    SetDescription,
+    /// A disk in a format that no body starts from, kept for whoever downloads it. Blob `disk`.
+    Other,
 }
 
 /// One part of an image.
@@ -31,6 +35,7 @@ pub enum BlobRole {
     Disk,
     Kernel,
     Initramfs,
+    Description,
 }
 
 impl ImageFormat {
@@ -38,8 +43,9 @@ impl ImageFormat {
     pub fn roles(self) -> &'static [BlobRole] {
         match self {
             Self::DockerArchive => &[BlobRole::Archive],
-            Self::Qcow2 | Self::Raw => &[BlobRole::Disk],
+            Self::Qcow2 | Self::Raw | Self::Other => &[BlobRole::Disk],
             Self::KernelInitramfs => &[BlobRole::Kernel, BlobRole::Initramfs],
+            Self::SetDescription => &[BlobRole::Description],
         }
     }
 

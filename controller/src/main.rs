@@ -12,8 +12,6 @@ use amphi_controller::pki::{self, Ca};
 use amphi_controller::store::{SledStore, Store};
 use amphi_controller::tasks::{self, Task};
 use anyhow::Context;
-use axum::ServiceExt;
-use axum::extract::Request;
 use clap::Parser;
 use jiff::SignedDuration;
 use std::io::IsTerminal;
@@ -103,7 +101,6 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     };
     let address = listener.local_addr()?;
     let service = faces::of_one_listener(Native { ops }, &token);
-    let service = ServiceExt::<Request>::into_make_service(service);
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());
     tracing::info!(%address, hosts = %config.hosts_listen, "serving");

@@ -100,5 +100,6 @@ fn role_word(role: BlobRole) -> &'static str {
         BlobRole::Disk => "disk",
         BlobRole::Kernel => "kernel",
         BlobRole::Initramfs => "initramfs",
+        BlobRole::Description => "description",
     }
 }

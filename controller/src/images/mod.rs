@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use md5::Md5;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -11,6 +12,9 @@ use tokio::io::AsyncWriteExt;
 
 /// Largest blob, in bytes: 1 TiB. An upload without end should not become a full disk without a word.
 pub const BLOB_MAX: u64 = 1 << 40;
+
+/// Of the beginning of each blob so many bytes are looked at.
+const HEAD: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -37,6 +41,18 @@ fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> BlobError {
 pub struct Put {
     pub sha256: String,
     pub size: u64,
+    /// Lower-case hexadecimal MD5: what glance calls an image's checksum.
+    pub md5: String,
+    /// The size of the disk that a qcow2 file describes, in bytes.
+    pub qcow2_size: Option<u64>,
+}
+
+/// The virtual size that a qcow2 header tells: bytes 24 to 32 after the magic (docs/interop/qcow2.txt of QEMU).
+fn qcow2_size(head: &[u8]) -> Option<u64> {
+    if !head.starts_with(b"QFI\xfb") {
+        return None;
+    }
+    head.get(24..32)?.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// The store. Cheap to share behind an `Arc`.
@@ -79,7 +95,7 @@ impl BlobStore {
         let upload = Upload(self.uploads.join(uuid::Uuid::new_v4().to_string()));
         let mut file = File::create(&upload.0).await.map_err(io("begin an upload"))?;
         let mut bytes = pin!(bytes);
-        let mut hash = Sha256::new();
+        let (mut hash, mut md5, mut head) = (Sha256::new(), Md5::new(), Vec::new());
         let mut size = 0u64;
         while let Some(part) = bytes.next().await {
             let part = part.map_err(|e| BlobError::Interrupted { received: size, reason: e.to_string() })?;
@@ -88,6 +104,8 @@ impl BlobStore {
                 return Err(BlobError::TooLarge);
             }
             hash.update(&part);
+            md5.update(&part);
+            head.extend(part.iter().take(HEAD - head.len().min(HEAD)));
             file.write_all(&part).await.map_err(io("write an upload"))?;
         }
         let sha256 = hex::encode(hash.finalize());
@@ -105,7 +123,7 @@ impl BlobStore {
             let dir = File::open(dir).await.map_err(io("keep a blob"))?;
             dir.sync_all().await.map_err(io("keep a blob"))?;
         }
-        Ok(Put { sha256, size })
+        Ok(Put { sha256, size, md5: hex::encode(md5.finalize()), qcow2_size: qcow2_size(&head) })
     }
 
     /// A blob's bytes and their number.
@@ -165,12 +183,23 @@ mod tests {
     /// SHA-256 of "hello", as sha256sum prints it.
     const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
+    #[test]
+    fn virtual_sizes() {
+        let mut head = b"QFI\xfb\0\0\0\x03".to_vec();
+        head.resize(24, 0);
+        assert_eq!(qcow2_size(&head), None);
+        head.extend((5u64 << 30).to_be_bytes());
+        assert_eq!(qcow2_size(&head), Some(5 << 30));
+        assert_eq!(qcow2_size(&[0; 32]), None);
+    }
+
     #[tokio::test]
     async fn bytes_are_kept_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let store = BlobStore::open(dir.path()).await.unwrap();
         let put = store.put(parts(&["hel", "lo"]), None).await.unwrap();
-        assert_eq!(put, Put { sha256: HELLO.into(), size: 5 });
+        let md5 = "5d41402abc4b2a76b9719d911017c592".to_owned();
+        assert_eq!(put, Put { sha256: HELLO.into(), size: 5, md5, qcow2_size: None });
         assert_eq!(store.put(parts(&["hello"]), Some(HELLO)).await.unwrap(), put);
         assert_eq!(store.list().await.unwrap(), [HELLO]);
         let (mut file, size) = store.read(HELLO).await.unwrap();

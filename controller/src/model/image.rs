@@ -1,6 +1,6 @@
 //! Images: a name and a meaning for blobs.
 
-use super::Record;
+use super::{ImageTraits, Record};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
 use amphi_api::{ImageId, ProjectId};
 use jiff::Timestamp;
@@ -17,6 +17,9 @@ pub struct ImageRecord {
     pub cmdline: String,
     #[serde(default)]
     pub blobs: BTreeMap<BlobRole, Blob>,
+    /// Who may see it, and what is said of it.
+    #[serde(default)]
+    pub traits: ImageTraits,
     /// Being deleted: no new body takes it.
     #[serde(default)]
     pub closing: bool,

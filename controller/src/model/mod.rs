@@ -8,6 +8,8 @@ mod flavor;
 mod host;
 pub mod identity;
 mod image;
+mod image_change;
+mod image_traits;
 mod instance;
 mod key_pair;
 pub mod network;
@@ -26,6 +28,8 @@ pub use exchange::{
 pub use flavor::{DEFAULT_FLAVORS, FlavorKey, FlavorRecord};
 pub use host::{HostRecord, JoinDigest, JoinRecord};
 pub use image::ImageRecord;
+pub use image_change::{ChangeRefused, ImageChange, change_image};
+pub use image_traits::{ImageMember, ImageTraits, MemberStatus, StagedBlob, Visibility, format_of};
 pub use instance::{BodyRecord, InstanceObserved, InstanceRecord, Intent, state_of};
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{

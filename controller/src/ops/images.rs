@@ -2,9 +2,11 @@
 
 use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
-use crate::images::{BLOB_MAX, BlobError};
-use crate::model::ImageRecord;
-use amphi_api::image::{Blob, BlobRole, Image, ImageCreate};
+use crate::images::{BLOB_MAX, BlobError, Put};
+use crate::model::{
+    ChangeRefused, ImageChange, ImageRecord, ImageTraits, Record, StagedBlob, change_image, format_of,
+};
+use amphi_api::image::{Blob, BlobRole, Image, ImageCreate, ImageFormat, ImageState};
 use amphi_api::{ImageId, ProjectId};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -30,6 +32,16 @@ impl From<BlobError> for OpsError {
     }
 }
 
+impl From<ChangeRefused> for OpsError {
+    fn from(refused: ChangeRefused) -> Self {
+        match refused {
+            ChangeRefused::State(message) => Self::conflict(message),
+            ChangeRefused::Absent(id) => Self::NotFound { noun: ImageRecord::NOUN, id },
+            ChangeRefused::Limit(_) => Self::TooLarge(0),
+        }
+    }
+}
+
 impl Ops {
     pub async fn create_image(&self, scope: ProjectId, request: &ImageCreate) -> Result<Image, OpsError> {
         request.check()?;
@@ -40,6 +52,7 @@ impl Ops {
             format: request.format,
             cmdline: request.cmdline.clone(),
             blobs: Default::default(),
+            traits: Default::default(),
             closing: false,
             created_at: Timestamp::now(),
         };
@@ -50,6 +63,110 @@ impl Ops {
         })
         .await?;
         Ok(record.view())
+    }
+
+    /// An image with everything that is said of it; a given id must be free.
+    pub async fn register_image(
+        &self,
+        scope: ProjectId,
+        id: Option<ImageId>,
+        name: &str,
+        traits: ImageTraits,
+    ) -> Result<ImageId, OpsError> {
+        let now = Timestamp::now();
+        let record = ImageRecord {
+            id: id.unwrap_or_else(ImageId::new),
+            project: scope,
+            name: name.to_owned(),
+            format: format_of(traits.container_format.as_deref(), traits.disk_format.as_deref()),
+            cmdline: String::new(),
+            blobs: Default::default(),
+            traits: ImageTraits { updated_at: Some(now), ..traits },
+            closing: false,
+            created_at: now,
+        };
+        self.transact(|view| {
+            if view.images.get(record.id).is_some() {
+                return Err(OpsError::taken("id", format!("image {} exists", record.id)));
+            }
+            let mut draft = Draft::default();
+            draft.create(&record);
+            Ok((draft, ()))
+        })
+        .await?;
+        Ok(record.id)
+    }
+
+    /// All changes or none.
+    pub async fn change_image(
+        &self,
+        scope: ProjectId,
+        id: ImageId,
+        changes: &[ImageChange],
+    ) -> Result<(), OpsError> {
+        self.transact(|view| {
+            let row = find(&view.images, scope, id)?;
+            let mut record = (*row.record).clone();
+            for change in changes {
+                change_image(&mut record, change, Timestamp::now())?;
+            }
+            let mut draft = Draft::default();
+            draft.update(row, &record);
+            Ok((draft, ()))
+        })
+        .await
+    }
+
+    /// Takes bytes that wait for [`Self::import_staged`].
+    pub async fn stage_image(
+        &self,
+        scope: ProjectId,
+        id: ImageId,
+        bytes: BlobStream,
+    ) -> Result<(), OpsError> {
+        let format = {
+            let view = self.world().read();
+            let row = find(&view.images, scope, id)?;
+            if row.state() != ImageState::Queued || row.traits.staged.is_some() {
+                return Err(OpsError::conflict("the image has bytes, or bytes that wait, already"));
+            }
+            row.format
+        };
+        let _kept = self.uploads.read().await;
+        let put = self.blobs.put(bytes, None).await?;
+        let staged = StagedBlob {
+            virtual_size: virtual_size(format, &put),
+            blob: Blob { sha256: put.sha256, size: put.size },
+            md5: put.md5,
+        };
+        self.change_image(scope, id, &[ImageChange::Stage(staged)]).await
+    }
+
+    /// Bytes that waited become the image's.
+    pub async fn import_staged(&self, scope: ProjectId, id: ImageId) -> Result<(), OpsError> {
+        self.transact(|view| {
+            let row = find(&view.images, scope, id)?;
+            let mut record = (*row.record).clone();
+            let Some(staged) = record.traits.staged.take() else {
+                return Err(OpsError::conflict("no bytes wait for the import; stage them first"));
+            };
+            let Some(role) = record.format.roles().first() else {
+                return Err(OpsError::Internal("a format without bytes".into()));
+            };
+            record.blobs.insert(*role, staged.blob);
+            record.traits.md5 = Some(staged.md5);
+            record.traits.virtual_size = staged.virtual_size;
+            record.traits.updated_at = Some(Timestamp::now());
+            let mut draft = Draft::default();
+            draft.update(row, &record);
+            Ok((draft, ()))
+        })
+        .await
+    }
+
+    /// The bytes of a digest that a record names, and their number.
+    pub async fn read_blob(&self, sha256: &str) -> Result<(tokio::fs::File, u64), OpsError> {
+        Ok(self.blobs.read(sha256).await?)
     }
 
     pub fn image(&self, scope: ProjectId, id: ImageId) -> Result<Image, OpsError> {
@@ -88,7 +205,7 @@ impl Ops {
         // From here until a record names the blob, nobody removes one.
         let _kept = self.uploads.read().await;
         let put = self.blobs.put(bytes, expected.as_deref()).await?;
-        let blob = Blob { sha256: put.sha256, size: put.size };
+        let blob = Blob { sha256: put.sha256.clone(), size: put.size };
         self.transact(|view| {
             let row = find(&view.images, scope, id)?;
             check(row)?;
@@ -104,6 +221,9 @@ impl Ops {
                 None => {
                     let mut record = (*row.record).clone();
                     record.blobs.insert(role, blob.clone());
+                    record.traits.md5 = Some(put.md5.clone());
+                    record.traits.virtual_size = virtual_size(record.format, &put);
+                    record.traits.updated_at = Some(Timestamp::now());
                     draft.update(row, &record);
                 }
             }
@@ -117,6 +237,9 @@ impl Ops {
     pub async fn delete_image(&self, scope: ProjectId, id: ImageId) -> Result<(), OpsError> {
         self.transact(|view| {
             let row = find(&view.images, scope, id)?;
+            if row.traits.protected {
+                return Err(OpsError::Forbidden(format!("image {id} is protected and cannot be deleted")));
+            }
             refuse_used(view, id)?;
             let mut draft = Draft::default();
             if !row.closing {
@@ -134,7 +257,8 @@ impl Ops {
                     Ok(()) => draft.delete(row),
                     Err(_) => draft.update(row, &ImageRecord { closing: false, ..(*row.record).clone() }),
                 }
-                Ok((draft, (used, row.blobs.values().map(|b| b.sha256.clone()).collect::<Vec<_>>())))
+                let blobs: Vec<_> = blobs_of(row).map(|b| b.sha256.clone()).collect();
+                Ok((draft, (used, blobs)))
             })
             .await?;
         refusal?;
@@ -143,7 +267,7 @@ impl Ops {
         tokio::spawn(async move {
             let _alone = uploads.write().await;
             for sha256 in blobs {
-                let named = |i: &crate::ops::Row<ImageRecord>| i.blobs.values().any(|b| b.sha256 == sha256);
+                let named = |i: &crate::ops::Row<ImageRecord>| blobs_of(i).any(|b| b.sha256 == sha256);
                 if world.read().images.iter().any(named) {
                     continue;
                 }
@@ -154,6 +278,20 @@ impl Ops {
             }
         });
         Ok(())
+    }
+}
+
+/// All bytes that an image names.
+fn blobs_of(record: &ImageRecord) -> impl Iterator<Item = &Blob> {
+    record.blobs.values().chain(record.traits.staged.iter().map(|s| &s.blob))
+}
+
+/// The size of the disk that bytes describe.
+fn virtual_size(format: ImageFormat, put: &Put) -> Option<u64> {
+    match format {
+        ImageFormat::Raw => Some(put.size),
+        ImageFormat::Qcow2 => put.qcow2_size,
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod body;
 pub mod gate;
+mod image;
 pub mod microversion;
 pub mod page;
 pub mod query;
@@ -54,7 +55,7 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![]
+    vec![image::routes()]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.

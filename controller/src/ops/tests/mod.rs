@@ -191,6 +191,7 @@ impl Cloud {
             cmdline: String::new(),
             blobs: format.roles().iter().map(|role: &BlobRole| (*role, blob.clone())).collect(),
             closing: false,
+            traits: Default::default(),
             created_at: Timestamp::now(),
         };
         let value = serde_json::to_value(&record).unwrap();

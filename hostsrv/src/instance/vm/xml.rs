@@ -109,7 +109,9 @@ fn os(plan: &BodyPlan) -> Result<Element, DriverError> {
                 .child(Element::new("cmdline").text(cmdline.trim_end())))
         }
         ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os.child(Element::new("boot").attr("dev", "hd"))),
-        ImageFormat::DockerArchive => Err(refused(plan, "a VM cannot start from a container image")),
+        ImageFormat::DockerArchive | ImageFormat::SetDescription | ImageFormat::Other => {
+            Err(refused(plan, "a VM starts from a qcow2 or raw disk, or from a kernel with its initramfs"))
+        }
     }
 }
 
