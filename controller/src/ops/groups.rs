@@ -78,8 +78,8 @@ impl Ops {
         let edited = |_: &View, group: &mut SecurityGroupRecord, _: &mut Draft| {
             let before = group.name.clone();
             edit(group);
-            if group.is_default() && group.name != before {
-                return Err(OpsError::conflict("the default security group keeps its name"));
+            if group.name != before && (group.is_default() || group.name == "default") {
+                return Err(OpsError::conflict("the default security group keeps its name, and it alone has it"));
             }
             Ok(())
         };

@@ -7,13 +7,16 @@
 use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, Reach, View, subnets};
 use crate::model::network::{Notes, Provider, SubnetRecord};
-use crate::model::{NetworkRecord, PortRecord, Record};
+use crate::model::{FloatingIpRecord, NetworkRecord, PortRecord, Record};
 use amphi_api::network::{DEFAULT_MTU, Network, NetworkCreate, SubnetSpec};
 use amphi_api::{NetworkId, ProjectId, validate};
 use jiff::Timestamp;
 
 /// MTU of a network whose frames are carried as they are, in bytes.
 const PHYSICAL_MTU: u32 = 1500;
+
+/// Seven operations each, in a transaction of [`crate::store::TXN_OPS_MAX`].
+const SPARE_MAX: usize = 16;
 
 /// What is asked of how a network's frames are carried. All empty: a tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,8 +140,15 @@ impl Ops {
     pub async fn delete_network_of(&self, reach: Reach, id: NetworkId) -> Result<(), OpsError> {
         self.transact(|view| {
             let row = reach.find(&view.networks, id)?;
-            refuse_used(view, id)?;
             let mut draft = Draft::default();
+            let spare = spare_floating_ips(view, id);
+            refuse_used(view, id, spare.len())?;
+            for ip in spare {
+                if let Some(holder) = view.ports.get(ip.holder) {
+                    super::ports::remove(view, &mut draft, holder);
+                }
+                draft.delete(ip);
+            }
             if !row.closing {
                 draft.update(row, &NetworkRecord { closing: true, ..(*row.record).clone() });
             }
@@ -148,7 +158,7 @@ impl Ops {
         self.transact(|view| {
             let row = reach.find(&view.networks, id)?;
             let mut draft = Draft::default();
-            let used = refuse_used(view, id);
+            let used = refuse_used(view, id, 0);
             match &used {
                 Ok(()) => {
                     view.subnets_of(id).for_each(|subnet| draft.delete(subnet));
@@ -165,8 +175,15 @@ impl Ops {
     }
 }
 
-fn refuse_used(view: &View, id: NetworkId) -> Result<(), OpsError> {
-    match view.ports_on(id).count() {
+/// Floating IPs that stand for nothing: they go with their network. No more than fit into one transaction.
+fn spare_floating_ips(view: &View, id: NetworkId) -> Vec<&super::Row<FloatingIpRecord>> {
+    let spare = |ip: &&super::Row<FloatingIpRecord>| ip.network == id && ip.target.is_none();
+    view.floating_ips.iter().filter(spare).take(SPARE_MAX).collect()
+}
+
+/// `leaving`: ports that go in the same transaction.
+fn refuse_used(view: &View, id: NetworkId, leaving: usize) -> Result<(), OpsError> {
+    match view.ports_on(id).count().saturating_sub(leaving) {
         0 => Ok(()),
         count => Err(OpsError::conflict(format!("{count} ports are on the network"))),
     }

@@ -185,30 +185,20 @@ impl Ops {
         Ok(rows.into_iter().map(|row| port_view(row)).collect())
     }
 
-    /// Ports of the project's own use, all or none of them. `edit` sets the plain fields.
-    pub async fn create_ports(
+    /// A port of the project's own use. `edit` sets the plain fields.
+    pub async fn create_port(
         &self,
         reach: Reach,
-        orders: &[(NetworkId, PortChange, &(dyn Fn(&mut PortRecord) + Sync))],
-    ) -> Result<Vec<PortId>, OpsError> {
-        let mut made = Vec::new();
-        for (network, change, edit) in orders {
-            let one = self.transact(|view| {
-                let mut draft = Draft::default();
-                let id = create(view, reach, *network, change, edit, &mut draft)?;
-                Ok((draft, id))
-            });
-            match one.await {
-                Ok(id) => made.push(id),
-                Err(error) => {
-                    for id in made {
-                        let _ = self.delete_port(reach, id).await;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok(made)
+        network: NetworkId,
+        change: &PortChange,
+        edit: impl Fn(&mut PortRecord) + Sync,
+    ) -> Result<PortId, OpsError> {
+        self.transact(|view| {
+            let mut draft = Draft::default();
+            let id = create(view, reach, network, change, &edit, &mut draft)?;
+            Ok((draft, id))
+        })
+        .await
     }
 
     pub async fn update_port(

@@ -71,3 +71,33 @@ impl Ops {
         .await
     }
 }
+
+/// Most tags of a thing: neutron's bound.
+const TAGS_MAX: usize = 50;
+
+impl Ops {
+    /// Changes the tags of a thing; answers what `edit` answered of the tags it found.
+    pub async fn edit_tags<R: Noted>(
+        &self,
+        reach: Reach,
+        pick: impl Fn(&View) -> &Table<R>,
+        id: R::Id,
+        edit: impl Fn(&mut std::collections::BTreeSet<String>) -> bool,
+    ) -> Result<bool, OpsError> {
+        self.transact(|view| {
+            let row = reach.find(pick(view), id)?;
+            let mut record = (*row.record).clone();
+            let done = edit(&mut record.notes_mut().tags);
+            if record.notes().tags.len() > TAGS_MAX {
+                return Err(OpsError::field("tags", format!("at most {TAGS_MAX} tags")));
+            }
+            let mut draft = Draft::default();
+            if record != *row.record {
+                record.notes_mut().updated_at = Some(Timestamp::now());
+                draft.update(row, &record);
+            }
+            Ok((draft, done))
+        })
+        .await
+    }
+}

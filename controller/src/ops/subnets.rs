@@ -168,7 +168,10 @@ fn refuse_overlap<'a>(
         None => Ok(()),
         Some(other) => Err(OpsError::field(
             "cidr",
-            format!("{} overlaps with {} of subnet {}", record.cidr, other.cidr, other.id),
+            format!(
+                "requested subnet with cidr {} overlaps with another subnet: {} of {}",
+                record.cidr, other.cidr, other.id
+            ),
         )),
     }
 }
