@@ -3,9 +3,9 @@
 use super::addresses::{Asker, FixedIpWish, allocate};
 use super::ports::{fresh_port, put_new, remove};
 use super::routers::{NOBODY, between};
-use super::{Draft, Ops, OpsError, Reach, View};
+use super::{Draft, Ops, OpsError, Reach, View, quotas};
 use crate::model::network::{Target, owner};
-use crate::model::{FloatingIpRecord, NetworkRecord, PortRecord};
+use crate::model::{FloatingIpRecord, NetworkRecord, PortRecord, Resource};
 use amphi_api::{FloatingIpId, NetworkId, PortId, SubnetId};
 use jiff::Timestamp;
 use std::net::IpAddr;
@@ -36,6 +36,7 @@ impl Ops {
         self.transact(|view| {
             let mut draft = Draft::default();
             let now = Timestamp::now();
+            quotas::check(view, reach.project, &[(Resource::FloatingIps, 1)])?;
             let network = view
                 .networks
                 .get(wish.network)

@@ -2,9 +2,9 @@
 //! group `default`, which is made when it is first needed.
 
 use super::list::find;
-use super::{Draft, ListQuery, Ops, OpsError, Reach, View};
+use super::{Draft, ListQuery, Ops, OpsError, Reach, View, quotas};
 use crate::model::network::{ANY_PROTOCOL, Notes};
-use crate::model::{RuleRecord, SecurityGroupRecord};
+use crate::model::{Resource, RuleRecord, SecurityGroupRecord};
 use amphi_api::network::{Family, Protocol, RULES_MAX, Rule, RuleSpec, SecurityGroup, SecurityGroupCreate};
 use amphi_api::{ProjectId, RuleId, SecurityGroupId};
 use ipnet::IpNet;
@@ -37,6 +37,8 @@ impl Ops {
     pub async fn put_group(&self, reach: Reach, record: SecurityGroupRecord) -> Result<(), OpsError> {
         self.transact(|view| {
             let mut draft = Draft::default();
+            let rules = (Resource::SecurityGroupRules, record.rules.len() as u64);
+            quotas::check(view, record.project, &[(Resource::SecurityGroups, 1), rules])?;
             for rule in &record.rules {
                 check_remote(view, reach, record.id, rule, &mut draft)?;
             }
@@ -79,7 +81,9 @@ impl Ops {
             let before = group.name.clone();
             edit(group);
             if group.name != before && (group.is_default() || group.name == "default") {
-                return Err(OpsError::conflict("the default security group keeps its name, and it alone has it"));
+                return Err(OpsError::conflict(
+                    "the default security group keeps its name, and it alone has it",
+                ));
             }
             Ok(())
         };
@@ -110,6 +114,8 @@ impl Ops {
             |view| &view.groups,
             id,
             |view, group, draft| {
+                let more = (Resource::SecurityGroupRules, rules.len() as u64);
+                quotas::check(view, group.project, &[more])?;
                 for rule in rules {
                     if group.rules.len() >= RULES_MAX {
                         return Err(OpsError::conflict(format!("the group has {RULES_MAX} rules already")));

@@ -5,9 +5,9 @@
 //! the second look.
 
 use super::list::find;
-use super::{Draft, ListQuery, Ops, OpsError, Reach, View, subnets};
+use super::{Draft, ListQuery, Ops, OpsError, Reach, View, quotas, subnets};
 use crate::model::network::{Notes, Provider, SubnetRecord};
-use crate::model::{FloatingIpRecord, NetworkRecord, PortRecord, Record};
+use crate::model::{FloatingIpRecord, NetworkRecord, PortRecord, Record, Resource};
 use amphi_api::network::{DEFAULT_MTU, Network, NetworkCreate, SubnetSpec};
 use amphi_api::{NetworkId, ProjectId, validate};
 use jiff::Timestamp;
@@ -76,6 +76,7 @@ impl Ops {
         self.transact(|view| {
             let mut draft = Draft::default();
             let mut record = record.clone();
+            quotas::check(view, record.project, &[(Resource::Networks, 1)])?;
             record.provider = provider(view, wish)?;
             if record.mtu == 0 {
                 let tunnelled = record.provider.physical().is_none();

@@ -4,7 +4,7 @@
 use super::addresses::{Asker, FixedIpWish, allocate};
 use super::list::find;
 use super::view::Row;
-use super::{Draft, ListQuery, Ops, OpsError, Reach, View, groups};
+use super::{Draft, ListQuery, Ops, OpsError, Reach, View, groups, quotas};
 use crate::model::network::{FixedIp, owner};
 use crate::model::*;
 use amphi_api::network::Port;
@@ -74,6 +74,7 @@ pub(super) fn plan(
                 return Err(OpsError::field(place, format!("network '{}' is external", network.name)));
             }
             draft.guard(network);
+            quotas::check(view, scope, &[(Resource::Ports, 1)])?;
             let (id, mac) = fresh_port(view, network.id);
             let mut port = PortRecord::new(id, scope, network.id, mac, wish.now);
             port.port_security = network.port_security;
@@ -303,6 +304,7 @@ fn create(
         return Err(OpsError::conflict(format!("network {} is being deleted", network.id)));
     }
     draft.guard(network);
+    quotas::check(view, reach.project, &[(Resource::Ports, 1)])?;
     let (id, mut mac) = fresh_port(view, network.id);
     if let Some(wanted) = &change.mac {
         refuse_mac(view, network.id, wanted)?;

@@ -4,9 +4,9 @@
 use super::addresses::{Asker, FixedIpWish, allocate};
 use super::ports::{fresh_port, put_new, remove};
 use super::view::Row;
-use super::{Draft, Ops, OpsError, Reach, View};
+use super::{Draft, Ops, OpsError, Reach, View, quotas};
 use crate::model::network::{FixedIp, Gateway, HostRoute, owner};
-use crate::model::{NetworkRecord, PortRecord, RouterRecord, SubnetRecord};
+use crate::model::{NetworkRecord, PortRecord, Resource, RouterRecord, SubnetRecord};
 use amphi_api::{NetworkId, PortId, ProjectId, RouterId, SubnetId};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -78,6 +78,7 @@ impl Ops {
         self.transact(|view| {
             let mut draft = Draft::default();
             let mut record = record.clone();
+            quotas::check(view, record.project, &[(Resource::Routers, 1)])?;
             apply(view, reach, &mut record, change, &mut draft)?;
             draft.create(&record);
             Ok((draft, ()))

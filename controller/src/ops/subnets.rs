@@ -1,8 +1,8 @@
 //! Subnets: made within a network, changed, deleted. Two subnets of a network never overlap.
 
-use super::{Draft, Ops, OpsError, Reach, View};
+use super::{Draft, Ops, OpsError, Reach, View, quotas};
 use crate::model::network::{Notes, Pool, default_pools, owner};
-use crate::model::{NetworkRecord, SubnetRecord};
+use crate::model::{NetworkRecord, Resource, SubnetRecord};
 use amphi_api::SubnetId;
 use amphi_api::network::SubnetSpec;
 use ipnet::IpNet;
@@ -51,6 +51,9 @@ impl Ops {
     pub async fn put_subnets(&self, reach: Reach, records: &[SubnetRecord]) -> Result<(), OpsError> {
         self.transact(|view| {
             let mut draft = Draft::default();
+            if let Some(first) = records.first() {
+                quotas::check(view, first.project, &[(Resource::Subnets, records.len() as u64)])?;
+            }
             for (at, record) in records.iter().enumerate() {
                 let network = reach.find(&view.networks, record.network)?;
                 if network.closing {

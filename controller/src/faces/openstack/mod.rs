@@ -7,6 +7,7 @@ pub mod body;
 pub mod gate;
 mod image;
 pub mod microversion;
+pub mod network;
 pub mod page;
 pub mod query;
 pub mod routes;
@@ -55,7 +56,7 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![image::routes()]
+    vec![image::routes(), network::routes()]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.

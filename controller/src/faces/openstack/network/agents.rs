@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 fn agent(state: &OpenStack, host: &HostRecord) -> Shown {
     let networks = host.spec.as_ref().map(|spec| spec.physical_networks.clone()).unwrap_or_default();
-    let heard = state.ops.heard_at(host.id).unwrap_or(host.created_at);
+    let heard = state.ops.heard_at(host.id).unwrap_or(host.joined_at);
     let shown = json!({
         "id": host.id,
         "agent_type": "OVN Controller agent",
@@ -30,8 +30,8 @@ fn agent(state: &OpenStack, host: &HostRecord) -> Shown {
         "availability_zone": ZONE,
         "configurations": {"physical-networks": networks},
         "description": "",
-        "created_at": words::time(host.created_at),
-        "started_at": words::time(host.created_at),
+        "created_at": words::time(host.joined_at),
+        "started_at": words::time(host.joined_at),
         "heartbeat_timestamp": words::time(heard),
         "resources_synced": null,
     });

@@ -62,9 +62,9 @@ fn target(given: &mut Given) -> Result<Option<Option<TargetWish>>, Refusal> {
         return Err(invalid("fixed_ip_address", &json!(address), "is not an IPv4 address"));
     }
     match given.id("port_id")? {
-        None if address.is_some() => {
-            Err(Refusal::bad("Bad floatingip request: fixed_ip_address cannot be specified without a port_id"))
-        }
+        None if address.is_some() => Err(Refusal::bad(
+            "Bad floatingip request: fixed_ip_address cannot be specified without a port_id",
+        )),
         None => Ok(None),
         Some(None) => Ok(Some(None)),
         Some(Some(port)) => Ok(Some(Some(TargetWish { port: PortId(port), address }))),

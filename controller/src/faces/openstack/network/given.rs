@@ -52,7 +52,8 @@ pub fn body(one: &'static str, body: Value) -> Result<Given, Refusal> {
 }
 
 pub fn invalid(key: &str, value: &Value, reason: &str) -> Refusal {
-    Refusal::bad(format!("Invalid input for {key}. Reason: '{}' {reason}.", plain(value))).kind("HTTPBadRequest")
+    Refusal::bad(format!("Invalid input for {key}. Reason: '{}' {reason}.", plain(value)))
+        .kind("HTTPBadRequest")
 }
 
 fn plain(value: &Value) -> String {

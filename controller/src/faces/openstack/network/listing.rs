@@ -57,7 +57,13 @@ pub fn all<'a, R: Seen>(
 }
 
 /// The answer to a list.
-pub fn answer(many: &str, path: &str, base: &Base, query: &Query, all: Vec<Shown>) -> Result<Response, Refusal> {
+pub fn answer(
+    many: &str,
+    path: &str,
+    base: &Base,
+    query: &Query,
+    all: Vec<Shown>,
+) -> Result<Response, Refusal> {
     let mut kept: Vec<Shown> = all.into_iter().filter(|shown| fits(shown, query)).collect();
     let keys = sort_keys(query)?;
     for (key, _) in &keys {
@@ -200,7 +206,9 @@ fn is(name: &str, value: &Value, wanted: &str) -> bool {
 fn compare(a: Option<&Value>, b: Option<&Value>) -> Ordering {
     match (a, b) {
         (Some(Value::String(a)), Some(Value::String(b))) => a.cmp(b),
-        (Some(Value::Number(a)), Some(Value::Number(b))) => a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal),
+        (Some(Value::Number(a)), Some(Value::Number(b))) => {
+            a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal)
+        }
         (Some(Value::Bool(a)), Some(Value::Bool(b))) => a.cmp(b),
         (a, b) => a.map(ToString::to_string).cmp(&b.map(ToString::to_string)),
     }
@@ -267,7 +275,10 @@ mod tests {
         };
         let first = page("limit=2&fields=id").await;
         assert_eq!(first["things"][0], json!({"id": "a"}));
-        assert_eq!(first["things_links"], json!([{"rel": "next", "href": "http://c/p?limit=2&fields=id&marker=b"}]));
+        assert_eq!(
+            first["things_links"],
+            json!([{"rel": "next", "href": "http://c/p?limit=2&fields=id&marker=b"}])
+        );
         let last = page("limit=2&marker=b").await;
         assert_eq!(ids(&last), ["c", "d"]);
         assert_eq!(

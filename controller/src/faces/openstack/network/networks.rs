@@ -76,7 +76,9 @@ impl Wanted {
         for key in ["shared", "router:external", "is_default"] {
             given.admin_only(caller, key, &json!(false))?;
         }
-        for key in ["provider:network_type", "provider:physical_network", "provider:segmentation_id", "segments"] {
+        for key in
+            ["provider:network_type", "provider:physical_network", "provider:segmentation_id", "segments"]
+        {
             given.admin_only(caller, key, &Value::Null)?;
         }
         // Zones are hints, and there is one.
@@ -127,7 +129,8 @@ fn provider(given: &mut Given) -> Result<ProviderWish, Refusal> {
     let segment = match given.integer("provider:segmentation_id")? {
         None => None,
         Some(n) => Some(
-            u32::try_from(n).map_err(|_| invalid("provider:segmentation_id", &json!(n), "is out of range"))?,
+            u32::try_from(n)
+                .map_err(|_| invalid("provider:segmentation_id", &json!(n), "is out of range"))?,
         ),
     };
     Ok(ProviderWish {
@@ -218,7 +221,11 @@ pub async fn update(
     if moved != ProviderWish::default() {
         return Err(Refusal::bad("Plugin does not support updating provider attributes").kind("InvalidInput"));
     }
-    state.ops.update_network(reach(&caller)?, id, |network| wanted.apply(network)).await.map_err(told::<NetworkRecord>)?;
+    state
+        .ops
+        .update_network(reach(&caller)?, id, |network| wanted.apply(network))
+        .await
+        .map_err(told::<NetworkRecord>)?;
     let view = state.ops.world().read();
     let row = find::<NetworkRecord>(&view, &caller, &id.to_string())?;
     Ok(one("network", StatusCode::OK, &query, show_network(&view, &caller, row)))
@@ -239,5 +246,9 @@ pub async fn delete(
 
 /// What only a network's owner may choose of a port.
 pub fn refuse_stranger(caller: &Caller, network: &NetworkRecord, what: &str) -> Result<(), Refusal> {
-    if caller.may_see(network.project) { Ok(()) } else { Err(not_yours(&format!("{what} on a network of another project"))) }
+    if caller.may_see(network.project) {
+        Ok(())
+    } else {
+        Err(not_yours(&format!("{what} on a network of another project")))
+    }
 }

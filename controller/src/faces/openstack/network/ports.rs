@@ -26,7 +26,14 @@ const OWN: [&str; 4] =
     [owners::ROUTER_INTERFACE, owners::ROUTER_GATEWAY, owners::FLOATING_IP, owners::METADATA];
 /// Kinds of device that neutron knows.
 const VNIC_TYPES: [&str; 9] = [
-    "normal", "macvtap", "direct", "baremetal", "direct-physical", "virtio-forwarder", "smart-nic", "vdpa",
+    "normal",
+    "macvtap",
+    "direct",
+    "baremetal",
+    "direct-physical",
+    "virtio-forwarder",
+    "smart-nic",
+    "vdpa",
     "accelerator-direct",
 ];
 
@@ -52,8 +59,7 @@ pub fn show_port(view: &View, caller: &Caller, row: &Row<PortRecord>) -> Shown {
         let address = if whole { p.address.addr().to_string() } else { p.address.to_string() };
         json!({"ip_address": address, "mac_address": p.mac.as_ref().unwrap_or(&row.mac)})
     };
-    let option =
-        |o: &DhcpOption| json!({"opt_name": o.name, "opt_value": o.value, "ip_version": o.version});
+    let option = |o: &DhcpOption| json!({"opt_name": o.name, "opt_value": o.value, "ip_version": o.version});
     let mut shown = standard(
         row,
         row.created_at,
@@ -130,13 +136,16 @@ impl Wanted {
         };
         let port_security = given.flag("port_security_enabled")?;
         let chosen = fixed_ips.as_ref().is_some_and(|ips| ips.iter().any(|ip| ip.address.is_some()));
-        if mac.is_some() || chosen || port_security.is_some() || pairs.as_ref().is_some_and(|p| !p.is_empty()) {
+        if mac.is_some() || chosen || port_security.is_some() || pairs.as_ref().is_some_and(|p| !p.is_empty())
+        {
             refuse_stranger(caller, network, "addresses and port security to be chosen")?;
         }
         let device_owner = given.text("device_owner")?;
         if let Some(owner) = &device_owner {
             if OWN.contains(&owner.as_str()) {
-                return Err(Refusal::bad(format!("device_owner {owner} is the cloud's own")).kind("InvalidInput"));
+                return Err(
+                    Refusal::bad(format!("device_owner {owner} is the cloud's own")).kind("InvalidInput")
+                );
             }
             if owner.starts_with("network:") && !caller.is_admin() {
                 return Err(not_yours("attribute device_owner to be set"));
@@ -161,7 +170,9 @@ impl Wanted {
             change: PortChange {
                 fixed_ips,
                 mac,
-                groups: given.ids("security_groups")?.map(|ids| ids.into_iter().map(SecurityGroupId).collect()),
+                groups: given
+                    .ids("security_groups")?
+                    .map(|ids| ids.into_iter().map(SecurityGroupId).collect()),
             },
             name: given.text("name")?,
             description: given.text("description")?,
@@ -232,7 +243,9 @@ fn mac(text: &str) -> Result<String, Refusal> {
 
 fn pair(mut given: Given) -> Result<AddressPair, Refusal> {
     let address = given.take("ip_address").ok_or_else(|| {
-        Refusal::bad("Invalid input for allowed_address_pairs. Reason: AllowedAddressPair must contain ip_address.")
+        Refusal::bad(
+            "Invalid input for allowed_address_pairs. Reason: AllowedAddressPair must contain ip_address.",
+        )
     })?;
     let address = cidr("allowed_address_pairs", &address)?;
     let mac = match given.text("mac_address")?.filter(|mac| !mac.is_empty()) {
@@ -341,13 +354,17 @@ pub async fn update(
         let view = state.ops.world().read();
         let id = own::<PortRecord>(&view, &caller, &id)?;
         let row = find::<PortRecord>(&view, &caller, &id.to_string())?;
-        let network = view.networks.get(row.network).ok_or_else(|| Refusal::not_found("network", row.network))?;
+        let network =
+            view.networks.get(row.network).ok_or_else(|| Refusal::not_found("network", row.network))?;
         let wanted = Wanted::take(&mut given, &caller, &network.record)?;
         given.end()?;
         let moved = |wanted: &Option<String>, present: &String| wanted.as_ref().is_some_and(|w| w != present);
         let held = row.instance.is_some() || OWN.contains(&row.device_owner.as_str());
-        if held && (moved(&wanted.device_id, &row.device_id) || moved(&wanted.device_owner, &row.device_owner)) {
-            return Err(Refusal::conflict(format!("Port {id} is in use by device {}.", row.device_id)).kind("PortInUse"));
+        if held
+            && (moved(&wanted.device_id, &row.device_id) || moved(&wanted.device_owner, &row.device_owner))
+        {
+            return Err(Refusal::conflict(format!("Port {id} is in use by device {}.", row.device_id))
+                .kind("PortInUse"));
         }
         (id, wanted)
     };

@@ -31,11 +31,7 @@ struct Kind {
 }
 
 const KINDS: [Kind; 2] = [
-    Kind {
-        collection: "bandwidth_limit_rules",
-        member: "bandwidth_limit_rule",
-        name: "bandwidth_limit",
-    },
+    Kind { collection: "bandwidth_limit_rules", member: "bandwidth_limit_rule", name: "bandwidth_limit" },
     Kind { collection: "dscp_marking_rules", member: "dscp_marking_rule", name: "dscp_marking" },
 ];
 
@@ -247,7 +243,9 @@ fn read(kind: Kind, mut given: Given, before: Option<QosKind>) -> Result<QosKind
             None => towards,
             Some("egress") => Direction::Egress,
             Some("ingress") => Direction::Ingress,
-            Some(other) => return Err(invalid("direction", &json!(other), "is not in ['egress', 'ingress']")),
+            Some(other) => {
+                return Err(invalid("direction", &json!(other), "is not in ['egress', 'ingress']"));
+            }
         };
         QosKind::BandwidthLimit {
             max_kbps: number("max_kbps", &mut given)?.or(rate).ok_or_else(|| missing("max_kbps"))?,

@@ -80,7 +80,9 @@ impl Wanted {
             Some(Value::Null) => Some(None),
             Some(Value::Object(map)) if map.is_empty() => Some(None),
             Some(Value::Object(map)) => Some(Some(gateway(Given::of(map), caller)?)),
-            Some(other) => return Err(super::given::invalid("external_gateway_info", &other, "is not a dictionary")),
+            Some(other) => {
+                return Err(super::given::invalid("external_gateway_info", &other, "is not a dictionary"));
+            }
         };
         let routes = match given.objects("routes")? {
             None => None,

@@ -80,7 +80,9 @@ fn read(view: &View, caller: &Caller, mut given: Given) -> Result<(SecurityGroup
         Some(other) => {
             return Err(bad(
                 "SecurityGroupRuleInvalidEtherType",
-                format!("Security group rule for ethertype '{other}' not supported. Allowed values are ['IPv4', 'IPv6']."),
+                format!(
+                    "Security group rule for ethertype '{other}' not supported. Allowed values are ['IPv4', 'IPv6']."
+                ),
             ));
         }
     };
@@ -140,7 +142,9 @@ fn protocol(given: Option<Value>, family: Family) -> Result<String, Refusal> {
     let Some(number) = protocol_number(&text, family) else {
         return Err(bad(
             "SecurityGroupRuleInvalidProtocol",
-            format!("Security group rule protocol {text} not supported. Only protocol values and integer representations [0 to 255] are supported."),
+            format!(
+                "Security group rule protocol {text} not supported. Only protocol values and integer representations [0 to 255] are supported."
+            ),
         ));
     };
     let v6_only = text.starts_with("ipv6-") || text == "icmpv6" || number == 58 && text == "58";
@@ -202,7 +206,9 @@ fn ports(number: Option<u8>, protocol: &str, min: Option<i64>, max: Option<i64>)
             match (min, max) {
                 (None, Some(code)) => Err(bad(
                     "SecurityGroupMissingIcmpType",
-                    format!("ICMP code (port-range-max) {code} is provided but ICMP type (port-range-min) is missing."),
+                    format!(
+                        "ICMP code (port-range-max) {code} is provided but ICMP type (port-range-min) is missing."
+                    ),
                 )),
                 _ => Ok(range),
             }

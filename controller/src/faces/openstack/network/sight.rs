@@ -144,6 +144,10 @@ pub fn not_yours(what: &str) -> Refusal {
 
 /// A refusal of ops in the words of the resource that was asked for.
 pub fn told<R: Seen>(error: OpsError) -> Refusal {
+    if let OpsError::Quota(over) = &error {
+        return Refusal::conflict(format!("Quota exceeded for resources: ['{}'].", over.resource))
+            .kind("OverQuota");
+    }
     let kind = match &error {
         OpsError::NotFound { noun, .. } => match *noun {
             "network" => "NetworkNotFound",
@@ -158,7 +162,9 @@ pub fn told<R: Seen>(error: OpsError) -> Refusal {
             noun if noun.starts_with("external gateway") => "ExternalGatewayForFloatingIPNotFound",
             _ => R::ABSENT,
         },
-        OpsError::Conflict { field: Some(field), .. } if field.ends_with(".network") => "IpAddressGenerationFailure",
+        OpsError::Conflict { field: Some(field), .. } if field.ends_with(".network") => {
+            "IpAddressGenerationFailure"
+        }
         OpsError::Conflict { field: Some(field), .. } if field.ends_with(".address") => "IpAddressInUse",
         OpsError::Conflict { field: Some(field), .. } if field == "mac_address" => "MacAddressInUse",
         OpsError::Conflict { .. } => R::BUSY,

@@ -69,7 +69,9 @@ impl Wanted {
         };
         let routes = match given.objects("host_routes")? {
             None => None,
-            Some(list) => Some(list.into_iter().map(|one| route("host_routes", one)).collect::<Result<_, _>>()?),
+            Some(list) => {
+                Some(list.into_iter().map(|one| route("host_routes", one)).collect::<Result<_, _>>()?)
+            }
         };
         let dns = match given.list("dns_nameservers")? {
             None => None,
@@ -114,7 +116,9 @@ impl Wanted {
 }
 
 fn pool(mut given: Given) -> Result<Pool, Refusal> {
-    let mut end = |key: &str| given.address(key)?.flatten().ok_or_else(|| invalid(key, &Value::Null, "is missing in a pool"));
+    let mut end = |key: &str| {
+        given.address(key)?.flatten().ok_or_else(|| invalid(key, &Value::Null, "is missing in a pool"))
+    };
     let pool = Pool { start: end("start")?, end: end("end")? };
     given.end()?;
     if pool.start.is_ipv4() != pool.end.is_ipv4() {
@@ -134,7 +138,9 @@ pub fn route(key: &str, mut given: Given) -> Result<HostRoute, Refusal> {
 fn mode(given: &mut Given, key: &str) -> Result<Option<String>, Refusal> {
     match given.text(key)?.filter(|mode| !mode.is_empty()) {
         None => Ok(None),
-        Some(mode) if matches!(mode.as_str(), "slaac" | "dhcpv6-stateful" | "dhcpv6-stateless") => Ok(Some(mode)),
+        Some(mode) if matches!(mode.as_str(), "slaac" | "dhcpv6-stateful" | "dhcpv6-stateless") => {
+            Ok(Some(mode))
+        }
         Some(other) => Err(invalid(key, &json!(other), "is not in slaac, dhcpv6-stateful, dhcpv6-stateless")),
     }
 }
@@ -149,14 +155,18 @@ fn read(view: &View, caller: &Caller, mut given: Given) -> Result<SubnetRecord, 
         return Err(absent::<NetworkRecord>(&id.to_string()));
     }
     let version = given.integer("ip_version")?;
-    if given.has("subnetpool_id") || given.has("prefixlen") || given.flag("use_default_subnetpool")?.unwrap_or(false) {
+    if given.has("subnetpool_id")
+        || given.has("prefixlen")
+        || given.flag("use_default_subnetpool")?.unwrap_or(false)
+    {
         return Err(Refusal::bad("Subnet pools are not there").kind("BadRequest"));
     }
     for key in ["subnetpool_id", "prefixlen", "segment_id"] {
         given.take(key);
     }
     let text = given.take("cidr").filter(|value| !value.is_null()).ok_or_else(|| {
-        Refusal::bad("Bad subnets request: a subnetpool must be specified in the absence of a cidr.").kind("BadRequest")
+        Refusal::bad("Bad subnets request: a subnetpool must be specified in the absence of a cidr.")
+            .kind("BadRequest")
     })?;
     let cidr: IpNet = text
         .as_str()
@@ -164,7 +174,11 @@ fn read(view: &View, caller: &Caller, mut given: Given) -> Result<SubnetRecord, 
         .ok_or_else(|| invalid("cidr", &text, "is not a valid IP subnet"))?;
     let v4 = matches!(cidr, IpNet::V4(_));
     match version {
-        None => return Err(Refusal::bad("Failed to parse request. Required attribute 'ip_version' not specified")),
+        None => {
+            return Err(Refusal::bad(
+                "Failed to parse request. Required attribute 'ip_version' not specified",
+            ));
+        }
         Some(4) if v4 => {}
         Some(6) if !v4 => {}
         Some(4 | 6) => {
@@ -252,7 +266,11 @@ pub async fn update(
     };
     let wanted = Wanted::take(&mut given)?;
     given.end()?;
-    state.ops.update_subnet(reach(&caller)?, id, |subnet| wanted.apply(subnet)).await.map_err(told::<SubnetRecord>)?;
+    state
+        .ops
+        .update_subnet(reach(&caller)?, id, |subnet| wanted.apply(subnet))
+        .await
+        .map_err(told::<SubnetRecord>)?;
     let view = state.ops.world().read();
     let row = find::<SubnetRecord>(&view, &caller, &id.to_string())?;
     Ok(one("subnet", StatusCode::OK, &query, show_subnet(&view, &caller, row)))

@@ -45,7 +45,9 @@ pub fn add(routes: Routes) -> Routes {
 fn check(tag: &str) -> Result<(), Refusal> {
     let length = tag.chars().count();
     if length == 0 || length > TAG_MAX || tag.chars().any(char::is_control) {
-        return Err(Refusal::bad(format!("'{tag}' is no tag: 1 to {TAG_MAX} characters")).kind("InvalidInput"));
+        return Err(
+            Refusal::bad(format!("'{tag}' is no tag: 1 to {TAG_MAX} characters")).kind("InvalidInput")
+        );
     }
     Ok(())
 }
