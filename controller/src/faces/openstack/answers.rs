@@ -2,7 +2,8 @@
 //! service's body. No text of an internal fault leaves the controller.
 
 use super::Service;
-use crate::ops::OpsError;
+use crate::model::{QuotaService, Resource};
+use crate::ops::{OpsError, OverQuota};
 use amphi_api::FieldError;
 use axum::Json;
 use axum::body::Body;
@@ -66,6 +67,28 @@ impl Refusal {
         Self::new(StatusCode::CONFLICT, message)
     }
 
+    /// A limit is reached: nova says 403, cinder 413, neutron 409 with a kind of its own.
+    fn over_quota(over: &OverQuota) -> Self {
+        let OverQuota { resource, asked, used, limit } = over;
+        // Limits of volume types are in no table: their names have the type's behind them.
+        let known = Resource::ALL.iter().find(|known| known.word() == resource);
+        match known.map_or(QuotaService::Volume, |known| known.service()) {
+            QuotaService::Compute => Self::forbidden(format!(
+                "Quota exceeded for {resource}: Requested {asked}, but already used {used} of {limit} {resource}"
+            )),
+            QuotaService::Volume => Self {
+                retry_after: Some(0),
+                ..Self::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("Requested {asked} exceeds the quota '{resource}': {used} of {limit} are used."),
+                )
+            },
+            QuotaService::Network => {
+                Self::conflict(format!("Quota exceeded for resources: ['{resource}'].")).kind("OverQuota")
+            }
+        }
+    }
+
     /// 413.
     pub fn too_large(limit: u64) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("The body is larger than {limit} bytes."))
@@ -77,6 +100,7 @@ impl From<OpsError> for Refusal {
         match error {
             OpsError::Field(FieldError { field, message }) => Self::field(field, message),
             OpsError::NotFound { noun, id } => Self::not_found(noun, id),
+            OpsError::Quota(over) => Self::over_quota(&over),
             OpsError::Internal(message) => {
                 tracing::error!(%message, "internal error");
                 Self::new(

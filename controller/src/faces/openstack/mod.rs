@@ -4,13 +4,17 @@
 
 pub mod answers;
 pub mod body;
+mod compute;
 pub mod gate;
 mod image;
 pub mod microversion;
 pub mod network;
 pub mod page;
+mod placement;
 pub mod query;
 pub mod routes;
+#[cfg(test)]
+mod talk;
 #[cfg(test)]
 mod tests;
 pub mod words;
@@ -56,7 +60,12 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![image::routes(), network::routes()]
+    vec![
+        compute::routes(),
+        image::routes(),
+        network::routes(),
+        placement::routes(),
+    ]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.
