@@ -18,12 +18,15 @@ const METADATA_MAX: usize = 255;
 /// Most metadata of one aggregate, so that it stays one record.
 const METADATA_ITEMS_MAX: usize = 128;
 
+/// A host's zone, and the metadata of all its aggregates.
+type Group<'a> = (&'a str, Vec<(&'a str, &'a str)>);
+
 /// The hosts' zones and metadata, looked up once for many hosts.
-pub struct Grouped<'a>(HashMap<HostId, (&'a str, Vec<(&'a str, &'a str)>)>);
+pub struct Grouped<'a>(HashMap<HostId, Group<'a>>);
 
 impl<'a> Grouped<'a> {
     pub fn of(view: &'a View) -> Self {
-        let mut hosts: HashMap<HostId, (&str, Vec<(&str, &str)>)> = HashMap::new();
+        let mut hosts: HashMap<HostId, Group> = HashMap::new();
         for row in view.aggregates.iter() {
             for host in &row.hosts {
                 let (zone, metadata) = hosts.entry(*host).or_insert((DEFAULT_ZONE, Vec::new()));

@@ -100,7 +100,8 @@ mod tests {
             zone: "nova",
             metadata: vec![("disk", "ssd"), ("disk", "hdd"), ("gpu", "2")],
         };
-        let table: &[(&[(&str, &str)], Option<&str>)] = &[
+        type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
+        let table: &[Row] = &[
             (&[], None),
             (&[("hw:cpu_policy", "dedicated"), ("disk", "tape")], None),
             (&[("aggregate_instance_extra_specs:disk", "hdd")], None),

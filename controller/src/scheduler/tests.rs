@@ -130,7 +130,8 @@ fn the_preferred_body_dominates_and_then_the_emptier_host_wins() {
 #[test]
 fn disabled_hosts_zones_and_neighbours() {
     let good = spec(2, 4096, 10);
-    let table: Vec<(HostSight, fn(&mut Request), Option<&str>)> = vec![
+    type Row<'a> = (HostSight<'a>, fn(&mut Request), Option<&'static str>);
+    let table: Vec<Row> = vec![
         (
             HostSight { disabled: Some(""), ..sight(1, Some(&good), Claims::default()) },
             |_| (),

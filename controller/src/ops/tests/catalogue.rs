@@ -43,7 +43,8 @@ async fn flavors_are_unique_by_id_and_name() {
         let refusal = cloud.ops.create_flavor(&flavor(id, name)).await.unwrap_err();
         assert_eq!(refusal.code(), ErrorCode::Conflict, "{id:?} {name}");
     }
-    let wrong: Vec<(&str, fn(&mut FlavorSpec))> = vec![
+    type Change = fn(&mut FlavorSpec);
+    let wrong: Vec<(&str, Change)> = vec![
         ("name", |f| f.name = " ".into()),
         ("id", |f| f.id = Some(" x".into())),
         ("id", |f| f.id = Some("a/b".into())),
@@ -97,42 +98,37 @@ async fn key_pairs_belong_to_users() {
 async fn quotas_count_what_is_there() {
     let (cloud, _, _) = Cloud::furnished().await;
     let one = cloud.create(json!({})).await.unwrap();
-    let view = cloud.ops.world().read();
-    let sums = view.sums_of(P);
+    let sums = cloud.ops.world().read().sums_of(P);
     assert_eq!((sums.vcpus, sums.ram_mib), (one.vcpus.into(), one.memory_mib));
+    let fits = |project, asked: &[(Resource, u64)]| check(&cloud.ops.world().read(), project, asked);
     // The cloud's first project has no limit until it is given one.
-    check(&view, P, &[(Resource::Instances, 1_000_000), (Resource::Cores, 1_000_000)]).unwrap();
-    drop(view);
+    fits(P, &[(Resource::Instances, 1_000_000), (Resource::Cores, 1_000_000)]).unwrap();
     let limits = |word: &str, limit| BTreeMap::from([(word.to_owned(), limit)]);
     let of = QuotaKey::Project(P);
     let below = cloud.ops.set_quotas(of, &limits("instances", 0), false).await.unwrap_err();
     assert_eq!(below.code(), ErrorCode::InvalidField);
     cloud.ops.set_quotas(of, &limits("instances", 0), true).await.unwrap();
     cloud.ops.set_quotas(of, &limits("instances", 2), false).await.unwrap();
-    let view = cloud.ops.world().read();
-    check(&view, P, &[(Resource::Instances, 1)]).unwrap();
+    fits(P, &[(Resource::Instances, 1)]).unwrap();
     let over = OverQuota { resource: "instances".into(), asked: 2, used: 1, limit: 2 };
-    assert_eq!(check(&view, P, &[(Resource::Instances, 2)]), Err(OpsError::Quota(over)));
-    drop(view);
+    assert_eq!(fits(P, &[(Resource::Instances, 2)]), Err(OpsError::Quota(over)));
 
     let (other, user) = (ProjectId::new(), UserId::new());
-    let view = cloud.ops.world().read();
-    check(&view, other, &[(Resource::Instances, 10), (Resource::Gigabytes, 1000)]).unwrap();
-    assert!(check(&view, other, &[(Resource::Instances, 11)]).is_err());
-    drop(view);
+    fits(other, &[(Resource::Instances, 10), (Resource::Gigabytes, 1000)]).unwrap();
+    assert!(fits(other, &[(Resource::Instances, 11)]).is_err());
     cloud.ops.set_quotas(QuotaKey::Default, &limits("instances", 12), false).await.unwrap();
-    let above = cloud.ops.set_quotas(QuotaKey::User(other, user), &limits("instances", 13), false).await;
+    let users = QuotaKey::User(other, user);
+    let above = cloud.ops.set_quotas(users, &limits("instances", 13), false).await;
     assert_eq!(above.unwrap_err().code(), ErrorCode::InvalidField);
-    cloud.ops.set_quotas(QuotaKey::User(other, user), &limits("instances", 3), false).await.unwrap();
-    let view = cloud.ops.world().read();
-    check(&view, other, &[(Resource::Instances, 12)]).unwrap();
-    assert!(check_for(&view, other, Some(user), &[(Resource::Instances, 4)]).is_err());
-    drop(view);
+    cloud.ops.set_quotas(users, &limits("instances", 3), false).await.unwrap();
+    fits(other, &[(Resource::Instances, 12)]).unwrap();
+    let of_user = |n| check_for(&cloud.ops.world().read(), other, Some(user), &[(Resource::Instances, n)]);
+    assert!(of_user(4).is_err());
     cloud.ops.reset_quotas(QuotaKey::Project(other), |_| true).await.unwrap();
+    of_user(12).unwrap();
     cloud.ops.reset_quotas(of, |word| word == "volumes").await.unwrap();
-    let view = cloud.ops.world().read();
-    check_for(&view, other, Some(user), &[(Resource::Instances, 12)]).unwrap();
-    assert_eq!(quotas::limit(&view, P, None, "instances"), 2, "another service's reset leaves it");
+    let kept = quotas::limit(&cloud.ops.world().read(), P, None, "instances");
+    assert_eq!(kept, 2, "another service's reset leaves it");
 }
 
 /// Sums and counts return to nothing, whatever came and went; and a restart counts the same.
@@ -217,13 +213,13 @@ async fn a_host_is_in_one_zone_and_keeps_it_while_it_runs_something() {
     }
     let kept = BTreeMap::from([("disk".to_owned(), Some("ssd".to_owned()))]);
     cloud.ops.set_aggregate_metadata(ssd.id, &kept).await.unwrap();
-    let view = cloud.ops.world().read();
-    let seen = sights(&view);
-    let of = |id| seen.iter().find(|s| s.id == id).unwrap();
-    assert_eq!((of(h1).zone, of(h1).metadata.clone()), ("east", vec![("disk", "ssd")]));
-    assert_eq!((of(h2).zone, of(h2).metadata.len()), ("nova", 0));
-    drop(seen);
-    drop(view);
+    {
+        let view = cloud.ops.world().read();
+        let seen = sights(&view);
+        let of = |id| seen.iter().find(|s| s.id == id).unwrap();
+        assert_eq!((of(h1).zone, of(h1).metadata.clone()), ("east", vec![("disk", "ssd")]));
+        assert_eq!((of(h2).zone, of(h2).metadata.len()), ("nova", 0));
+    }
 
     cloud.create(json!({"host": "h1"})).await.unwrap();
     assert_eq!(cloud.ops.remove_aggregate_host(east.id, "h1").await.unwrap_err().code(), ErrorCode::Conflict);
