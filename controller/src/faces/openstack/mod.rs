@@ -60,12 +60,7 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![
-        compute::routes(),
-        image::routes(),
-        network::routes(),
-        placement::routes(),
-    ]
+    vec![compute::routes(), image::routes(), network::routes(), placement::routes()]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.
