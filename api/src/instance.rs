@@ -217,6 +217,10 @@ pub enum InstanceState {
     /// Ordered; the body is being made.
     Building,
     Running,
+    /// Halted, in memory.
+    Paused,
+    /// Halted, its memory on disk where its body can do that.
+    Suspended,
     Stopping,
     Stopped,
     Starting,

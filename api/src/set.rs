@@ -45,7 +45,7 @@ impl AnchorSpec {
 }
 
 /// One container of a set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemberSpec {
     /// Unique in the set; letters, digits, `-`, `_`, `.`; at most 63. Default: `member-INDEX`.

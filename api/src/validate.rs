@@ -10,6 +10,8 @@ pub const USER_DATA_MAX: usize = 65_535;
 pub const VOLUME_GIB_MAX: u64 = 64 * 1024;
 /// Largest body of an ordinary request, in bytes. Blobs of images are streamed and have no such bound.
 pub const BODY_MAX: usize = 1 << 20;
+/// Most pairs of metadata of one instance: nova's default quota of `metadata_items`.
+pub const METADATA_MAX: usize = 128;
 
 /// A name that people type and read: 1 to [`NAME_MAX`] characters, none of them a control character, no white
 /// space at either end.

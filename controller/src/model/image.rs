@@ -2,7 +2,9 @@
 
 use super::{ImageTraits, Record};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
-use amphi_api::{ImageId, ProjectId};
+use amphi_api::instance::Fault;
+use amphi_api::wire::ExportSource;
+use amphi_api::{HostId, ImageId, InstanceId, ProjectId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,13 +22,33 @@ pub struct ImageRecord {
     /// Who may see it, and what is said of it.
     #[serde(default)]
     pub traits: ImageTraits,
+    /// Its bytes come from there, once.
+    #[serde(default)]
+    pub export: Option<ImageExport>,
     /// Being deleted: no new body takes it.
     #[serde(default)]
     pub closing: bool,
     pub created_at: Timestamp,
 }
 
+/// Bytes of a host that are to become the image's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageExport {
+    pub host: HostId,
+    pub source: ExportSource,
+    /// The instance whose task this is.
+    #[serde(default)]
+    pub instance: Option<InstanceId>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
+}
+
 impl ImageRecord {
+    /// The host that is to hand over its bytes now.
+    pub fn exporting_host(&self) -> Option<HostId> {
+        self.export.as_ref().filter(|_| !self.closing && self.state() == ImageState::Queued).map(|e| e.host)
+    }
+
     /// Active once every blob of its format is there.
     pub fn state(&self) -> ImageState {
         let whole = self.format.roles().iter().all(|role| self.blobs.contains_key(role));

@@ -146,6 +146,7 @@ mod tests {
             cmdline: String::new(),
             blobs: Default::default(),
             traits: Default::default(),
+            export: None,
             closing: false,
             created_at: Timestamp::UNIX_EPOCH,
         }

@@ -1,6 +1,7 @@
 //! Records and their legal transitions: pure. A record is what the store keeps of one thing; `state_of` and its kin
 //! say what clients see of it. Refuses I/O, clocks (the time is an argument) and any knowledge of store or engine.
 
+mod action;
 mod aggregate;
 mod claim;
 mod exchange;
@@ -19,6 +20,7 @@ mod server_group;
 mod tombstone;
 mod volume;
 
+pub use action::{ACTIONS_KEPT, ActionEvent, ActionKey, ActionRecord, MigrationKind, MigrationRecord};
 pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
 pub use claim::ClaimRecord;
 pub use exchange::{
@@ -27,10 +29,14 @@ pub use exchange::{
 };
 pub use flavor::{DEFAULT_FLAVORS, FlavorKey, FlavorRecord};
 pub use host::{HostRecord, JoinDigest, JoinRecord};
-pub use image::ImageRecord;
+pub use image::{ImageExport, ImageRecord};
 pub use image_change::{ChangeRefused, ImageChange, change_image};
 pub use image_traits::{ImageMember, ImageTraits, MemberStatus, StagedBlob, Visibility, format_of};
-pub use instance::{BodyRecord, InstanceObserved, InstanceRecord, Intent, state_of};
+pub use instance::{
+    Attachment, BodyRecord, FlavorCopy, InstanceObserved, InstanceRecord, Intent, Leaving, Lock, Pending,
+    Resize, ServerState, ServerTraits, Shelved, Task, VmState, server_fault, server_state, state_of,
+    vm_state,
+};
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,

@@ -25,14 +25,15 @@ pub struct PastInstanceRecord {
 }
 
 impl PastInstanceRecord {
-    /// What remains of an instance made of a flavor (name, root disk and ephemeral disk in GiB) that goes now.
-    pub fn of(instance: &InstanceRecord, flavor: Option<(&str, u64)>, now: Timestamp) -> Self {
-        let (flavor, disk_gib) = flavor.unwrap_or_default();
+    /// What remains of an instance that goes now.
+    pub fn of(instance: &InstanceRecord, now: Timestamp) -> Self {
+        let flavor = instance.server.flavor.as_ref();
+        let disk_gib = flavor.map_or(0, |f| f.disk_gib + f.ephemeral_gib);
         Self {
             id: instance.id,
             project: instance.project,
             name: instance.name.clone(),
-            flavor: flavor.to_owned(),
+            flavor: flavor.map(|f| f.name.clone()).unwrap_or_default(),
             vcpus: instance.vcpus,
             memory_mib: instance.memory_mib,
             disk_gib,

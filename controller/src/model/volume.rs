@@ -6,7 +6,7 @@
 use super::{Intent, Record};
 use amphi_api::instance::Fault;
 use amphi_api::volume::{SnapshotState, VolumeState};
-use amphi_api::{HostId, InstanceId, ProjectId, SnapshotId, VolumeId};
+use amphi_api::{HostId, ImageId, InstanceId, ProjectId, SnapshotId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,15 @@ pub struct VolumeRecord {
     /// It began with this snapshot's bytes.
     #[serde(default)]
     pub source: Option<SnapshotId>,
+    /// It began with this image's disk.
+    #[serde(default)]
+    pub source_image: Option<ImageId>,
+    /// It began as a copy of this volume.
+    #[serde(default)]
+    pub source_volume: Option<VolumeId>,
+    /// It has been in nobody's hands since it was made: what it holds can be made again on another host.
+    #[serde(default)]
+    pub untouched: bool,
     #[serde(default)]
     pub instance: Option<InstanceId>,
     /// The host has said that it is there, once; from then on it is never made anew.
@@ -169,6 +178,9 @@ mod tests {
             size_gib: 2,
             host: HostId::new(),
             source: None,
+            source_image: None,
+            source_volume: None,
+            untouched: false,
             instance: None,
             made: true,
             trashed_at: None,

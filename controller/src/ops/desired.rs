@@ -3,13 +3,15 @@
 
 use super::{Ops, Row, View};
 use crate::model::*;
+use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodySpec, ExchangePhase};
 use amphi_api::wire::{
-    AddressDesired, BodyDesired, HostDesired, InstanceDesired, PortDesired, RouteDesired, SnapshotDesired,
-    VolumeDesired, VolumeSource,
+    AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired, PortDesired,
+    RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
 };
-use amphi_api::{HostId, ImageId};
+use amphi_api::{HostId, ImageId, ProjectId};
 use ipnet::IpNet;
+use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -31,9 +33,10 @@ impl Ops {
         };
         let mut bodies = view.instances_on(host).flat_map(|row| {
             let next = next_body(&view, row);
-            row.bodies.iter().chain(next).collect::<Vec<_>>()
+            row.bodies.iter().chain(next).chain(&row.rescue).collect::<Vec<_>>()
         });
         bodies.any(|body| body.images.iter().any(has))
+            || view.volumes_on(host).any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
     }
 }
 
@@ -54,7 +57,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 id: row.id,
                 size_bytes: row.size_gib * GIB,
                 made: row.made,
-                source: row.source.map(VolumeSource::Snapshot),
+                source: volume_source(view, row),
                 trashed_at: row.trashed_at,
             })
             .collect(),
@@ -63,13 +66,13 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
             .filter(|row| row.intent == Intent::Live)
             .map(|row| SnapshotDesired { id: row.id, made: row.made, volume: row.volume })
             .collect(),
-        exports: Vec::new(),
+        exports: view.exports_on(host).filter_map(|row| export(row)).collect(),
         tombstones: view.tombstones_on(host).map(|row| row.order).collect(),
     }
 }
 
 fn instance(view: &View, row: &Row<InstanceRecord>) -> Option<InstanceDesired> {
-    let Some(body) = row.body_of(row.body).and_then(|b| body(view, b)) else {
+    let Some(body) = row.body_of(row.body).and_then(|b| body(view, b, row.root_volume.is_some())) else {
         // Left out, it is a stranger to the host, which touches no stranger.
         tracing::error!(instance = %row.id, "its body or an image of it has no record");
         return None;
@@ -84,17 +87,38 @@ fn instance(view: &View, row: &Row<InstanceRecord>) -> Option<InstanceDesired> {
         vcpus: row.vcpus,
         memory_mib: row.memory_mib,
         body,
-        next_body: next_body(view, row).and_then(|b| self::body(view, b)),
+        next_body: next_body(view, row).and_then(|b| self::body(view, b, row.root_volume.is_some())),
         ports: row.ports.iter().filter_map(|id| port(view, view.ports.get(*id)?)).collect(),
         volume: row.volume,
-        root_volume: None,
-        attachments: Vec::new(),
-        root: 0,
-        rescue: None,
+        root_volume: row.root_volume,
+        attachments: row
+            .attachments
+            .iter()
+            .map(|a| AttachmentDesired { volume: a.volume, device: a.device.clone(), read_only: a.read_only })
+            .collect(),
+        root: row.root,
+        rescue: row.rescue.as_ref().and_then(|b| self::body(view, b, false)),
         user_data: row.user_data.clone(),
         ssh_keys: row.ssh_keys.clone(),
         metadata: row.metadata.clone(),
     })
+}
+
+/// What a volume that is not there yet begins with.
+fn volume_source(view: &View, row: &VolumeRecord) -> Option<VolumeSource> {
+    if let Some(snapshot) = row.source {
+        return Some(VolumeSource::Snapshot(snapshot));
+    }
+    if let Some(volume) = row.source_volume {
+        return Some(VolumeSource::Volume(volume));
+    }
+    let image = view.images.get(row.source_image?)?;
+    Some(VolumeSource::Image(Box::new(image.view())))
+}
+
+fn export(row: &ImageRecord) -> Option<ExportDesired> {
+    let source = row.export.as_ref()?.source.clone();
+    Some(ExportDesired { image: row.id, format: row.format, source })
 }
 
 /// The body to be made ready beside the running one.
@@ -103,13 +127,17 @@ fn next_body<'a>(view: &'a View, row: &InstanceRecord) -> Option<&'a BodyRecord>
     (exchange.phase == ExchangePhase::Preparing).then_some(&exchange.record.body)
 }
 
-fn body(view: &View, record: &BodyRecord) -> Option<BodyDesired> {
+/// `from_volume`: a VM boots from a volume, and needs no image.
+fn body(view: &View, record: &BodyRecord, from_volume: bool) -> Option<BodyDesired> {
     let images: Option<Vec<_>> =
         record.images.iter().map(|id| view.images.get(*id).map(|row| row.view())).collect();
     let mut images = images?;
     Some(match &record.spec {
         BodySpec::Set(set) => BodyDesired::Set { set: set.clone(), images },
-        BodySpec::Vm(vm) => BodyDesired::Vm { image: images.pop()?, root_gib: vm.root_gib },
+        BodySpec::Vm(vm) => {
+            let image = images.pop().or_else(|| from_volume.then(no_image))?;
+            BodyDesired::Vm { image, root_gib: vm.root_gib }
+        }
     })
 }
 
@@ -143,4 +171,18 @@ fn port(view: &View, record: &PortRecord) -> Option<PortDesired> {
         routes: routes.map(|r| RouteDesired { to: r.destination, via: r.nexthop }).collect(),
         further: rest.into_iter().map(|(_, address)| address).collect(),
     })
+}
+
+/// What stands in the place of the image of a VM whose disk is a volume: no bytes at all.
+fn no_image() -> Image {
+    Image {
+        id: ImageId(uuid::Uuid::nil()),
+        project: ProjectId::DEFAULT,
+        name: String::new(),
+        format: ImageFormat::Raw,
+        cmdline: String::new(),
+        state: ImageState::Active,
+        blobs: Default::default(),
+        created_at: Timestamp::UNIX_EPOCH,
+    }
 }

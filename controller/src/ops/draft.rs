@@ -60,6 +60,13 @@ impl Draft {
         self.txn.ops.push(Op::Delete { key });
     }
 
+    /// Whether the record is written or deleted already: no key may be twice in one transaction.
+    pub fn writes(&self, key: &str) -> bool {
+        self.txn.ops.iter().any(|op| match op {
+            Op::Put { key: written, .. } | Op::Delete { key: written } => written == key,
+        })
+    }
+
     /// Promises more of the host.
     pub fn claim(&mut self, host: HostId, claims: Claims) {
         self.claims.entry(host).or_default().push((true, claims));

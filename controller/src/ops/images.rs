@@ -4,13 +4,18 @@ use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
 use crate::images::{BLOB_MAX, BlobError, Put};
 use crate::model::{
-    ChangeRefused, ImageChange, ImageRecord, ImageTraits, Record, StagedBlob, change_image, format_of,
+    ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, Record, StagedBlob,
+    change_image, format_of,
 };
 use amphi_api::image::{Blob, BlobRole, Image, ImageCreate, ImageFormat, ImageState};
+use amphi_api::set::SetSpec;
+use amphi_api::validate::BODY_MAX;
 use amphi_api::{ImageId, ProjectId};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use std::collections::BTreeMap;
+use tokio::io::AsyncReadExt;
 
 /// Bytes on their way in.
 pub type BlobStream = BoxStream<'static, std::io::Result<Bytes>>;
@@ -53,6 +58,7 @@ impl Ops {
             cmdline: request.cmdline.clone(),
             blobs: Default::default(),
             traits: Default::default(),
+            export: None,
             closing: false,
             created_at: Timestamp::now(),
         };
@@ -82,6 +88,7 @@ impl Ops {
             cmdline: String::new(),
             blobs: Default::default(),
             traits: ImageTraits { updated_at: Some(now), ..traits },
+            export: None,
             closing: false,
             created_at: now,
         };
@@ -165,6 +172,23 @@ impl Ops {
     }
 
     /// The bytes of a digest that a record names, and their number.
+    /// The set that an image describes; none: it is an image of another kind, or not there.
+    pub(super) async fn described_set(&self, id: ImageId) -> Result<Option<SetSpec>, OpsError> {
+        let blob = {
+            let view = self.world().read();
+            let row = view.images.get(id).filter(|row| row.format == ImageFormat::SetDescription);
+            row.and_then(|row| row.blobs.get(&BlobRole::Description).cloned())
+        };
+        let Some(blob) = blob.filter(|blob| blob.size <= BODY_MAX as u64) else { return Ok(None) };
+        let (mut file, _) = self.read_blob(&blob.sha256).await?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).await.map_err(|e| OpsError::Unavailable(format!("image {id}: {e}")))?;
+        let wrong = |why: String| OpsError::field("imageRef", format!("Image {id} describes no set: {why}"));
+        let set: SetSpec = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+        set.check().map_err(|e| wrong(e.to_string()))?;
+        Ok(Some(set))
+    }
+
     pub async fn read_blob(&self, sha256: &str) -> Result<(tokio::fs::File, u64), OpsError> {
         Ok(self.blobs.read(sha256).await?)
     }
@@ -295,9 +319,49 @@ fn virtual_size(format: ImageFormat, put: &Put) -> Option<u64> {
     }
 }
 
+/// The record of an image whose bytes a host is to hand over.
+pub(super) fn reserve_snapshot_image(
+    draft: &mut Draft,
+    of: &InstanceRecord,
+    name: &str,
+    format: ImageFormat,
+    export: ImageExport,
+    properties: &BTreeMap<String, String>,
+    now: Timestamp,
+) -> ImageId {
+    // nova/compute/api.py, `_create_image`: what a snapshot says of where it is from.
+    let mut said = properties.clone();
+    said.insert("image_type".into(), "snapshot".into());
+    said.insert("instance_uuid".into(), of.id.to_string());
+    said.extend(of.server.user.map(|user| ("user_id".into(), user.0.simple().to_string())));
+    said.extend(of.server.image.map(|image| ("base_image_ref".into(), image.to_string())));
+    let disk_gib = of.server.flavor.as_ref().map_or(0, |f| f.disk_gib);
+    let record = ImageRecord {
+        id: ImageId::new(),
+        project: of.project,
+        name: name.to_owned(),
+        format,
+        cmdline: String::new(),
+        blobs: Default::default(),
+        traits: ImageTraits {
+            container_format: Some(if format.is_container() { "docker" } else { "bare" }.into()),
+            disk_format: Some(if format == ImageFormat::Qcow2 { "qcow2" } else { "raw" }.into()),
+            properties: said,
+            min_disk: u32::try_from(disk_gib).unwrap_or(u32::MAX),
+            ..ImageTraits::default()
+        },
+        export: Some(export),
+        closing: false,
+        created_at: now,
+    };
+    draft.create(&record);
+    record.id
+}
+
 fn refuse_used(view: &View, id: ImageId) -> Result<(), OpsError> {
     let uses = |images: &[ImageId]| images.contains(&id);
-    if let Some(user) = view.instances.iter().find(|i| i.bodies.iter().any(|b| uses(&b.images))) {
+    let made_of = |i: &InstanceRecord| i.bodies.iter().chain(&i.rescue).any(|b| uses(&b.images));
+    if let Some(user) = view.instances.iter().find(|i| made_of(i)) {
         return Err(OpsError::conflict(format!("instance {} ('{}') uses it", user.id, user.name)));
     }
     match view.exchanges.iter().find(|e| !e.ended() && uses(&e.body.images)) {

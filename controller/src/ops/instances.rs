@@ -1,18 +1,14 @@
 //! Instances: create, list, show. What is ordered of one that exists is in `orders`.
 
 use super::list::find;
+use super::servers::Origin;
+use super::servers::create::{NicPlan, NoRoomIs, Plan, VolumePlan, VolumeStart, launch};
 use super::view::Row;
-use super::{
-    Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, PortWish, View, networks, ports, resolve,
-    sights,
-};
+use super::{Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, View, networks, resolve};
 use crate::model::*;
-use crate::scheduler::{Request, place};
-use amphi_api::host::Claims;
-use amphi_api::instance::{
-    BodyKind, Instance, InstanceAddress, InstanceCreate, InstanceNetwork, InstanceVolume, Power,
-};
-use amphi_api::{HostId, InstanceId, NetworkId, ProjectId, SecurityGroupId, VolumeId};
+use crate::scheduler::Request;
+use amphi_api::instance::{Instance, InstanceAddress, InstanceCreate, InstanceVolume};
+use amphi_api::{InstanceId, ProjectId, SecurityGroupId};
 use jiff::Timestamp;
 
 impl Ops {
@@ -43,7 +39,7 @@ impl Ops {
     }
 }
 
-/// Everything of a new instance in one transaction: record, ports, addresses, volume, claim.
+/// The native order as a plan.
 fn decide(
     view: &View,
     scope: ProjectId,
@@ -52,7 +48,6 @@ fn decide(
     now: Timestamp,
 ) -> Result<(Draft, InstanceId), OpsError> {
     let mut draft = Draft::default();
-    let id = InstanceId::new();
     let mut bodies = Vec::new();
     for (at, body) in request.bodies.iter().enumerate() {
         let (record, images) = resolve::body(view, scope, &format!("bodies[{at}]"), body)?;
@@ -65,83 +60,44 @@ fn decide(
         None => None,
     };
     let attached = existing_volume(view, scope, request.volume.as_ref())?;
-    let new_gib = request.volume.as_ref().and_then(|v| v.size_gib).unwrap_or(0);
-    let mut ports: Vec<PortRecord> = Vec::new();
-    for (at, wanted) in request.networks.iter().enumerate() {
-        let network = network_of(view, scope, &ports, wanted, at)?;
-        let address = wanted.address.map(|a| vec![FixedIpWish { subnet: None, address: Some(a) }]);
-        let wish = PortWish {
-            instance: id,
-            target: PortTarget::Network(network),
-            fixed_ips: address,
-            groups: &groups,
-            egress_by_rule: false,
-            field: format!("networks[{at}]"),
-            now,
-        };
-        ports.push(ports::plan(view, scope, &wish, &mut draft)?);
-    }
-    let kinds: Vec<BodyKind> = bodies.iter().map(BodyRecord::kind).collect();
-    let placement = place(
-        &sights(view),
-        &Request {
-            vcpus: request.vcpus,
-            memory_mib: request.memory_mib,
-            volume_gib: new_gib,
-            bodies: kinds.clone(),
-            network: !ports.is_empty(),
-            volume: request.volume.is_some(),
-            pinned,
-            volume_host: attached.map(|v| v.host),
-            excluded: Vec::new(),
-            ..Request::default()
+    let own = request.volume.as_ref().map(|wanted| VolumePlan {
+        start: match attached {
+            Some(row) => VolumeStart::There(row.id),
+            None => VolumeStart::Blank(wanted.size_gib.unwrap_or(0)),
         },
-        policy,
-    )?;
-    let volume = match attached {
-        Some(row) => {
-            draft.update(row, &VolumeRecord { instance: Some(id), ..(*row.record).clone() });
-            Some(row.id)
-        }
-        None if new_gib > 0 => {
-            let record = new_volume(scope, request, new_gib, placement.host, id, now);
-            draft.create(&record);
-            Some(record.id)
-        }
-        None => None,
-    };
-    draft.claim(
-        placement.host,
-        Claims { vcpus: request.vcpus, memory_mib: request.memory_mib, volume_gib: new_gib, instances: 1 },
-    );
-    draft.create(&InstanceRecord {
-        id,
+        name: wanted.name.clone().unwrap_or_else(|| request.name.clone()),
+        delete_on_termination: false,
+        device: None,
+        tag: None,
+    });
+    let mut nics = Vec::new();
+    for (at, wanted) in request.networks.iter().enumerate() {
+        let field = format!("networks[{at}]");
+        let network = networks::named(view, scope, &format!("{field}.network"), &wanted.network)?.id;
+        let fixed_ips = wanted.address.map(|a| vec![FixedIpWish { subnet: None, address: Some(a) }]);
+        nics.push(NicPlan { target: PortTarget::Network(network), fixed_ips, tag: None, field });
+    }
+    let plan = Plan {
         project: scope,
         name: request.name.clone(),
         vcpus: request.vcpus,
         memory_mib: request.memory_mib,
         bodies,
-        ports: ports.iter().map(|p| p.id).collect(),
-        security_groups: groups,
-        volume,
+        nics,
+        groups,
+        egress_by_rule: false,
+        own,
+        root: None,
+        further: Vec::new(),
         user_data: request.user_data.clone(),
         ssh_keys: request.ssh_keys.clone(),
         metadata: request.metadata.clone(),
         failover: request.failover,
-        epoch: 1,
-        host: Some(placement.host),
-        body: kinds[placement.body],
-        power: Power::On,
-        restarts: 0,
-        intent: Intent::Live,
-        trash_volume: false,
-        exchange: None,
-        lost: Vec::new(),
-        built: false,
-        observed: None,
-        created_at: now,
-        updated_at: now,
-    });
+        asked: Request { pinned, ..Request::default() },
+        server: ServerTraits::default(),
+        no_room: NoRoomIs::Refused,
+    };
+    let id = launch(view, &Origin::native(scope), plan, policy, now, &mut draft)?;
     Ok((draft, id))
 }
 
@@ -181,48 +137,6 @@ fn existing_volume<'a>(
         return Err(OpsError::taken("volume.id", format!("volume {id} belongs to instance {instance}")));
     }
     Ok(Some(row))
-}
-
-fn new_volume(
-    scope: ProjectId,
-    request: &InstanceCreate,
-    size_gib: u64,
-    host: HostId,
-    instance: InstanceId,
-    now: Timestamp,
-) -> VolumeRecord {
-    let name = request.volume.as_ref().and_then(|v| v.name.clone());
-    VolumeRecord {
-        id: VolumeId::new(),
-        project: scope,
-        name: name.unwrap_or_else(|| request.name.clone()),
-        size_gib,
-        host,
-        source: None,
-        instance: Some(instance),
-        made: false,
-        trashed_at: None,
-        intent: Intent::Live,
-        snapshots: 0,
-        observed: None,
-        created_at: now,
-    }
-}
-
-/// One port per network: the two bodies could not tell two of them apart alike.
-fn network_of(
-    view: &View,
-    scope: ProjectId,
-    earlier: &[PortRecord],
-    wanted: &InstanceNetwork,
-    at: usize,
-) -> Result<NetworkId, OpsError> {
-    let field = format!("networks[{at}].network");
-    let network = networks::named(view, scope, &field, &wanted.network)?;
-    if earlier.iter().any(|p| p.network == network.id) {
-        return Err(OpsError::field(field, format!("network '{}' is named twice", network.name)));
-    }
-    Ok(network.id)
 }
 
 /// An instance as clients see it.

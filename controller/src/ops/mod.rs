@@ -28,6 +28,7 @@ mod reach;
 mod resolve;
 pub mod routers;
 pub mod server_groups;
+pub mod servers;
 mod snapshots;
 pub mod status;
 mod subnets;

@@ -5,13 +5,14 @@
 //! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
 
 use super::list::find;
+use super::servers::{Origin, Started, begin, end_task};
 use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
 use crate::model::*;
 use amphi_api::host::Claims;
 use amphi_api::instance::{BodySpec, ConsoleLog, ExchangePhase, Fault, Instance, Power};
 use amphi_api::wire::{Answer, Ask, Tombstone};
-use amphi_api::{InstanceId, ProjectId};
+use amphi_api::{HostId, InstanceId, ProjectId, VolumeId};
 use jiff::Timestamp;
 
 /// Most lines of a console log.
@@ -33,6 +34,16 @@ enum Order {
     Restart,
 }
 
+impl Order {
+    fn task(self) -> (Task, &'static str) {
+        match self {
+            Self::Start => (Task::Start, "start"),
+            Self::Stop => (Task::Stop, "stop"),
+            Self::Restart => (Task::RebootSoft, "reboot"),
+        }
+    }
+}
+
 impl Ops {
     pub async fn start_instance(&self, scope: ProjectId, id: InstanceId) -> Result<Instance, OpsError> {
         self.order(scope, id, Order::Start).await
@@ -50,9 +61,14 @@ impl Ops {
     async fn order(&self, scope: ProjectId, id: InstanceId, order: Order) -> Result<Instance, OpsError> {
         self.transact(|view| {
             let row = find(&view.instances, scope, id)?;
-            let record = ordered(row, order, Timestamp::now())?;
+            let now = Timestamp::now();
+            let mut record = ordered(row, order, now)?;
             let mut draft = Draft::default();
             if record != *row.record {
+                let (task, action) = order.task();
+                let origin = Origin::native(scope);
+                let started = Started { view, origin: &origin, before: &row.record, now };
+                started.task(&mut draft, &mut record, task, action);
                 draft.update(row, &record);
             }
             Ok((draft, ()))
@@ -67,26 +83,55 @@ impl Ops {
         id: InstanceId,
         volume: VolumeFate,
     ) -> Result<(), OpsError> {
+        self.delete_server(&Origin::native(scope), id, volume).await
+    }
+
+    /// Deletes what is there at once, and what may still run when its host says that it does not.
+    pub async fn delete_server(
+        &self,
+        origin: &Origin,
+        id: InstanceId,
+        volume: VolumeFate,
+    ) -> Result<(), OpsError> {
         self.transact(|view| {
-            let row = find(&view.instances, scope, id)?;
+            let row = find(&view.instances, origin.project, id)?;
+            if row.server.locked.is_some() && !origin.admin {
+                return Err(OpsError::conflict(format!("Instance {id} is locked")));
+            }
             let mut draft = Draft::default();
             let now = Timestamp::now();
             let Some(host) = row.host else {
                 // No host has anything of it that would have to go first.
+                begin(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
                 bury(view, &mut draft, row, now);
                 return Ok((draft, ()));
             };
             if row.intent == Intent::Live {
+                end_task(view, &mut draft, row, Some("the instance was deleted"), now);
+                let action = begin(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
+                let from = server_state(row, true, now).vm;
+                // What the deletion's end is told to; the task itself is the intent.
+                let task = Some(Pending { task: Task::Stop, action, since: now, from });
                 draft.update(
                     row,
                     &InstanceRecord {
                         intent: Intent::Deleting,
                         trash_volume: volume == VolumeFate::Trash,
                         exchange: None,
+                        task,
                         updated_at: now,
                         ..(*row.record).clone()
                     },
                 );
+                if let Some(resize) = row.resize.as_ref().filter(|r| r.old_host != host) {
+                    entomb(
+                        view,
+                        &mut draft,
+                        resize.old_host,
+                        Tombstone::Instance { id, epoch: row.epoch },
+                        now,
+                    );
+                }
                 entomb(view, &mut draft, host, Tombstone::Instance { id, epoch: row.epoch }, now);
                 end_exchange(view, &mut draft, row, "deleted", "the instance was deleted", now);
             }
@@ -141,6 +186,12 @@ fn ordered(row: &InstanceRecord, order: Order, now: Timestamp) -> Result<Instanc
     if let Some(exchange) = row.exchange {
         return Err(OpsError::conflict(format!("exchange {exchange} is in progress; wait for its end")));
     }
+    if row.shelved.is_some() {
+        return Err(OpsError::conflict("the instance is shelved; unshelve it"));
+    }
+    if row.host.is_none() {
+        return Err(OpsError::conflict("no host has room for the instance"));
+    }
     let mut record = row.clone();
     match order {
         Order::Start => record.power = Power::On,
@@ -157,13 +208,7 @@ fn ordered(row: &InstanceRecord, order: Order, now: Timestamp) -> Result<Instanc
 }
 
 /// Orders the host to destroy something. An order for a higher epoch replaces the one before.
-pub(super) fn entomb(
-    view: &View,
-    draft: &mut Draft,
-    host: amphi_api::HostId,
-    order: Tombstone,
-    now: Timestamp,
-) {
+pub(super) fn entomb(view: &View, draft: &mut Draft, host: HostId, order: Tombstone, now: Timestamp) {
     let record = TombstoneRecord { host, order, since: now };
     draft.put_record(view.tombstones.get(record.id()), &record);
 }
@@ -185,25 +230,58 @@ pub(super) fn end_exchange(
 
 /// The record of a deleted instance vanishes with all that it held; its volume goes free or to the recycle bin.
 pub(super) fn bury(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, now: Timestamp) {
-    for port in row.ports.iter().filter_map(|id| view.ports.get(*id)) {
+    end_task(view, draft, row, None, now);
+    let leaving = row.leaving.iter().filter_map(|l| match l {
+        Leaving::Port(id) => Some(*id),
+        Leaving::Volume(_) => None,
+    });
+    for port in row.ports.iter().copied().chain(leaving).filter_map(|id| view.ports.get(id)) {
         ports::release(view, draft, port);
     }
-    if let Some(volume) = row.volume.and_then(|id| view.volumes.get(id)) {
-        let record = VolumeRecord {
-            instance: None,
-            trashed_at: row.trash_volume.then_some(now).or(volume.trashed_at),
-            ..(*volume.record).clone()
-        };
-        draft.update(volume, &record);
+    for volume in row.volumes().filter_map(|id| view.volumes.get(id)) {
+        let trashed_at = ends_with(row, volume.id).then_some(now).or(volume.trashed_at);
+        draft.update(volume, &VolumeRecord { instance: None, trashed_at, ..(*volume.record).clone() });
     }
-    if let Some(host) = row.host {
-        draft.unclaim(host, instance_claims(row));
+    if let Some(group) = row.server.group {
+        super::server_groups::leave(view, draft, group, row.id);
+    }
+    for (host, claims) in held(row) {
+        draft.unclaim(host, claims);
+    }
+    if let Some(resize) = &row.resize
+        && let Some(migration) = view.migrations.get(resize.migration)
+    {
+        draft.update(migration, &migration.now_is("done", now));
     }
     super::usage::remember(view, draft, row, now);
     draft.delete(row);
 }
 
+/// Whether the volume goes to the recycle bin with the instance.
+fn ends_with(row: &InstanceRecord, volume: VolumeId) -> bool {
+    if row.volume == Some(volume) {
+        return row.trash_volume;
+    }
+    if row.root_volume == Some(volume) {
+        return row.server.root_ends_with_it;
+    }
+    row.attachments.iter().any(|a| a.volume == volume && a.delete_on_termination)
+}
+
+/// All that is claimed for an instance, host by host: both sizes of one that is being resized, nothing of one whose
+/// room was given to others.
+pub(super) fn held(record: &InstanceRecord) -> impl Iterator<Item = (HostId, Claims)> {
+    let offloaded = record.shelved.as_ref().is_some_and(|s| s.offloaded);
+    let own = record.host.filter(|_| !offloaded).map(|host| (host, instance_claims(record)));
+    let other = record.resize.as_ref().map(|r| (r.old_host, claims_of(r.old_vcpus, r.old_memory_mib)));
+    own.into_iter().chain(other)
+}
+
 /// What an instance takes of its host, its volume apart.
 pub(super) fn instance_claims(record: &InstanceRecord) -> Claims {
-    Claims { vcpus: record.vcpus, memory_mib: record.memory_mib, volume_gib: 0, instances: 1 }
+    claims_of(record.vcpus, record.memory_mib)
+}
+
+pub(super) fn claims_of(vcpus: u32, memory_mib: u64) -> Claims {
+    Claims { vcpus, memory_mib, volume_gib: 0, instances: 1 }
 }

@@ -2,10 +2,11 @@
 
 use super::view::{Row, Table};
 use super::{OpsError, View};
-use crate::model::{BodyRecord, HostRecord, ImageRecord, Record};
-use amphi_api::ProjectId;
-use amphi_api::image::ImageState;
-use amphi_api::instance::{BodyKind, BodySpec};
+use crate::model::{BodyRecord, HostRecord, ImageRecord, Record, Visibility};
+use amphi_api::image::{ImageFormat, ImageState};
+use amphi_api::instance::{BodyKind, BodySpec, VmSpec};
+use amphi_api::set::{MemberSpec, SetSpec};
+use amphi_api::{ImageId, ProjectId};
 
 /// The one record that is meant by a name or an id.
 pub(super) fn named<'a, R: Record>(
@@ -33,6 +34,116 @@ pub(super) fn host<'a>(view: &'a View, field: &str, text: &str) -> Result<&'a Ro
     by_id.or_else(|| view.host_named(text)).ok_or_else(|| OpsError::field(field, format!("no host '{text}'")))
 }
 
+/// An image by name or id that makes this kind of body and has its bytes.
+pub(super) fn image<'a>(
+    view: &'a View,
+    scope: ProjectId,
+    place: &str,
+    text: &str,
+    kind: BodyKind,
+) -> Result<&'a Row<ImageRecord>, OpsError> {
+    let row = visible_image(view, scope, place, text)?;
+    let wanted = if kind == BodyKind::Set { "a container image" } else { "a disk or kernel image" };
+    let fits = match kind {
+        BodyKind::Set => row.format.is_container(),
+        BodyKind::Vm => {
+            matches!(row.format, ImageFormat::Qcow2 | ImageFormat::Raw | ImageFormat::KernelInitramfs)
+        }
+    };
+    if !fits {
+        return Err(OpsError::field(place, format!("image '{text}' is not {wanted}")));
+    }
+    if row.closing {
+        return Err(OpsError::field(place, format!("image '{text}' is being deleted")));
+    }
+    if row.state() != ImageState::Active {
+        return Err(OpsError::field(place, format!("image '{text}' has not all its bytes yet; upload them")));
+    }
+    if row.traits.deactivated {
+        return Err(OpsError::field(place, format!("image '{text}' is deactivated")));
+    }
+    Ok(row)
+}
+
+/// The project's own image of this name or id, or one that it is let see.
+fn visible_image<'a>(
+    view: &'a View,
+    scope: ProjectId,
+    place: &str,
+    text: &str,
+) -> Result<&'a Row<ImageRecord>, OpsError> {
+    let by_id = text.parse().ok().and_then(|id| view.images.get(id));
+    if let Some(row) = by_id.filter(|row| may_start_from(row, scope)) {
+        return Ok(row);
+    }
+    let own = named(&view.images, scope, place, text);
+    if own.is_ok() {
+        return own;
+    }
+    let mut others = view.images.iter().filter(|i| i.name == text && may_start_from(i, scope));
+    match (others.next(), others.next()) {
+        (Some(one), None) => Ok(one),
+        _ => own,
+    }
+}
+
+fn may_start_from(image: &ImageRecord, scope: ProjectId) -> bool {
+    image.project == scope
+        || match image.traits.visibility {
+            Visibility::Public | Visibility::Community => true,
+            Visibility::Shared => image.traits.members.contains_key(&scope),
+            Visibility::Private => false,
+        }
+}
+
+/// An image that a project's instances may be made of, in the words of nova where it cannot be.
+pub(super) fn any_image<'a>(
+    view: &'a View,
+    scope: ProjectId,
+    field: &str,
+    id: ImageId,
+) -> Result<&'a Row<ImageRecord>, OpsError> {
+    let row = visible_image(view, scope, field, &id.to_string())
+        .map_err(|_| OpsError::field(field, "Can not find requested image"))?;
+    if row.closing || row.state() != ImageState::Active || row.traits.deactivated {
+        return Err(OpsError::field(field, format!("Image {id} is not active.")));
+    }
+    if row.format == ImageFormat::Other {
+        return Err(OpsError::field(
+            field,
+            format!("Image {id} is unacceptable: nothing starts from its format"),
+        ));
+    }
+    Ok(row)
+}
+
+/// The body that one image makes: a VM of a disk, a set of one member of a container image, a whole set of a
+/// description, which the caller has read. `root_gib`: the size of a VM's root disk; none: the image's own.
+pub(super) fn body_of_image<'a>(
+    view: &'a View,
+    scope: ProjectId,
+    id: ImageId,
+    root_gib: Option<u64>,
+    described: Option<&SetSpec>,
+) -> Result<(BodyRecord, Vec<&'a Row<ImageRecord>>), OpsError> {
+    let row = any_image(view, scope, "imageRef", id)?;
+    if let (ImageFormat::SetDescription, Some(set)) = (row.format, described) {
+        let (body, mut images) = body(view, scope, "imageRef", &BodySpec::Set(set.clone()))?;
+        images.push(row);
+        return Ok((body, images));
+    }
+    let text = id.to_string();
+    let spec = if row.format.is_container() {
+        let member = MemberSpec { image: text, ..MemberSpec::default() };
+        let set = SetSpec { members: vec![member], volume_mount: "/data".into(), ..SetSpec::default() };
+        BodySpec::Set(set.normalized())
+    } else {
+        let root_gib = root_gib.filter(|_| row.format != ImageFormat::KernelInitramfs);
+        BodySpec::Vm(VmSpec { image: text, root_gib })
+    };
+    Ok((BodyRecord { spec, images: vec![row.id] }, vec![row]))
+}
+
 /// A body with its images, which must fit the kind of body and have their bytes. `field` is the body's place in the
 /// request: `bodies[0]`. The images come back for the transaction to guard.
 pub(super) fn body<'a>(
@@ -41,23 +152,7 @@ pub(super) fn body<'a>(
     field: &str,
     spec: &BodySpec,
 ) -> Result<(BodyRecord, Vec<&'a Row<ImageRecord>>), OpsError> {
-    let image = |place: String, text: &str, kind: BodyKind| {
-        let row = named(&view.images, scope, &place, text)?;
-        let wanted = if kind == BodyKind::Set { "a container image" } else { "a disk or kernel image" };
-        if row.format.is_container() != (kind == BodyKind::Set) {
-            return Err(OpsError::field(place, format!("image '{text}' is not {wanted}")));
-        }
-        if row.closing {
-            return Err(OpsError::field(place, format!("image '{text}' is being deleted")));
-        }
-        if row.state() != ImageState::Active {
-            return Err(OpsError::field(
-                place,
-                format!("image '{text}' has not all its bytes yet; upload them"),
-            ));
-        }
-        Ok(row)
-    };
+    let image = |place: String, text: &str, kind: BodyKind| self::image(view, scope, &place, text, kind);
     match spec {
         BodySpec::Vm(vm) => {
             let row = image(format!("{field}.vm.image"), &vm.image, BodyKind::Vm)?;

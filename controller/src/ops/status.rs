@@ -3,11 +3,12 @@
 //! tombstone is carried out.
 
 use super::orders::bury;
+use super::servers::{conclude, end_task, freed};
 use super::volumes::room;
-use super::{Draft, Ops, OpsError, View};
+use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::HostId;
-use amphi_api::wire::{BodyState, HostStatus, Tombstone};
+use amphi_api::wire::{BodyState, ExportStatus, HostStatus, Tombstone};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -49,18 +50,31 @@ impl Ops {
 fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (Draft, bool) {
     let mut draft = Draft::default();
     let mut left = CHUNK;
+    // Something has to wait for the next round: its record is written in this one.
+    let mut again = false;
     for seen in &status.instances {
         let Some(row) = view.instances.get(seen.id) else { continue };
         if row.host != Some(host) || seen.epoch != row.epoch || left == 0 {
             continue;
         }
         let observed = InstanceObserved::from(seen);
-        if row.observed.as_ref().is_some_and(|before| before.says_the_same(&observed)) {
+        // A host that has seen the present desired state has also let go of what is no longer in it.
+        let fresh = status.generation >= view.generation(host);
+        let same = row.observed.as_ref().is_some_and(|before| before.says_the_same(&observed));
+        if same && (row.leaving.is_empty() || !fresh) {
             continue;
         }
         let built = row.built || seen.state == BodyState::Running;
-        let record =
+        let mut record =
             InstanceRecord { observed: Some(observed), built, updated_at: now, ..(*row.record).clone() };
+        if record.intent == Intent::Live && record.task_done() {
+            end_task(view, &mut draft, row, None, now);
+            conclude(view, &mut draft, &mut record, now);
+        }
+        let went = fresh && freed(view, &mut draft, &mut record);
+        if same && !went {
+            continue;
+        }
         draft.update(row, &record);
         left -= 1;
     }
@@ -80,6 +94,10 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         if left == 0 || (row.made == made && row.observed.as_ref() == Some(&observed)) {
             continue;
         }
+        if draft.writes(&row.key()) {
+            again = true;
+            continue;
+        }
         draft.update(row, &VolumeRecord { made, observed: Some(observed), ..(*row.record).clone() });
         left -= 1;
     }
@@ -92,10 +110,58 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         draft.update(row, &SnapshotRecord { made, fault: seen.fault.clone(), ..(*row.record).clone() });
         left -= 1;
     }
+    for seen in &status.exports {
+        let Some(row) = view.images.get(seen.image).filter(|row| row.exporting_host() == Some(host)) else {
+            continue;
+        };
+        let waits = row.export.as_ref().and_then(|e| e.instance).and_then(|id| view.instances.get(id));
+        if waits.is_some_and(|i| draft.writes(&i.key())) {
+            again = true;
+            continue;
+        }
+        if left > 0 && exported(view, &mut draft, row, seen, now) {
+            left -= 1;
+        }
+    }
     if let Some(row) = view.hosts.get(host).filter(|row| row.strangers != status.strangers) {
         draft.update(row, &HostRecord { strangers: status.strangers.clone(), ..(*row.record).clone() });
     }
-    (draft, left == 0)
+    (draft, again || left == 0)
+}
+
+/// What the host says of an image's bytes: they are there, or why not. The task of the instance that they come from ends
+/// either way.
+fn exported(
+    view: &View,
+    draft: &mut Draft,
+    row: &Row<ImageRecord>,
+    seen: &ExportStatus,
+    now: Timestamp,
+) -> bool {
+    let mut record = (*row.record).clone();
+    let (Some(export), Some(role)) = (record.export.clone(), row.format.roles().first()) else {
+        return false;
+    };
+    let error = match (&seen.blob, &seen.fault) {
+        (Some(blob), _) => {
+            record.blobs.insert(*role, blob.clone());
+            record.export = None;
+            None
+        }
+        (None, Some(fault)) if export.fault.as_ref().map(|f| &f.message) != Some(&fault.message) => {
+            record.export = Some(ImageExport { fault: Some(fault.clone()), ..export.clone() });
+            Some(fault.message.as_str())
+        }
+        (None, _) => return false,
+    };
+    draft.update(row, &record);
+    let instance = export.instance.and_then(|id| view.instances.get(id));
+    let waits = |i: &&Row<InstanceRecord>| i.task.as_ref().is_some_and(|p| p.task == Task::Snapshot(row.id));
+    if let Some(instance) = instance.filter(waits) {
+        end_task(view, draft, instance, error, now);
+        draft.update(instance, &InstanceRecord { task: None, updated_at: now, ..(*instance.record).clone() });
+    }
+    true
 }
 
 /// A tombstone is carried out: it goes, and with it the record of what was deleted.

@@ -18,7 +18,7 @@ pub struct InstanceUsage {
 
 /// Keeps what an instance used when it is buried; what has been kept long enough goes, a little at a time.
 pub(super) fn remember(view: &View, draft: &mut Draft, row: &Row<InstanceRecord>, now: Timestamp) {
-    draft.put_record(view.past_instances.get(row.id), &PastInstanceRecord::of(row, None, now));
+    draft.put_record(view.past_instances.get(row.id), &PastInstanceRecord::of(row, now));
     let old = view.past_instances.iter().take(2);
     old.filter(|past| past.id != row.id && now.duration_since(past.deleted_at) > PAST_KEPT)
         .for_each(|past| draft.delete(past));
@@ -34,7 +34,7 @@ pub fn of_project(
 ) -> Vec<InstanceUsage> {
     let past = view.past_instances.of_project(project).map(|row| ((*row.record).clone(), true));
     let live =
-        view.instances.of_project(project).map(|row| (PastInstanceRecord::of(&row.record, None, now), false));
+        view.instances.of_project(project).map(|row| (PastInstanceRecord::of(&row.record, now), false));
     let mut all: Vec<InstanceUsage> = past
         .chain(live)
         .filter_map(|(instance, gone)| {

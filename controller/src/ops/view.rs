@@ -5,7 +5,7 @@ use crate::model::*;
 use crate::store::{Change, Entry, Event, Revision};
 use amphi_api::host::Claims;
 use amphi_api::{
-    FloatingIpId, HostId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
+    FloatingIpId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -155,6 +155,8 @@ pub struct View {
     pub exchanges: Table<ExchangeRecord>,
     pub tombstones: Table<TombstoneRecord>,
     pub claims: Table<ClaimRecord>,
+    pub actions: Table<ActionRecord>,
+    pub migrations: Table<MigrationRecord>,
     pub identity: Identity,
     pub flavors: Table<FlavorRecord>,
     pub key_pairs: Table<KeyPairRecord>,
@@ -166,6 +168,7 @@ pub struct View {
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
+    exports_on: HashMap<HostId, BTreeSet<ImageId>>,
     addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
     macs: HashSet<(NetworkId, String)>,
     subnets_of: HashMap<NetworkId, BTreeSet<SubnetId>>,
@@ -195,6 +198,16 @@ impl View {
 
     pub fn snapshots_on(&self, host: HostId) -> impl Iterator<Item = &Row<SnapshotRecord>> {
         self.snapshots_on.get(&host).into_iter().flatten().filter_map(|id| self.snapshots.get(*id))
+    }
+
+    /// Images whose bytes the host is to hand over.
+    pub fn exports_on(&self, host: HostId) -> impl Iterator<Item = &Row<ImageRecord>> {
+        self.exports_on.get(&host).into_iter().flatten().filter_map(|id| self.images.get(*id))
+    }
+
+    /// What was done to an instance, the oldest first; also of one that is gone.
+    pub fn actions_of(&self, instance: InstanceId) -> impl Iterator<Item = &Row<ActionRecord>> {
+        self.actions.from(ActionKey::first(instance)).take_while(move |a| a.instance == instance)
     }
 
     pub fn tombstones_on(&self, host: HostId) -> impl Iterator<Item = &Row<TombstoneRecord>> {
@@ -307,7 +320,14 @@ impl View {
             JoinRecord::PREFIX => drop(self.joins.put(read!(), version)),
             NetworkRecord::PREFIX => drop(self.networks.put(read!(), version)),
             SecurityGroupRecord::PREFIX => drop(self.groups.put(read!(), version)),
-            ImageRecord::PREFIX => drop(self.images.put(read!(), version)),
+            ImageRecord::PREFIX => {
+                let (id, before) = self.images.put(read!(), version);
+                let now = self.images.get(id).and_then(|i| i.exporting_host());
+                let before = before.and_then(|b| b.exporting_host());
+                touched.extend(self.export_moves(id, before, now));
+            }
+            ActionRecord::PREFIX => drop(self.actions.put(read!(), version)),
+            MigrationRecord::PREFIX => drop(self.migrations.put(read!(), version)),
             ClaimRecord::PREFIX => drop(self.claims.put(read!(), version)),
             FlavorRecord::PREFIX => drop(self.flavors.put(read!(), version)),
             KeyPairRecord::PREFIX => drop(self.key_pairs.put(read!(), version)),
@@ -374,6 +394,10 @@ impl View {
                     touched.push(now.host);
                 }
                 let (host, part) = (now.host, (now.project, now.size_gib));
+                if let Some(old) = before.as_ref().map(|b| b.host).filter(|old| *old != host) {
+                    drop_from(&mut self.volumes_on, &old, &id);
+                    touched.push(old);
+                }
                 self.volumes_on.entry(host).or_default().insert(id);
                 self.tally(before.map(|b| (b.project, b.size_gib)), Some(part), sum_volume);
             }
@@ -408,7 +432,14 @@ impl View {
             JoinRecord::PREFIX => drop(remove(&mut self.joins, id)),
             NetworkRecord::PREFIX => drop(remove(&mut self.networks, id)),
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
-            ImageRecord::PREFIX => drop(remove(&mut self.images, id)),
+            ImageRecord::PREFIX => {
+                let before = remove(&mut self.images, id);
+                if let Some(old) = before {
+                    return self.export_moves(old.id, old.exporting_host(), None);
+                }
+            }
+            ActionRecord::PREFIX => drop(remove(&mut self.actions, id)),
+            MigrationRecord::PREFIX => drop(remove(&mut self.migrations, id)),
             ClaimRecord::PREFIX => drop(remove(&mut self.claims, id)),
             FlavorRecord::PREFIX => drop(remove(&mut self.flavors, id)),
             KeyPairRecord::PREFIX => drop(remove(&mut self.key_pairs, id)),
@@ -466,6 +497,20 @@ impl View {
             _ => {}
         }
         Vec::new()
+    }
+
+    /// An image's bytes are to come from another host than before; both should look.
+    fn export_moves(&mut self, id: ImageId, before: Option<HostId>, now: Option<HostId>) -> Vec<HostId> {
+        if before == now {
+            return Vec::new();
+        }
+        if let Some(host) = before {
+            drop_from(&mut self.exports_on, &host, &id);
+        }
+        if let Some(host) = now {
+            self.exports_on.entry(host).or_default().insert(id);
+        }
+        before.into_iter().chain(now).collect()
     }
 
     fn forget_port(&mut self, port: &PortRecord) {

@@ -190,6 +190,7 @@ impl Cloud {
             format,
             cmdline: String::new(),
             blobs: format.roles().iter().map(|role: &BlobRole| (*role, blob.clone())).collect(),
+            export: None,
             closing: false,
             traits: Default::default(),
             created_at: Timestamp::now(),

@@ -87,6 +87,7 @@ pub async fn create(
         cmdline: String::new(),
         blobs: Default::default(),
         traits: ImageTraits { visibility: Visibility::Shared, ..Default::default() },
+        export: None,
         closing: false,
         created_at: now,
     };

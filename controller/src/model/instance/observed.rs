@@ -1,0 +1,82 @@
+//! What a host says of an instance's body, as the record keeps it.
+
+use amphi_api::instance::{BodyKind, Fault, MemberStatus};
+use amphi_api::wire::{BodyState, InstanceStatus};
+use amphi_api::{PortId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// What the host last said of the body of `epoch`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceObserved {
+    pub epoch: u64,
+    pub kind: BodyKind,
+    pub state: BodyState,
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+    pub restarts: u64,
+    /// Ports and further volumes that are plugged into the body.
+    #[serde(default)]
+    pub plugged_ports: Vec<PortId>,
+    #[serde(default)]
+    pub plugged_volumes: Vec<VolumeId>,
+    /// It runs from its rescue body.
+    #[serde(default)]
+    pub rescued: bool,
+    #[serde(default)]
+    pub next_ready: bool,
+    #[serde(default)]
+    pub next_fault: Option<Fault>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
+    #[serde(default)]
+    pub switch_ms: Option<u64>,
+}
+
+impl From<&InstanceStatus> for InstanceObserved {
+    fn from(status: &InstanceStatus) -> Self {
+        Self {
+            epoch: status.epoch,
+            kind: status.kind,
+            state: status.state,
+            members: status.members.clone(),
+            restarts: status.restarts,
+            plugged_ports: status.plugged_ports.clone(),
+            plugged_volumes: status.plugged_volumes.clone(),
+            rescued: status.rescued,
+            next_ready: status.next_ready,
+            next_fault: status.next_fault.clone(),
+            fault: status.fault.clone(),
+            switch_ms: status.switch_ms,
+        }
+    }
+}
+
+impl InstanceObserved {
+    /// The same but for the moment at which a lasting fault was last seen.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let same_fault = |a: &Option<Fault>, b: &Option<Fault>| {
+            a.as_ref().map(|f| (&f.code, &f.message)) == b.as_ref().map(|f| (&f.code, &f.message))
+        };
+        same_fault(&self.fault, &other.fault)
+            && same_fault(&self.next_fault, &other.next_fault)
+            && *self
+                == Self { fault: self.fault.clone(), next_fault: self.next_fault.clone(), ..other.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{fault, observed};
+    use super::*;
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_fault_seen_again_says_the_same() {
+        let one = InstanceObserved { fault: Some(fault()), ..observed(1, BodyState::Absent) };
+        let mut two = one.clone();
+        two.fault = Some(Fault { since: Timestamp::MAX, ..fault() });
+        assert!(one.says_the_same(&two));
+        two.state = BodyState::Running;
+        assert!(!one.says_the_same(&two));
+    }
+}
