@@ -95,7 +95,7 @@ impl Draft {
             for (more, change) in changes {
                 claims = if more { plus(claims, change) } else { minus(claims, change) };
             }
-            self.put_record(view.claims.get(host), &ClaimRecord { host, claims });
+            self.put_record(view.claim_row(host).as_ref(), &ClaimRecord { host, claims });
         }
         self.txn
     }

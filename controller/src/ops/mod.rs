@@ -5,6 +5,7 @@
 
 mod addresses;
 pub mod aggregates;
+mod ahead;
 pub mod desired;
 mod draft;
 mod error;
@@ -59,6 +60,7 @@ use amphi_api::host::HostState;
 use amphi_api::instance::Fault;
 use amphi_api::wire::{Answer, Ask, HostStatus};
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -102,8 +104,9 @@ pub struct Ops {
     settings: Settings,
     /// Read by uploads, written by whoever removes blobs.
     uploads: Arc<tokio::sync::RwLock<()>>,
-    /// Held while room is claimed: requests of one controller need not find out by conflict that they race.
-    placing: tokio::sync::Mutex<()>,
+    /// Held while room is claimed, until the commit is queued: requests of one controller need not find out by conflict
+    /// that they race.
+    placing: Mutex<()>,
     /// When each host was last heard by this controller.
     heard: Mutex<HashMap<HostId, Timestamp>>,
     /// The newest status of each host that is not wholly in the records yet.
@@ -127,7 +130,7 @@ impl Ops {
             blobs,
             settings,
             uploads: Arc::default(),
-            placing: tokio::sync::Mutex::new(()),
+            placing: Mutex::new(()),
             heard: Mutex::default(),
             unrecorded: Mutex::default(),
             door: identity::Door::default(),
@@ -168,13 +171,47 @@ impl Ops {
         Err(OpsError::Unavailable("too many changes of the same thing at once; try again".into()))
     }
 
-    /// [`Self::transact`] for what claims or frees room, one at a time.
+    /// [`Self::transact`] for what claims or frees room, or must stay within a quota: decided one after the other, each
+    /// seeing those that are still on their way, so that many share one durable commit.
     pub(crate) async fn transact_room<T>(
         &self,
-        decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,
+        mut decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,
     ) -> Result<T, OpsError> {
-        let _turn = self.placing.lock().await;
-        self.transact(decide).await
+        for _ in 0..ATTEMPTS {
+            let (mut commit, early, staged, answer) = {
+                let _turn = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+                let (txn, answer) = {
+                    let view = self.world.read();
+                    let (draft, answer) = decide(&view)?;
+                    (draft.into_txn(&view), answer)
+                };
+                if txn.ops.is_empty() {
+                    return Ok(answer);
+                }
+                let staged = self.world.stage(&txn);
+                let mut commit = self.store.commit(txn);
+                // The first poll queues it: in the order of the decisions, or the compares would not hold.
+                let early = (&mut commit).now_or_never();
+                (commit, early, staged, answer)
+            };
+            let outcome = match early {
+                Some(outcome) => outcome,
+                None => commit.as_mut().await,
+            };
+            match outcome {
+                Ok(revision) => {
+                    self.reach(revision).await?;
+                    return Ok(answer);
+                }
+                Err(StoreError::Conflict { .. }) => {
+                    drop(staged);
+                    let present = self.store.commit(Txn::default()).await?;
+                    self.reach(present).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(OpsError::Unavailable("too many changes of the same thing at once; try again".into()))
     }
 
     async fn reach(&self, revision: u64) -> Result<(), OpsError> {

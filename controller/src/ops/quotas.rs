@@ -2,7 +2,7 @@
 //! usage counted from the things themselves. Refuses to keep count in records: what is counted cannot drift.
 //!
 //! A check belongs into the transaction that makes the thing. Two requests at once could both find room; those that
-//! must not go through `Ops::transact_room`, one at a time.
+//! must not go through `Ops::transact_room`, where each sees those that are on their way.
 
 use super::{Draft, Ops, OpsError, OverQuota, View};
 use crate::model::*;
@@ -92,16 +92,16 @@ pub fn default_limit(view: &View, word: &str) -> i64 {
 pub fn used(view: &View, project: ProjectId, user: Option<UserId>, resource: Resource) -> u64 {
     let sums = view.sums_of(project);
     match resource {
-        Resource::Instances => view.instances.count_of(project) as u64,
+        Resource::Instances => view.count_with_ahead(&view.instances, project) as u64,
         Resource::Cores => sums.vcpus,
         Resource::Ram => sums.ram_mib,
         Resource::KeyPairs => user.map_or(0, |user| view.key_pairs.count_of(ProjectId(user.0)) as u64),
         Resource::ServerGroups => match user {
             Some(user) => view.server_groups.of_project(project).filter(|g| g.user == user).count() as u64,
-            None => view.server_groups.count_of(project) as u64,
+            None => view.count_with_ahead(&view.server_groups, project) as u64,
         },
-        Resource::Volumes => view.volumes.count_of(project) as u64,
-        Resource::Snapshots => view.snapshots.count_of(project) as u64,
+        Resource::Volumes => view.count_with_ahead(&view.volumes, project) as u64,
+        Resource::Snapshots => view.count_with_ahead(&view.snapshots, project) as u64,
         // Snapshots count, as they do where cinder's `no_snapshot_gb_quota` is off, its default.
         Resource::Gigabytes => sums.volume_gib + sums.snapshot_gib,
         Resource::Networks => view.networks.count_of(project) as u64,

@@ -1,9 +1,9 @@
 //! One state of all records: tables by id, with indexes. Knows which host a change matters to, nothing more.
 
+use super::ahead::Ahead;
 use super::identity::Identity;
 use crate::model::*;
 use crate::store::{Change, Entry, Event, Revision};
-use amphi_api::host::Claims;
 use amphi_api::{
     FloatingIpId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
 };
@@ -139,6 +139,7 @@ pub struct View {
     /// Generations of hosts not in here are `floor`.
     generations: HashMap<HostId, Revision>,
     floor: Revision,
+    pub(super) ahead: Ahead,
     pub hosts: Table<HostRecord>,
     pub joins: Table<JoinRecord>,
     pub networks: Table<NetworkRecord>,
@@ -242,13 +243,15 @@ impl View {
         self.macs.contains(&(network, mac.to_owned()))
     }
 
-    pub fn claims_of(&self, host: HostId) -> Claims {
-        self.claims.get(host).map(|row| row.claims).unwrap_or_default()
-    }
-
     /// What the project's instances, volumes and snapshots add up to.
     pub fn sums_of(&self, project: ProjectId) -> Sums {
-        self.sums.get(&project).copied().unwrap_or_default()
+        let durable = self.sums.get(&project).copied().unwrap_or_default();
+        self.sums_ahead(project).fold(durable, |a, b| Sums {
+            vcpus: a.vcpus + b.vcpus,
+            ram_mib: a.ram_mib + b.ram_mib,
+            volume_gib: a.volume_gib + b.volume_gib,
+            snapshot_gib: a.snapshot_gib + b.snapshot_gib,
+        })
     }
 
     /// One thing's share of its project's sums changes: `before` is what it was, `now` what it is.
@@ -304,6 +307,7 @@ impl View {
     pub(super) fn put(&mut self, entry: Entry) -> Result<Vec<HostId>, serde_json::Error> {
         let mut touched = Vec::new();
         let (value, version) = (entry.value, entry.version);
+        self.ahead.arrived(&entry.key);
         let kind = kind_of(&entry.key);
         macro_rules! read {
             () => {
@@ -511,6 +515,37 @@ impl View {
             self.exports_on.entry(host).or_default().insert(id);
         }
         before.into_iter().chain(now).collect()
+    }
+
+    /// Whether a record of this key, of a kind that quotas count, is in its table.
+    pub(super) fn has(&self, key: &str) -> bool {
+        fn there<R: Record>(table: &Table<R>, key: &str) -> bool {
+            key.strip_prefix(R::PREFIX)
+                .and_then(|id| id.parse().ok())
+                .is_some_and(|id| table.get(id).is_some())
+        }
+        there(&self.instances, key)
+            || there(&self.volumes, key)
+            || there(&self.snapshots, key)
+            || there(&self.server_groups, key)
+    }
+
+    /// Takes an address that is free; false where it is taken.
+    pub(super) fn hold_address(&mut self, network: NetworkId, address: IpAddr, port: PortId) -> bool {
+        let taken = self.addresses.entry(network).or_default();
+        let free = !taken.contains_key(&address);
+        if free {
+            taken.insert(address, port);
+        }
+        free
+    }
+
+    pub(super) fn let_go_of_address(&mut self, network: NetworkId, address: IpAddr, port: PortId) {
+        if let Some(taken) = self.addresses.get_mut(&network)
+            && taken.get(&address) == Some(&port)
+        {
+            taken.remove(&address);
+        }
     }
 
     fn forget_port(&mut self, port: &PortRecord) {

@@ -58,7 +58,7 @@ impl Ops {
                     source: request.snapshot,
                     source_image: None,
                     source_volume: None,
-                    untouched: request.snapshot.is_none(),
+                    untouched: false,
                     instance: None,
                     made: false,
                     trashed_at: None,

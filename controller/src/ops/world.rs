@@ -3,6 +3,7 @@
 //!
 //! Also says, per host, at which revision its desired state last changed, and wakes whoever waits for that.
 
+use super::ahead::Ticket;
 use super::view::View;
 use crate::model::network::legacy;
 use crate::store::{Change, Compare, Op, Revision, Store, StoreError, Txn, Watch};
@@ -21,6 +22,18 @@ pub struct World {
     view: RwLock<View>,
     applied: watch::Sender<Revision>,
     wakes: Mutex<HashMap<HostId, watch::Sender<Revision>>>,
+}
+
+/// A transaction on its way to the store.
+pub(super) struct Staged {
+    world: Arc<World>,
+    ticket: Ticket,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        self.world.view.write().unwrap_or_else(PoisonError::into_inner).unstage(self.ticket);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +74,12 @@ impl World {
     /// The present state. Never hold it across an await.
     pub fn read(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a transaction in before it is durable, for the decisions that come next; until the guard goes.
+    pub(super) fn stage(self: &Arc<Self>, txn: &Txn) -> Staged {
+        let ticket = self.view.write().unwrap_or_else(PoisonError::into_inner).stage(txn);
+        Staged { world: self.clone(), ticket }
     }
 
     /// Waits until the commit of this revision can be read here.

@@ -124,7 +124,10 @@ fn attach(
 
 /// nova says it with cinder's word for the volume's state.
 pub(in crate::ops) fn refuse_unavailable(view: &View, volume: &Row<VolumeRecord>) -> Result<(), OpsError> {
-    let state = volume_state_of(volume, view.host_up(volume.host));
+    let state = match volume.instance {
+        Some(_) => VolumeState::InUse,
+        None => volume_state_of(volume, view.host_up(volume.host)),
+    };
     match state {
         VolumeState::Available | VolumeState::Creating => Ok(()),
         _ => {

@@ -5,6 +5,7 @@ mod create;
 mod evacuation;
 mod exchange;
 mod life;
+mod servers;
 mod volumes;
 
 use super::*;
@@ -15,7 +16,9 @@ use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, JoinTokenCreat
 use amphi_api::image::{Blob, BlobRole, ImageFormat};
 use amphi_api::instance::{Instance, InstanceCreate, Power};
 use amphi_api::network::{Network, NetworkCreate};
-use amphi_api::wire::{BodyState, HostStatus, InstanceStatus, JoinTicket, SnapshotStatus, VolumeStatus};
+use amphi_api::wire::{
+    BodyState, ExportStatus, HostStatus, InstanceStatus, JoinTicket, SnapshotStatus, VolumeStatus,
+};
 use amphi_api::{ImageId, ProjectId};
 use serde_json::json;
 use std::collections::HashSet;
@@ -213,7 +216,12 @@ impl Cloud {
             id: i.id,
             epoch: i.epoch,
             kind: i.body.kind(),
-            state: if i.power == Power::On { BodyState::Running } else { BodyState::Stopped },
+            state: match i.power {
+                Power::On => BodyState::Running,
+                Power::Off => BodyState::Stopped,
+                Power::Paused => BodyState::Paused,
+                Power::Suspended => BodyState::Suspended,
+            },
             members: Vec::new(),
             restarts: i.restarts,
             plugged_ports: i.ports.iter().map(|p| p.id).collect(),
@@ -233,8 +241,13 @@ impl Cloud {
         });
         let snapshots =
             desired.snapshots.iter().map(|s| SnapshotStatus { id: s.id, present: true, fault: None });
+        let exports = desired.exports.iter().map(|e| ExportStatus {
+            image: e.image,
+            blob: Some(Blob { sha256: "cd".repeat(32), size: 2 }),
+            fault: None,
+        });
         HostStatus {
-            exports: Vec::new(),
+            exports: exports.collect(),
             generation: desired.generation,
             instances: instances.collect(),
             volumes: volumes.collect(),
