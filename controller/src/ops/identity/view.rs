@@ -133,6 +133,19 @@ impl Identity {
         self.projects.named(ProjectId(domain.0), name).into_iter().next()
     }
 
+    pub fn group_named(&self, domain: DomainId, name: &str) -> Option<&Row<GroupRecord>> {
+        self.groups.named(ProjectId(domain.0), name).into_iter().next()
+    }
+
+    pub fn memberships_of(&self, user: UserId) -> impl Iterator<Item = &Row<MembershipRecord>> {
+        let groups = self.groups_of.get(&user).into_iter().flatten();
+        groups.filter_map(move |group| self.memberships.get(MembershipRecord::id_of(user, *group)))
+    }
+
+    pub fn app_credentials_of(&self, user: UserId) -> impl Iterator<Item = &Row<AppCredentialRecord>> {
+        self.app_credentials.of_project(ProjectId(user.0))
+    }
+
     /// A role of the whole cloud.
     pub fn role_named(&self, name: &str) -> Option<&Row<RoleRecord>> {
         self.roles.iter().find(|r| r.domain.is_none() && r.name == name)
