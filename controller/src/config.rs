@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Holds `store/`, `images/`, `ca/` and `admin-token`.
+    /// Holds `store/`, `images/`, `ca/`, `admin-token` and `admin-password`.
     pub state_dir: PathBuf,
     /// The native face: plain HTTP. With `LISTEN_FDS=1` descriptor 3 is taken instead.
     pub listen: SocketAddr,
@@ -25,6 +25,10 @@ pub struct Config {
     /// A file that holds the API token. Default: `state_dir/admin-token`, made at the first start.
     #[serde(default)]
     pub admin_token: Option<PathBuf>,
+    /// A file that holds the password of the user `admin`, read at the first start only. Default:
+    /// `state_dir/admin-password`, made then.
+    #[serde(default)]
+    pub admin_password_file: Option<PathBuf>,
     /// vCPUs promised per CPU of a host.
     #[serde(default = "cpu_overcommit")]
     pub cpu_overcommit: u32,

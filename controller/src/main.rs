@@ -15,6 +15,7 @@ use anyhow::Context;
 use clap::Parser;
 use jiff::SignedDuration;
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,9 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let settings =
         Settings { hosts_url: config.hosts_url.clone(), ca_sha256: ca.sha256(), policy: config.policy() };
     let ops = Ops::new(store, world.clone(), links.clone(), blobs.clone(), settings);
+    if !ops.identity_ready() {
+        ops.bootstrap_identity(&admin_password(&config)?).await?;
+    }
 
     ops.make_default_flavors().await?;
 
@@ -101,6 +105,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     };
     let address = listener.local_addr()?;
     let service = faces::of_one_listener(Native { ops }, &token);
+    let service = service.into_make_service_with_connect_info::<SocketAddr>();
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());
     tracing::info!(%address, hosts = %config.hosts_listen, "serving");
@@ -138,4 +143,17 @@ fn admin_token(config: &Config) -> anyhow::Result<String> {
         pki::write_secret(&path, &pki::new_join_secret().secret)?;
     }
     read(&path)
+}
+
+/// The password of the user `admin`: made at the first start, and read then only.
+fn admin_password(config: &Config) -> anyhow::Result<String> {
+    let path = config.admin_password_file.clone().unwrap_or_else(|| config.state_dir.join("admin-password"));
+    if config.admin_password_file.is_none() && !path.exists() {
+        pki::write_secret(&path, &pki::new_join_secret().secret)?;
+    }
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read the password from {}", path.display()))?;
+    let password = text.trim().to_owned();
+    anyhow::ensure!(!password.is_empty(), "{} is empty", path.display());
+    Ok(password)
 }

@@ -6,6 +6,7 @@ pub mod answers;
 pub mod body;
 mod compute;
 pub mod gate;
+pub mod identity;
 mod image;
 pub mod microversion;
 pub mod network;
@@ -60,7 +61,7 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![compute::routes(), image::routes(), network::routes(), placement::routes()]
+    vec![compute::routes(), identity::routes(), image::routes(), network::routes(), placement::routes()]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.

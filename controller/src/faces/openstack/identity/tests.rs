@@ -1,0 +1,1 @@
+//! The face by its routes.
