@@ -62,6 +62,7 @@ pub struct WriteRefusals;
 const READ: &[(&str, &str)] = &[
     ("400", "a parameter is wrong; `field` names it"),
     ("401", "no token, or one that is not known"),
+    ("403", "the token's role, or its scope, does not allow it"),
     ("404", "no such thing"),
     ("500", "a fault of the controller"),
     ("503", "something this needs does not answer now; try again later"),
@@ -69,6 +70,7 @@ const READ: &[(&str, &str)] = &[
 const WRITE: &[(&str, &str)] = &[
     ("400", "the body is malformed or a field is wrong; `field` names it"),
     ("401", "no token, or one that is not known"),
+    ("403", "the token's role, or its scope, does not allow it"),
     ("404", "no such thing"),
     ("409", "the state does not allow it, a name or address is taken, or no host has room"),
     ("413", "the body is too large"),

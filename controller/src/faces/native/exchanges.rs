@@ -1,8 +1,9 @@
 //! `/v1/exchanges`, and those of an instance.
 
+use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params};
-use super::{Native, PROJECT};
+use super::guard::Scope;
 use amphi_api::instance::{Exchange, ExchangeCreate};
 use amphi_api::{ExchangeId, InstanceId};
 use axum::Json;
@@ -21,16 +22,21 @@ pub struct ExchangeList {
     responses((status = 200, body = ExchangeList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<ExchangeList>, Failure> {
-    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(PROJECT, None, &params.into())? }))
+    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(scope, None, &params.into())? }))
 }
 
 /// Show an exchange.
 #[utoipa::path(get, path = "/exchanges/{id}", tag = "exchanges", params(("id" = Uuid, Path)),
     responses((status = 200, body = Exchange), ReadRefusals))]
-pub async fn show(State(native): State<Native>, Id(id): Id<ExchangeId>) -> Result<Json<Exchange>, Failure> {
-    Ok(Json(native.ops.exchange(PROJECT, id)?))
+pub async fn show(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ExchangeId>,
+) -> Result<Json<Exchange>, Failure> {
+    Ok(Json(native.ops.exchange(scope, id)?))
 }
 
 /// List the exchanges of an instance.
@@ -38,10 +44,11 @@ pub async fn show(State(native): State<Native>, Id(id): Id<ExchangeId>) -> Resul
     responses((status = 200, body = ExchangeList), ReadRefusals))]
 pub async fn list_of_instance(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
     Params(params): Params<ListParams>,
 ) -> Result<Json<ExchangeList>, Failure> {
-    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(PROJECT, Some(id), &params.into())? }))
+    Ok(Json(ExchangeList { exchanges: native.ops.exchanges(scope, Some(id), &params.into())? }))
 }
 
 /// Give the instance its other kind of body.
@@ -49,8 +56,9 @@ pub async fn list_of_instance(
     responses((status = 202, body = Exchange), WriteRefusals))]
 pub async fn create(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
     Body(request): Body<ExchangeCreate>,
 ) -> Result<(StatusCode, Json<Exchange>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.create_exchange(PROJECT, id, &request).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.create_exchange(scope, id, &request).await?)))
 }

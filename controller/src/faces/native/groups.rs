@@ -1,8 +1,9 @@
 //! `/v1/security-groups` and their rules.
 
+use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params, id};
-use super::{Native, PROJECT};
+use super::guard::Scope;
 use amphi_api::SecurityGroupId;
 use amphi_api::network::{Rule, RuleSpec, SecurityGroup, SecurityGroupCreate};
 use axum::Json;
@@ -21,9 +22,10 @@ pub struct SecurityGroupList {
     responses((status = 200, body = SecurityGroupList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<SecurityGroupList>, Failure> {
-    Ok(Json(SecurityGroupList { security_groups: native.ops.groups(PROJECT, &params.into())? }))
+    Ok(Json(SecurityGroupList { security_groups: native.ops.groups(scope, &params.into())? }))
 }
 
 /// Make a security group.
@@ -31,9 +33,10 @@ pub async fn list(
     responses((status = 201, body = SecurityGroup), WriteRefusals))]
 pub async fn create(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Body(request): Body<SecurityGroupCreate>,
 ) -> Result<(StatusCode, Json<SecurityGroup>), Failure> {
-    Ok((StatusCode::CREATED, Json(native.ops.create_group(PROJECT, &request).await?)))
+    Ok((StatusCode::CREATED, Json(native.ops.create_group(scope, &request).await?)))
 }
 
 /// Show a security group.
@@ -41,9 +44,10 @@ pub async fn create(
     responses((status = 200, body = SecurityGroup), ReadRefusals))]
 pub async fn show(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<SecurityGroupId>,
 ) -> Result<Json<SecurityGroup>, Failure> {
-    Ok(Json(native.ops.group(PROJECT, id)?))
+    Ok(Json(native.ops.group(scope, id)?))
 }
 
 /// Delete a security group that nothing uses.
@@ -51,9 +55,10 @@ pub async fn show(
     responses((status = 204), WriteRefusals))]
 pub async fn delete(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<SecurityGroupId>,
 ) -> Result<StatusCode, Failure> {
-    native.ops.delete_group(PROJECT, id).await?;
+    native.ops.delete_group(scope, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -62,10 +67,11 @@ pub async fn delete(
     responses((status = 201, body = Rule), WriteRefusals))]
 pub async fn add_rule(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<SecurityGroupId>,
     Body(request): Body<RuleSpec>,
 ) -> Result<(StatusCode, Json<Rule>), Failure> {
-    Ok((StatusCode::CREATED, Json(native.ops.add_rule(PROJECT, id, &request).await?)))
+    Ok((StatusCode::CREATED, Json(native.ops.add_rule(scope, id, &request).await?)))
 }
 
 /// Remove a rule.
@@ -73,8 +79,9 @@ pub async fn add_rule(
     params(("id" = Uuid, Path), ("rule" = Uuid, Path)), responses((status = 204), WriteRefusals))]
 pub async fn remove_rule(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Path((group, rule)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
-    native.ops.remove_rule(PROJECT, id(group)?, id(rule)?).await?;
+    native.ops.remove_rule(scope, id(group)?, id(rule)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,18 +1,23 @@
-//! What stands before every route: the token, a request id, and a net under panics.
+//! What stands before every route: the token and the role it brings, a request id, and a net under panics.
 
 use super::answers::Failure;
-use amphi_api::ErrorCode;
+use crate::ops::Ops;
+use crate::ops::identity::Caller;
+use amphi_api::{ErrorCode, ProjectId};
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderName, HeaderValue, Response};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use sha2::{Digest, Sha256};
 use std::any::Any;
+use std::sync::Arc;
 use std::time::Instant;
 use subtle::ConstantTimeEq;
 
+const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What is kept of the token: comparing digests takes the same time whatever is sent.
@@ -30,22 +35,73 @@ impl Token {
     }
 }
 
-pub async fn authenticate(State(token): State<Token>, request: Request, next: Next) -> Response<Body> {
+/// What stands at the door: the controller's own token, and the users behind theirs.
+#[derive(Clone)]
+pub struct Guard {
+    token: Token,
+    ops: Arc<Ops>,
+}
+
+impl Guard {
+    pub fn new(token: &str, ops: Arc<Ops>) -> Self {
+        Self { token: Token::new(token), ops }
+    }
+
+    fn caller(&self, headers: &HeaderMap) -> Option<Caller> {
+        let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+            let (scheme, rest) = value.split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"Bearer ").then_some(rest.trim_ascii())
+        });
+        if bearer.is_some_and(|text| self.token.fits(text)) {
+            return Some(Caller::operator());
+        }
+        let user = headers.get(AUTH_TOKEN).and_then(|value| value.to_str().ok())?;
+        self.ops.authenticate(user).ok()
+    }
+}
+
+/// The project that the request is about: its token's.
+pub struct Scope(pub ProjectId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Scope {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let caller = parts.extensions.get::<Caller>();
+        let caller = caller.ok_or_else(|| Failure::new(ErrorCode::Unauthenticated, "who are you?"))?;
+        Ok(Self(caller.project()?))
+    }
+}
+
+/// The role that a route needs: looking is a reader's, changing a member's, hosts are the administrator's.
+fn need(method: &Method, path: &str) -> &'static str {
+    let below = path.strip_prefix("/v1/").unwrap_or_default();
+    let noun = below.split('/').next().unwrap_or_default();
+    match noun {
+        "hosts" | "join-tokens" => "admin",
+        _ if method == Method::GET || method == Method::HEAD => "reader",
+        _ => "member",
+    }
+}
+
+pub async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Next) -> Response<Body> {
     let path = request.uri().path();
     if matches!(path, "/healthz" | "/v1/openapi.json") {
         return next.run(request).await;
     }
-    let sent = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-    let bearer = sent.and_then(|value| {
-        let (scheme, rest) = value.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(rest.trim_ascii())
-    });
-    if bearer.is_some_and(|text| token.fits(text)) {
-        return next.run(request).await;
+    let Some(caller) = guard.caller(request.headers()) else {
+        let failure = Failure::new(
+            ErrorCode::Unauthenticated,
+            "send Authorization: Bearer TOKEN or X-Auth-Token: TOKEN with a known token",
+        );
+        return ([(WWW_AUTHENTICATE, "Bearer")], failure).into_response();
+    };
+    let need = need(request.method(), path);
+    if !caller.has_role(need) {
+        return Failure::new(ErrorCode::Forbidden, format!("this needs the role {need}")).into_response();
     }
-    let failure =
-        Failure::new(ErrorCode::Unauthenticated, "send Authorization: Bearer TOKEN with a known token");
-    ([(WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+    request.extensions_mut().insert(caller);
+    next.run(request).await
 }
 
 /// Every answer carries `X-Request-Id`: the caller's, if it is a decent one, or a new one. The log has it too.
@@ -74,4 +130,27 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
     tracing::error!(%text, "a handler panicked");
     Failure::new(ErrorCode::Internal, "something went wrong here; the controller's log says what")
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_what() {
+        for (method, path, role) in [
+            (Method::GET, "/v1/instances", "reader"),
+            (Method::HEAD, "/v1/volumes/x", "reader"),
+            (Method::POST, "/v1/instances", "member"),
+            (Method::DELETE, "/v1/instances/x", "member"),
+            (Method::PUT, "/v1/images/x/blobs/disk", "member"),
+            (Method::GET, "/v1/hosts", "admin"),
+            (Method::POST, "/v1/hosts/x/evacuate", "admin"),
+            (Method::POST, "/v1/join-tokens", "admin"),
+            (Method::GET, "/v1/hosts-of-mine", "reader"),
+            (Method::POST, "/elsewhere", "member"),
+        ] {
+            assert_eq!(need(&method, path), role, "{method} {path}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! `/v1/images` and their blobs.
 
+use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params, id};
-use super::{Native, PROJECT};
+use super::guard::Scope;
 use crate::ops::DIGEST_HEADER;
 use amphi_api::image::{BlobRole, Image, ImageCreate};
 use amphi_api::{ErrorCode, ImageId};
@@ -23,9 +24,10 @@ pub struct ImageList {
     responses((status = 200, body = ImageList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<ImageList>, Failure> {
-    Ok(Json(ImageList { images: native.ops.images(PROJECT, &params.into())? }))
+    Ok(Json(ImageList { images: native.ops.images(scope, &params.into())? }))
 }
 
 /// Make an image; its blobs are uploaded next.
@@ -33,23 +35,32 @@ pub async fn list(
     responses((status = 201, body = Image), WriteRefusals))]
 pub async fn create(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Body(request): Body<ImageCreate>,
 ) -> Result<(StatusCode, Json<Image>), Failure> {
-    Ok((StatusCode::CREATED, Json(native.ops.create_image(PROJECT, &request).await?)))
+    Ok((StatusCode::CREATED, Json(native.ops.create_image(scope, &request).await?)))
 }
 
 /// Show an image.
 #[utoipa::path(get, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)),
     responses((status = 200, body = Image), ReadRefusals))]
-pub async fn show(State(native): State<Native>, Id(id): Id<ImageId>) -> Result<Json<Image>, Failure> {
-    Ok(Json(native.ops.image(PROJECT, id)?))
+pub async fn show(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ImageId>,
+) -> Result<Json<Image>, Failure> {
+    Ok(Json(native.ops.image(scope, id)?))
 }
 
 /// Delete an image that no body uses.
 #[utoipa::path(delete, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)),
     responses((status = 204), WriteRefusals))]
-pub async fn delete(State(native): State<Native>, Id(id): Id<ImageId>) -> Result<StatusCode, Failure> {
-    native.ops.delete_image(PROJECT, id).await?;
+pub async fn delete(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ImageId>,
+) -> Result<StatusCode, Failure> {
+    native.ops.delete_image(scope, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -61,6 +72,7 @@ pub async fn delete(State(native): State<Native>, Id(id): Id<ImageId>) -> Result
     responses((status = 200, body = Image), WriteRefusals))]
 pub async fn put_blob(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Path((image, role)): Path<(String, String)>,
     request: Request,
 ) -> Result<Json<Image>, Failure> {
@@ -71,5 +83,5 @@ pub async fn put_blob(
     let digest = request.headers().get(DIGEST_HEADER);
     let expected = digest.map(|value| value.to_str().unwrap_or_default().to_owned());
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    Ok(Json(native.ops.put_blob(PROJECT, image, role, Box::pin(bytes), expected).await?))
+    Ok(Json(native.ops.put_blob(scope, image, role, Box::pin(bytes), expected).await?))
 }

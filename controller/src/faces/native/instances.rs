@@ -1,8 +1,9 @@
 //! `/v1/instances`.
 
+use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params};
-use super::{Native, PROJECT};
+use super::guard::Scope;
 use crate::ops::VolumeFate;
 use amphi_api::InstanceId;
 use amphi_api::instance::{ConsoleLog, Instance, InstanceCreate};
@@ -22,9 +23,10 @@ pub struct InstanceList {
     responses((status = 200, body = InstanceList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<InstanceList>, Failure> {
-    Ok(Json(InstanceList { instances: native.ops.instances(PROJECT, &params.into())? }))
+    Ok(Json(InstanceList { instances: native.ops.instances(scope, &params.into())? }))
 }
 
 /// Order an instance. It is `building` until its body runs.
@@ -32,16 +34,21 @@ pub async fn list(
     responses((status = 202, body = Instance), WriteRefusals))]
 pub async fn create(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Body(request): Body<InstanceCreate>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.create_instance(PROJECT, &request).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.create_instance(scope, &request).await?)))
 }
 
 /// Show an instance.
 #[utoipa::path(get, path = "/instances/{id}", tag = "instances", params(("id" = Uuid, Path)),
     responses((status = 200, body = Instance), ReadRefusals))]
-pub async fn show(State(native): State<Native>, Id(id): Id<InstanceId>) -> Result<Json<Instance>, Failure> {
-    Ok(Json(native.ops.instance(PROJECT, id)?))
+pub async fn show(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<InstanceId>,
+) -> Result<Json<Instance>, Failure> {
+    Ok(Json(native.ops.instance(scope, id)?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -65,6 +72,7 @@ pub enum VolumeChoice {
     responses((status = 202), WriteRefusals))]
 pub async fn delete(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
     Params(params): Params<DeleteParams>,
 ) -> Result<StatusCode, Failure> {
@@ -72,7 +80,7 @@ pub async fn delete(
         Some(VolumeChoice::Delete) => VolumeFate::Trash,
         Some(VolumeChoice::Keep) | None => VolumeFate::Keep,
     };
-    native.ops.delete_instance(PROJECT, id, fate).await?;
+    native.ops.delete_instance(scope, id, fate).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -81,9 +89,10 @@ pub async fn delete(
     responses((status = 202, body = Instance), WriteRefusals))]
 pub async fn start(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.start_instance(PROJECT, id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.start_instance(scope, id).await?)))
 }
 
 /// Stop the body.
@@ -91,9 +100,10 @@ pub async fn start(
     responses((status = 202, body = Instance), WriteRefusals))]
 pub async fn stop(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.stop_instance(PROJECT, id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.stop_instance(scope, id).await?)))
 }
 
 /// Stop the body and start it again.
@@ -101,9 +111,10 @@ pub async fn stop(
     responses((status = 202, body = Instance), WriteRefusals))]
 pub async fn restart(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.restart_instance(PROJECT, id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.restart_instance(scope, id).await?)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -121,9 +132,10 @@ pub struct LogParams {
     params(("id" = Uuid, Path), LogParams), responses((status = 200, body = ConsoleLog), ReadRefusals))]
 pub async fn console_log(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<InstanceId>,
     Params(params): Params<LogParams>,
 ) -> Result<Json<ConsoleLog>, Failure> {
     let lines = params.lines.unwrap_or(1000);
-    Ok(Json(native.ops.console_log(PROJECT, id, params.member, lines).await?))
+    Ok(Json(native.ops.console_log(scope, id, params.member, lines).await?))
 }

@@ -29,9 +29,6 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Whose records a request sees. One token, one project, until there are users.
-pub(crate) const PROJECT: amphi_api::ProjectId = amphi_api::ProjectId::DEFAULT;
-
 /// Shared by the handlers.
 #[derive(Clone)]
 pub struct Native {
@@ -43,11 +40,13 @@ pub struct Native {
     info(
         title = "Amphi",
         description = "Instances whose body is a VM or a set of containers, exchangeable for the other kind. \
-            Every route wants `Authorization: Bearer TOKEN`, but for `/healthz` and this description. \
+            Every route wants `Authorization: Bearer TOKEN` (the controller's own token) or `X-Auth-Token: TOKEN` \
+            (a user's, scoped to a project, from `/identity/v3/auth/tokens`), but for `/healthz` and this description. \
+            A reader of the project may look, a member may change, an administrator may do both with hosts too. \
             Work of hosts is asynchronous: 202 says that the order is recorded; poll the view for its state."
     ),
     components(schemas(amphi_api::image::BlobRole)),
-    security(("token" = [])),
+    security(("token" = []), ("user" = [])),
     modifiers(&Token)
 )]
 struct Document;
@@ -56,10 +55,12 @@ struct Token;
 
 impl utoipa::Modify for Token {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+        use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
         let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(scheme));
+        let user = ApiKey::Header(ApiKeyValue::new("X-Auth-Token"));
+        components.add_security_scheme("user", SecurityScheme::ApiKey(user));
     }
 }
 
@@ -112,6 +113,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 pub fn router(native: Native, token: &str) -> Router {
     let (routed, document) =
         OpenApiRouter::with_openapi(Document::openapi()).nest("/v1", routes()).split_for_parts();
+    let guard = guard::Guard::new(token, native.ops.clone());
     // Rendered once: it never changes while we run.
     let document = document.to_json().unwrap_or_default();
     let json = [(axum::http::header::CONTENT_TYPE, "application/json")];
@@ -125,7 +127,7 @@ pub fn router(native: Native, token: &str) -> Router {
         .with_state(native)
         // Bodies are bounded where they are read: blobs have no bound.
         .layer(DefaultBodyLimit::disable())
-        .layer(axum::middleware::from_fn_with_state(guard::Token::new(token), guard::authenticate))
+        .layer(axum::middleware::from_fn_with_state(guard, guard::authenticate))
         .layer(CatchPanicLayer::custom(guard::panicked))
         .layer(axum::middleware::from_fn(guard::identify))
 }

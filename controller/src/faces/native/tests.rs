@@ -185,6 +185,66 @@ async fn without_the_token_nothing() {
     );
 }
 
+/// A user's token is worth what its role says, in its project alone.
+#[tokio::test]
+async fn users_of_two_projects_do_not_see_each_other() {
+    use crate::model::identity::{Actor, DomainId, GrantRecord, RoleId, Target};
+    use crate::ops::identity::{
+        DomainRef, Login, ProjectChange, ProjectRef, Proof, ScopeWish, UserChange, UserRef,
+    };
+    let (cloud, face) = furnished().await;
+    let ops = &cloud.ops;
+    ops.bootstrap_identity("admin's").await.unwrap();
+    let token = async |name: &str, role: &str, project: amphi_api::ProjectId| {
+        let change = UserChange {
+            name: Some(name.into()),
+            password: Some(Some("secret".into())),
+            ..UserChange::default()
+        };
+        let user = ops.create_user(DomainId::DEFAULT, &change).await.unwrap().id;
+        let (actor, target) = (Actor::User(user), Target::Project(project));
+        let grant = GrantRecord { actor, target, role: RoleId::of(role), inherited: false };
+        ops.grant(&grant).await.unwrap();
+        let user = UserRef::Named { name: name.into(), domain: DomainRef::Id("default".into()) };
+        let proofs = vec![Proof::Password { user, password: "secret".into() }];
+        let scope = ScopeWish::Project(ProjectRef::Id(project.to_string()));
+        ops.login(&Login { proofs, scope, from: None }).await.unwrap().0
+    };
+    let project = async |name: &str| {
+        let change = ProjectChange { name: Some(name.into()), ..ProjectChange::default() };
+        ops.create_project(DomainId::DEFAULT, &change).await.unwrap().id
+    };
+    let (one, two) = (project("one").await, project("two").await);
+    let mine = token("mine", "member", one).await;
+    let reader = token("reader", "reader", one).await;
+    let other = token("other", "member", two).await;
+    let admin = token("admin2", "admin", two).await;
+    let ask = async |token: &str, method: &str, path: &str, body: &str| {
+        let request = Request::builder().method(method).uri(path).header("x-auth-token", token);
+        let request = request.header("content-type", "application/json");
+        send(&face, request.body(Body::from(body.to_owned())).unwrap()).await
+    };
+    let network = r#"{"name": "n", "subnet": {"cidr": "10.7.0.0/24"}}"#;
+    assert_eq!(ask(&reader, "POST", "/v1/networks", network).await.refusal().1, ErrorCode::Forbidden);
+    let made = ask(&mine, "POST", "/v1/networks", network).await;
+    assert_eq!(made.status, StatusCode::CREATED);
+    assert_eq!(made.json()["project"], one.to_string());
+    let path = format!("/v1/networks/{}", made.json()["id"].as_str().unwrap());
+    assert_eq!(ask(&reader, "GET", &path, "").await.status, StatusCode::OK);
+    for stranger in [&other, &admin] {
+        assert_eq!(ask(stranger, "GET", &path, "").await.refusal().0, 404);
+        assert_eq!(ask(stranger, "DELETE", &path, "").await.refusal().0, 404);
+        assert_eq!(ask(stranger, "GET", "/v1/networks", "").await.json()["networks"], json!([]));
+    }
+    assert_eq!(call(&face, "GET", &path, None).await.refusal().0, 404, "nor does the default project");
+    assert_eq!(ask(&mine, "GET", "/v1/hosts", "").await.refusal().1, ErrorCode::Forbidden);
+    assert_eq!(ask(&admin, "GET", "/v1/hosts", "").await.status, StatusCode::OK);
+    let whoami = ask(&mine, "GET", "/v1/whoami", "").await.json();
+    assert_eq!(whoami, json!({"project": one, "role": "member"}));
+    assert_eq!(ask("nonsense", "GET", "/v1/whoami", "").await.refusal().1, ErrorCode::Unauthenticated);
+    assert_eq!(ask(&mine, "DELETE", &path, "").await.status, StatusCode::NO_CONTENT);
+}
+
 #[tokio::test]
 async fn a_panic_is_a_500_that_tells_nothing() {
     let boom = Router::new()

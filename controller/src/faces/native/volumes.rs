@@ -1,8 +1,9 @@
 //! `/v1/volumes`, `/v1/recycle-bin`.
 
+use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params};
-use super::{Native, PROJECT};
+use super::guard::Scope;
 use amphi_api::VolumeId;
 use amphi_api::volume::{Volume, VolumeCreate, VolumeExtend};
 use axum::Json;
@@ -21,9 +22,10 @@ pub struct VolumeList {
     responses((status = 200, body = VolumeList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<VolumeList>, Failure> {
-    Ok(Json(VolumeList { volumes: native.ops.volumes(PROJECT, &params.into())? }))
+    Ok(Json(VolumeList { volumes: native.ops.volumes(scope, &params.into())? }))
 }
 
 /// Order a volume. It is `creating` until its host has made it.
@@ -31,23 +33,32 @@ pub async fn list(
     responses((status = 202, body = Volume), WriteRefusals))]
 pub async fn create(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Body(request): Body<VolumeCreate>,
 ) -> Result<(StatusCode, Json<Volume>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.create_volume(PROJECT, &request).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.create_volume(scope, &request).await?)))
 }
 
 /// Show a volume, in the recycle bin or not.
 #[utoipa::path(get, path = "/volumes/{id}", tag = "volumes", params(("id" = Uuid, Path)),
     responses((status = 200, body = Volume), ReadRefusals))]
-pub async fn show(State(native): State<Native>, Id(id): Id<VolumeId>) -> Result<Json<Volume>, Failure> {
-    Ok(Json(native.ops.volume(PROJECT, id)?))
+pub async fn show(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<VolumeId>,
+) -> Result<Json<Volume>, Failure> {
+    Ok(Json(native.ops.volume(scope, id)?))
 }
 
 /// Put a volume into the recycle bin, where its bytes stay.
 #[utoipa::path(delete, path = "/volumes/{id}", tag = "volumes", params(("id" = Uuid, Path)),
     responses((status = 202), WriteRefusals))]
-pub async fn delete(State(native): State<Native>, Id(id): Id<VolumeId>) -> Result<StatusCode, Failure> {
-    native.ops.trash_volume(PROJECT, id).await?;
+pub async fn delete(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<VolumeId>,
+) -> Result<StatusCode, Failure> {
+    native.ops.trash_volume(scope, id).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -56,10 +67,11 @@ pub async fn delete(State(native): State<Native>, Id(id): Id<VolumeId>) -> Resul
     responses((status = 202, body = Volume), WriteRefusals))]
 pub async fn extend(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<VolumeId>,
     Body(request): Body<VolumeExtend>,
 ) -> Result<(StatusCode, Json<Volume>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.extend_volume(PROJECT, id, &request).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.extend_volume(scope, id, &request).await?)))
 }
 
 /// List the recycle bin.
@@ -67,9 +79,10 @@ pub async fn extend(
     responses((status = 200, body = VolumeList), ReadRefusals))]
 pub async fn bin(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Params(params): Params<ListParams>,
 ) -> Result<Json<VolumeList>, Failure> {
-    Ok(Json(VolumeList { volumes: native.ops.recycle_bin(PROJECT, &params.into())? }))
+    Ok(Json(VolumeList { volumes: native.ops.recycle_bin(scope, &params.into())? }))
 }
 
 /// Take a volume out of the recycle bin, with its bytes.
@@ -77,15 +90,20 @@ pub async fn bin(
     responses((status = 202, body = Volume), WriteRefusals))]
 pub async fn restore(
     State(native): State<Native>,
+    Scope(scope): Scope,
     Id(id): Id<VolumeId>,
 ) -> Result<(StatusCode, Json<Volume>), Failure> {
-    Ok((StatusCode::ACCEPTED, Json(native.ops.restore_volume(PROJECT, id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(native.ops.restore_volume(scope, id).await?)))
 }
 
 /// Destroy a volume of the recycle bin for good.
 #[utoipa::path(delete, path = "/recycle-bin/{id}", tag = "recycle-bin", params(("id" = Uuid, Path)),
     responses((status = 202), WriteRefusals))]
-pub async fn purge(State(native): State<Native>, Id(id): Id<VolumeId>) -> Result<StatusCode, Failure> {
-    native.ops.purge_volume(PROJECT, id).await?;
+pub async fn purge(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<VolumeId>,
+) -> Result<StatusCode, Failure> {
+    native.ops.purge_volume(scope, id).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -1,11 +1,12 @@
 //! `/v1/sets/check`, `/v1/whoami`, `/v1/version`: what needs no records.
 
-use super::PROJECT;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::Body;
+use super::guard::Scope;
+use crate::ops::identity::Caller;
 use amphi_api::ProjectId;
 use amphi_api::set::SetSpec;
-use axum::Json;
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -26,8 +27,9 @@ pub struct Whoami {
 /// Whose token this is.
 #[utoipa::path(get, path = "/whoami", tag = "meta",
     responses((status = 200, body = Whoami), ReadRefusals, (status = 401, body = amphi_api::ErrorBody)))]
-pub async fn whoami() -> Json<Whoami> {
-    Json(Whoami { project: PROJECT, role: "admin" })
+pub async fn whoami(Scope(scope): Scope, Extension(caller): Extension<Caller>) -> Json<Whoami> {
+    let role = ["admin", "member"].into_iter().find(|role| caller.has_role(role));
+    Json(Whoami { project: scope, role: role.unwrap_or("reader") })
 }
 
 #[derive(Serialize, ToSchema)]

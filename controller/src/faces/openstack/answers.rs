@@ -111,6 +111,10 @@ impl From<OpsError> for Refusal {
             OpsError::Unavailable(message) => {
                 Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
             }
+            OpsError::TooMany { seconds } => Self {
+                retry_after: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            },
             error => {
                 let status = StatusCode::from_u16(error.code().status());
                 Self::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error.to_string())

@@ -101,10 +101,10 @@ mod tests {
 
     #[test]
     fn ids_are_read_in_both_forms_and_shown_in_one() {
-        let user: UserId = "0198a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b".parse().unwrap();
-        assert_eq!(user.to_string(), "0198a1b2c3d47e5f8a9b0c1d2e3f4a5b");
-        assert_eq!(user.to_string().parse::<UserId>().unwrap(), user);
-        assert!("admin".parse::<UserId>().is_err());
+        let group: GroupId = "0198a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b".parse().unwrap();
+        assert_eq!(group.to_string(), "0198a1b2c3d47e5f8a9b0c1d2e3f4a5b");
+        assert_eq!(group.to_string().parse::<GroupId>().unwrap(), group);
+        assert!("admin".parse::<GroupId>().is_err());
         assert_eq!("default".parse::<DomainId>().unwrap(), DomainId::DEFAULT);
         assert_eq!(DomainId::DEFAULT.to_string(), "default");
         assert_eq!(RegionKey::of("RegionOne"), RegionKey::of("RegionOne"));

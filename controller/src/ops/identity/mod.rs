@@ -20,6 +20,8 @@ mod projects;
 mod regions;
 mod roles;
 mod roles_at;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod users;
 mod view;
