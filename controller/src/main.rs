@@ -16,6 +16,7 @@ use clap::Parser;
 use jiff::SignedDuration;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
     let token = admin_token(&config)?;
+    private(&config.state_dir.join("store"))?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.state_dir.join("store"))?);
     let world = World::open(store.clone()).await?;
     let blobs = Arc::new(BlobStore::open(&config.state_dir.join("images")).await?);
@@ -124,6 +126,15 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         tracing::warn!("requests under way were cut off");
     }
     Ok(())
+}
+
+/// A directory for our eyes only: the store holds passwords' digests and the keys that seal tokens.
+fn private(dir: &Path) -> anyhow::Result<()> {
+    let make = || {
+        std::fs::create_dir_all(dir)?;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+    };
+    make().with_context(|| format!("cannot make {} private", dir.display()))
 }
 
 /// The API's token: made at the first start.

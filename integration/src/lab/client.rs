@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::clean;
+use super::environment::environment;
 use super::exec::{self, Background, Output};
 use super::guardian::take_lock;
 use super::layout::{CONTROLLER, Layout, host_name, host_number};
@@ -142,15 +143,18 @@ impl Lab {
     /// Writes `env` for clients, and a join token for every host.
     fn open_the_door(&self, nodes: &[String]) -> Result<()> {
         let address = fs::read_to_string(self.layout.api_address()).context("read the API's address")?;
-        let token_file =
-            self.file(CONTROLLER, Path::new(super::controller::STATE_DIR).join("admin-token").as_path())?;
-        let token =
-            fs::read_to_string(&token_file).with_context(|| format!("read {}", token_file.display()))?;
-        let (url, token) = (format!("http://{address}"), token.trim());
-        fs::write(self.layout.env(), format!("export AMPHI_URL={url}\nexport AMPHI_TOKEN={token}\n"))
-            .context("write env")?;
+        let secret = |name: &str| -> Result<String> {
+            let path = Path::new(super::controller::STATE_DIR).join(name);
+            let path = self.file(CONTROLLER, &path)?;
+            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            Ok(text.trim().to_owned())
+        };
+        let (url, token) = (format!("http://{address}"), secret("admin-token")?);
+        let path = self.layout.env();
+        fs::write(&path, environment(&url, &token, &secret("admin-password")?))
+            .with_context(|| format!("write {}", path.display()))?;
         for node in nodes.iter().filter(|n| host_number(n).is_some()) {
-            let join = super::join::token(&url, token, node)?;
+            let join = super::join::token(&url, &token, node)?;
             let (path, partial) =
                 (self.layout.join_token(node), self.layout.node(node).join("join-token.new"));
             fs::write(&partial, join)

@@ -64,7 +64,7 @@ impl Layout {
         self.root.join("control.sock")
     }
 
-    /// Shell variables for clients: AMPHI_URL and AMPHI_TOKEN.
+    /// Shell variables for clients: AMPHI_URL and AMPHI_TOKEN, and OpenStack's OS_*.
     pub fn env(&self) -> PathBuf {
         self.root.join("env")
     }

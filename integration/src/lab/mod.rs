@@ -17,6 +17,7 @@ mod clean;
 mod client;
 mod controller;
 mod disk;
+mod environment;
 mod exec;
 mod guardian;
 mod host;
