@@ -6,7 +6,7 @@ use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::set::SetSpec;
-use crate::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, VolumeId};
+use crate::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,9 @@ pub struct PortDesired {
     pub gateway: Option<IpAddr>,
     pub dns: Vec<IpAddr>,
     pub mtu: u32,
+    /// The primary address' subnet; none: the one that the network was made with. A Docker network stands for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<SubnetId>,
     /// Its other addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further: Vec<AddressDesired>,

@@ -2,6 +2,7 @@
 //! the tombstones are.
 
 use super::{Ops, Row, View};
+use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodySpec, ExchangePhase};
@@ -168,6 +169,7 @@ fn port(view: &View, record: &PortRecord) -> Option<PortDesired> {
         gateway: first.gateway,
         dns,
         mtu: network.mtu,
+        segment: Some(subnet.id).filter(|id| *id != legacy::subnet_of(network.id)),
         routes: routes.map(|r| RouteDesired { to: r.destination, via: r.nexthop }).collect(),
         further: rest.into_iter().map(|(_, address)| address).collect(),
     })

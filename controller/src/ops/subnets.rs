@@ -1,7 +1,7 @@
 //! Subnets: made within a network, changed, deleted. Two subnets of a network never overlap.
 
 use super::{Draft, Ops, OpsError, Reach, View, quotas};
-use crate::model::network::{Notes, Pool, default_pools, owner};
+use crate::model::network::{Notes, Pool, default_pools, legacy, owner};
 use crate::model::{NetworkRecord, Resource, SubnetRecord};
 use amphi_api::SubnetId;
 use amphi_api::network::SubnetSpec;
@@ -17,6 +17,7 @@ pub const POOLS_MAX: usize = 64;
 pub(super) fn of_spec(network: &NetworkRecord, spec: &SubnetSpec) -> SubnetRecord {
     let gateway = Some(spec.effective_gateway());
     SubnetRecord {
+        id: legacy::subnet_of(network.id),
         dns: spec.dns.clone(),
         dhcp: spec.dhcp,
         ..SubnetRecord::new(network, String::new(), spec.cidr.trunc(), gateway)

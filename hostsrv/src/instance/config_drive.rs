@@ -73,26 +73,30 @@ pub fn network_data(plan: &BodyPlan) -> Value {
             json!({"id": port.id, "vif_id": port.id, "type": "ovs", "mtu": port.mtu, "ethernet_mac_address": port.mac})
         })
         .collect();
-    let networks: Vec<Value> = plan
-        .ports
-        .iter()
+    let addresses =
+        plan.ports.iter().enumerate().flat_map(|(at, port)| {
+            port.addresses().map(move |(address, gateway)| (at, port, address, gateway))
+        });
+    let networks: Vec<Value> = addresses
         .enumerate()
-        .map(|(at, port)| {
-            let any = if port.address.addr().is_ipv4() { "0.0.0.0" } else { "::" };
+        .map(|(number, (at, port, address, gateway))| {
+            let any = if address.addr().is_ipv4() { "0.0.0.0" } else { "::" };
             // Only eth0's gateway becomes the default route: a second one would only compete.
-            let routes: Vec<Value> = port
-                .gateway
+            let default = gateway
                 .filter(|_| at == 0)
-                .iter()
-                .map(|gateway| json!({"network": any, "netmask": any, "gateway": gateway}))
-                .collect();
+                .map(|gateway| json!({"network": any, "netmask": any, "gateway": gateway}));
+            let further = port.routes.iter().filter(|route| route.via.is_ipv4() == address.addr().is_ipv4());
+            let further = further.filter(|route| address.contains(&route.via)).map(|route| {
+                json!({"network": route.to.network(), "netmask": route.to.netmask(), "gateway": route.via})
+            });
+            let routes: Vec<Value> = default.into_iter().chain(further).collect();
             json!({
-                "id": format!("network{at}"),
+                "id": format!("network{number}"),
                 "network_id": port.network,
                 "link": port.id,
-                "type": if port.address.addr().is_ipv4() { "ipv4" } else { "ipv6" },
-                "ip_address": port.address.addr(),
-                "netmask": port.address.netmask(),
+                "type": if address.addr().is_ipv4() { "ipv4" } else { "ipv6" },
+                "ip_address": address.addr(),
+                "netmask": address.netmask(),
                 "routes": routes,
             })
         })

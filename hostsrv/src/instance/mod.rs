@@ -11,8 +11,8 @@ pub mod vm;
 
 use amphi_api::image::{BlobRole, Image};
 use amphi_api::instance::{BodyKind, MemberStatus};
-use amphi_api::wire::BodyDesired;
-use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use amphi_api::wire::{AddressDesired, BodyDesired, RouteDesired};
+use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -34,6 +34,25 @@ pub struct PortAttachment {
     pub gateway: Option<IpAddr>,
     pub dns: Vec<IpAddr>,
     pub mtu: u32,
+    /// The primary address' subnet; none: the one that the network was made with.
+    pub segment: Option<SubnetId>,
+    /// Its other addresses.
+    pub further: Vec<AddressDesired>,
+    /// Beside the default route.
+    pub routes: Vec<RouteDesired>,
+}
+
+impl PortAttachment {
+    /// All its addresses with their gateways, the primary first.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpNet, Option<IpAddr>)> + '_ {
+        let rest = self.further.iter().map(|a| (a.address, a.gateway));
+        std::iter::once((self.address, self.gateway)).chain(rest)
+    }
+
+    /// Its IPv6 address where the primary one is IPv4: the one more that a container's endpoint can have.
+    pub fn second_family(&self) -> Option<&AddressDesired> {
+        self.further.iter().find(|a| a.address.addr().is_ipv6() && self.address.addr().is_ipv4())
+    }
 }
 
 /// The volume as a driver hands it on: a block device for a VM, a mounted directory for a set.

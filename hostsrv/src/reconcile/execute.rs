@@ -263,6 +263,9 @@ impl Reconciler {
                     gateway: p.gateway,
                     dns: p.dns.clone(),
                     mtu: p.mtu,
+                    segment: p.segment,
+                    further: p.further.clone(),
+                    routes: p.routes.clone(),
                 })
                 .collect(),
             volume: None,

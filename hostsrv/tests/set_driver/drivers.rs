@@ -68,5 +68,8 @@ pub fn port(network: NetworkId, last: u8, gateway: bool) -> PortAttachment {
         gateway: gateway.then(|| "10.7.0.1".parse().expect("an address")),
         dns: vec!["10.7.0.1".parse().expect("an address")],
         mtu: 1400,
+        segment: None,
+        further: Vec::new(),
+        routes: Vec::new(),
     }
 }

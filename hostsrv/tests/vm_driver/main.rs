@@ -270,6 +270,9 @@ fn port(mac: &str) -> PortAttachment {
         gateway: None,
         dns: Vec::new(),
         mtu: 1400,
+        segment: None,
+        further: Vec::new(),
+        routes: Vec::new(),
     }
 }
 

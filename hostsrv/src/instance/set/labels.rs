@@ -1,7 +1,8 @@
 //! The labels that tie containers and networks to instances: written at creation, read at every observation. Owns
 //! their names and nothing else; refuses to guess what a label does not say.
 
-use amphi_api::{InstanceId, NetworkId};
+use crate::instance::PortAttachment;
+use amphi_api::InstanceId;
 use std::collections::HashMap;
 
 pub const INSTANCE: &str = "amphi.instance";
@@ -86,9 +87,13 @@ pub fn container_name(instance: InstanceId, member: &str) -> String {
     format!("amphi-{instance}-{member}")
 }
 
-/// The Docker network that stands for an Amphi network.
-pub fn network_name(network: NetworkId) -> String {
-    format!("amphi-{network}")
+/// The Docker network that stands for an Amphi network, or for one more subnet of it: Docker's networks have one subnet of
+/// a family.
+pub fn network_name(port: &PortAttachment) -> String {
+    match port.segment {
+        None => format!("amphi-{}", port.network),
+        Some(subnet) => format!("amphi-{}-{}", port.network, subnet.0.simple()),
+    }
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ pub fn render_network(port: &PortAttachment) -> NetworkCreateRequest {
         options.insert("amphi.gateway".to_owned(), "none".to_owned());
     }
     NetworkCreateRequest {
-        name: network_name(port.network),
+        name: network_name(port),
         driver: Some(DRIVER.to_owned()),
         ipam: Some(Ipam {
             driver: Some(DRIVER.to_owned()),
@@ -135,7 +135,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
     // is given here: so the name is eth0's address first, as it is in a VM.
     let address = plan.ports.first().map_or(IpAddr::from([127, 0, 0, 1]), |port| port.address.addr());
     let endpoints = plan.ports.first().map(|port| NetworkingConfig {
-        endpoints_config: Some(HashMap::from([(network_name(port.network), render_endpoint(port, true))])),
+        endpoints_config: Some(HashMap::from([(network_name(port), render_endpoint(port, true))])),
     });
     let sysctls: HashMap<String, String> =
         set.anchor.sysctls.iter().map(|(key, value)| (dotted(key), value.clone())).collect();
@@ -149,7 +149,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
         networking_config: endpoints,
         host_config: Some(HostConfig {
             network_mode: Some(
-                plan.ports.first().map_or_else(|| "none".to_owned(), |port| network_name(port.network)),
+                plan.ports.first().map_or_else(|| "none".to_owned(), |port| network_name(port)),
             ),
             ipc_mode: Some("shareable".to_owned()),
             privileged: Some(facts.privileged_anchor),
@@ -267,7 +267,7 @@ fn render_connect(plan: &BodyPlan, port: &PortAttachment) -> (String, NetworkCon
         container: labels::anchor_name(plan.instance),
         endpoint_config: Some(render_endpoint(port, false)),
     };
-    (network_name(port.network), request)
+    (network_name(port), request)
 }
 
 /// Only eth0 may carry the default route: Docker would choose among several by the network's name.
@@ -280,7 +280,21 @@ fn render_endpoint(port: &PortAttachment, first: bool) -> EndpointSettings {
     ]);
     let gateway =
         port.gateway.filter(|_| first).map_or_else(|| "none".to_owned(), |gateway| gateway.to_string());
-    driver_opts.insert("amphi.gateway".to_owned(), gateway);
+    let second = port.second_family();
+    let gateway6 = second.filter(|_| first).and_then(|second| second.gateway);
+    let gateways = match (gateway.as_str(), gateway6) {
+        (_, None) => gateway,
+        ("none", Some(six)) => six.to_string(),
+        (four, Some(six)) => format!("{four},{six}"),
+    };
+    driver_opts.insert("amphi.gateway".to_owned(), gateways);
+    if let Some(second) = second {
+        driver_opts.insert("amphi.address6".to_owned(), second.address.to_string());
+    }
+    if !port.routes.is_empty() {
+        let routes: Vec<String> = port.routes.iter().map(|r| format!("{} via {}", r.to, r.via)).collect();
+        driver_opts.insert("amphi.routes".to_owned(), routes.join(";"));
+    }
     EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
             ipv4_address: address.is_ipv4().then(|| address.to_string()),

@@ -116,7 +116,14 @@ async fn create_endpoint(State(driver): Driver, body: Bytes) -> Answer {
     }
     driver.records.put_endpoint(&request.endpoint, &record)?;
     // Docker refuses an answer that repeats what it gave.
-    let chosen = if interface.mac.is_empty() { json!({"MacAddress": record.spec.mac}) } else { json!({}) };
+    let mut chosen = json!({});
+    if interface.mac.is_empty() {
+        chosen["MacAddress"] = json!(record.spec.mac);
+    }
+    let own = record.spec.addresses.iter().find(|address| address.addr().is_ipv6());
+    if let Some(own) = own.filter(|_| interface.address6.is_empty()) {
+        chosen["AddressIPv6"] = json!(own);
+    }
     Ok(Json(json!({"Interface": chosen})))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Driver options of an endpoint (`--network name=NET,driver-opt=KEY=VALUE`, or DriverOpts in the
 //! API): `amphi.port` (the port's uuid, required), `amphi.mac` (where Docker passes no MAC),
-//! `amphi.mtu`, `amphi.gateway` (an address, or `none`), `amphi.routes`
+//! `amphi.mtu`, `amphi.gateway` (addresses with commas, or `none`), `amphi.address6` (CIDR), `amphi.routes`
 //! (`CIDR via ADDRESS` or `CIDR`, separated by semicolons).
 //! Options of a network (`docker network create -o`): `amphi.mtu`, `amphi.gateway`.
 
@@ -137,11 +137,14 @@ pub fn read_endpoint(
     let port = text(options, "amphi.port").ok_or(OptionError::NoPort)?;
     let port: Uuid = port.parse().map_err(|_| malformed("amphi.port", port, "uuid"))?;
     let gateways = gateways(options)?.unwrap_or_else(|| network.gateways.clone());
-    let addresses: Vec<IpNet> = [&interface.address, &interface.address6]
+    let mut addresses: Vec<IpNet> = [&interface.address, &interface.address6]
         .into_iter()
         .filter(|text| !text.is_empty())
         .map(|text| text.parse().map_err(|_| malformed("Address", text, "address with prefix")))
         .collect::<Result<_, _>>()?;
+    if let Some(own) = own_address6(options)?.filter(|_| interface.address6.is_empty()) {
+        addresses.push(own);
+    }
     if addresses.is_empty() {
         return Err(OptionError::NoAddress);
     }
@@ -157,6 +160,13 @@ pub fn read_endpoint(
         gateway6: gateways.iter().find(|gateway| gateway.is_ipv6()).copied(),
         routes: routes(options)?,
     })
+}
+
+/// The IPv6 address that the endpoint itself names, on a network that Docker knows no IPv6 subnet of.
+fn own_address6(options: &Options) -> Result<Option<IpNet>, OptionError> {
+    let Some(value) = text(options, "amphi.address6") else { return Ok(None) };
+    let address = value.parse().ok().filter(|address: &IpNet| address.addr().is_ipv6());
+    address.map(Some).ok_or_else(|| malformed("amphi.address6", value, "IPv6 address with prefix"))
 }
 
 fn mac(options: &Options, docker: &str) -> Result<String, OptionError> {
@@ -232,6 +242,16 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_brings_an_address_of_the_other_family() {
+        let given =
+            json!({"amphi.port": PORT, "amphi.address6": "fd00::7/64", "amphi.gateway": "10.0.0.1,fd00::1"});
+        let record = endpoint(given, MAC).unwrap();
+        let addresses: Vec<String> = record.spec.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.7/24", "fd00::7/64"]);
+        assert_eq!(record.gateway6, Some("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
     fn what_is_missing_or_wrong_is_named() {
         assert_eq!(endpoint(json!({}), MAC), Err(OptionError::NoPort));
         assert!(OptionError::NoPort.to_string().contains("driver-opt=amphi.port=UUID"));
@@ -243,6 +263,7 @@ mod tests {
             ("amphi.mtu", "0"),
             ("amphi.mtu", "70000"),
             ("amphi.gateway", "10.0.0"),
+            ("amphi.address6", "10.0.0.1/24"),
             ("amphi.routes", "10.1.0.0/16 via nowhere"),
         ] {
             let mut given = options(json!({"amphi.port": PORT}));

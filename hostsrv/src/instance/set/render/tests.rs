@@ -21,6 +21,9 @@ fn port(n: u128, gateway: Option<&str>) -> PortAttachment {
         gateway: gateway.map(|gateway| gateway.parse().unwrap()),
         dns: vec!["10.0.7.1".parse().unwrap()],
         mtu: 1400,
+        segment: None,
+        further: Vec::new(),
+        routes: Vec::new(),
     }
 }
 
