@@ -221,3 +221,31 @@ fn prepare_switch(runtime: &Runtime, switch: &Switch) {
         );
     });
 }
+
+#[test]
+fn a_port_of_both_families_has_both_at_its_first_instruction() {
+    on_private_host("a_port_of_both_families_has_both_at_its_first_instruction", |host| {
+        let runtime = Runtime::new().expect("a runtime");
+        host.start_switch();
+        let wiring = runtime.block_on(async { wiring() });
+        prepare_switch(&runtime, &wiring.switch);
+        let _plugin = Plugin::start(&runtime, &host.dir, None);
+        host.start_docker();
+        create_network(host, "net-a");
+        let port = Uuid::new_v4();
+        let attach = format!(
+            "name=net-a,ip=10.7.0.5,driver-opt=amphi.port={port},driver-opt=amphi.address6=fd00:7::5/64,\
+             driver-opt=amphi.mac=0a:00:27:00:00:05,driver-opt=\"amphi.gateway=10.7.0.1,fd00:7::1\""
+        );
+        // A comma would end the option's value on the command line: the quotes are for its CSV reader.
+        let attach = attach.replace("driver-opt=\"amphi.gateway", "\"driver-opt=amphi.gateway");
+        let words = "ip -o addr show eth0 | awk '{print $4}' | grep -v ^fe80; ip -6 route | awk '/default/{print $3}'; \
+             exec sleep 100000";
+        host.docker(&["run", "-d", "--name", "both", "--network", &attach, BUSYBOX, "/bin/sh", "-c", words]);
+        eventually("both addresses are printed", || {
+            let printed = host.docker(&["logs", "both"]);
+            let lines: Vec<&str> = printed.lines().collect();
+            if lines == ["10.7.0.5/24", "fd00:7::5/64", "fd00:7::1"] { Ok(()) } else { Err(printed) }
+        });
+    });
+}
