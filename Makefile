@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
-.PHONY: run up down test bench lint install build images
+.PHONY: run up down test tempest bench lint install build images
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
@@ -20,6 +20,10 @@ down:
 test: install images
 	$(SUDO) cargo nextest run --workspace
 	$(SUDO) scripts/uml-lane.sh
+
+# Tempest's own tests against the lab that `make up` has started; TEMPEST is the runner, beside its list and pins.
+tempest: install
+	scripts/tempest.sh
 
 bench: install build images
 	$(LAB) bench

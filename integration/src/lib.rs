@@ -5,4 +5,5 @@ pub mod bench;
 pub mod lab;
 pub mod run;
 pub mod story;
+pub mod tools;
 mod wait;
