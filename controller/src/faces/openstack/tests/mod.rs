@@ -1,5 +1,9 @@
 //! What holds for all services at once: the policy table as it is written down, and that every route keeps it.
 
+mod fuzz;
+mod people;
+mod walk;
+
 use super::*;
 use std::fmt::Write;
 
