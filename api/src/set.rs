@@ -93,6 +93,9 @@ impl SetSpec {
                 "/config-drive is where members find the config drive",
             ));
         }
+        if Path::new(&self.volume_mount).starts_with("/volumes") {
+            return Err(FieldError::new("volume_mount", "/volumes is where members find further volumes"));
+        }
         self.anchor.check().map_err(|e| e.under("anchor"))?;
         let mut names = BTreeSet::new();
         let mut indexes = BTreeSet::new();
@@ -264,6 +267,10 @@ mod tests {
             (parse(json!({"members": [{"index": 0, "image": "x"}], "volume_mount": "data"})), "volume_mount"),
             (
                 parse(json!({"members": [{"index": 0, "image": "x"}], "volume_mount": "//config-drive/x"})),
+                "volume_mount",
+            ),
+            (
+                parse(json!({"members": [{"index": 0, "image": "x"}], "volume_mount": "/volumes"})),
                 "volume_mount",
             ),
             (

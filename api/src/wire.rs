@@ -292,7 +292,7 @@ pub enum BodyState {
     Running,
     /// In memory, its processors halted.
     Paused,
-    /// Its memory on disk.
+    /// Its memory on disk; a set is paused, and its memory stays where it is.
     Suspended,
     Stopping,
     Stopped,

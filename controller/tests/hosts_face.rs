@@ -3,9 +3,10 @@
 use amphi_api::host::{Acceleration, Engine, HostSpec, VolumeActivation};
 use amphi_api::instance::Fault;
 use amphi_api::wire::{
-    Answer, Ask, FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest, PROTOCOL, ToHost,
+    Answer, Ask, ExportDesired, ExportSource, FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest,
+    PROTOCOL, ToHost,
 };
-use amphi_api::{ErrorCode, HostId, InstanceId};
+use amphi_api::{ErrorCode, HostId, ImageId, InstanceId};
 use amphi_controller::faces::hosts::{self, AskError, HostSide, Links, Refusal, State};
 use amphi_controller::images::BlobStore;
 use amphi_controller::pki::{self, Ca};
@@ -29,6 +30,7 @@ struct Records {
     ca: Ca,
     digest: Mutex<Option<String>>,
     allowed: Mutex<String>,
+    exports: Mutex<Vec<ExportDesired>>,
     desired: watch::Sender<u64>,
     heard: watch::Sender<Vec<String>>,
 }
@@ -79,7 +81,7 @@ impl HostSide for Records {
             instances,
             volumes,
             snapshots,
-            exports: Vec::new(),
+            exports: self.exports.lock().unwrap().clone(),
             tombstones,
         })
     }
@@ -126,6 +128,7 @@ impl Face {
             ca: Ca::open(&dir.path().join("ca")).unwrap(),
             digest: Mutex::new(Some(secret.digest)),
             allowed: Mutex::default(),
+            exports: Mutex::default(),
             desired: watch::Sender::new(1),
             heard: watch::Sender::default(),
         });
@@ -467,4 +470,34 @@ async fn the_face_ends_with_its_links() {
     face.records.heard("gone", 1).await;
     let ended = tokio::time::timeout(Duration::from_secs(6), face.served).await;
     ended.expect("in time").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_host_hands_over_only_what_it_is_asked_for() {
+    let face = Face::start().await;
+    let papers = face.papers(HostId::new());
+    let image = ImageId::new();
+    // SHA-256 of "hello", as sha256sum prints it.
+    let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+    let put = async |papers: Option<&Papers>, digest: &str, image: ImageId, body: &str| {
+        let head = format!("PUT /hosts/v1/blobs/{digest}?export={image}");
+        face.http(papers, &head, body).await.map(|(status, _)| status).unwrap_or(0)
+    };
+    assert_eq!(put(Some(&papers), digest, image, "hello").await, 403);
+    let source = ExportSource::Root(InstanceId::new());
+    let export = ExportDesired { image, format: amphi_api::image::ImageFormat::Raw, source };
+    face.records.exports.lock().unwrap().push(export);
+    assert_ne!(put(None, digest, image, "hello").await, 201, "without a certificate");
+    assert_eq!(put(Some(&papers), digest, ImageId::new(), "hello").await, 403, "another image");
+    assert_eq!(put(Some(&papers), digest, image, "other").await, 400, "other bytes");
+    assert_eq!(put(Some(&papers), "nonsense", image, "hello").await, 400);
+    assert!(face.blobs.list().await.unwrap().is_empty(), "nothing was kept");
+    // More than an ordinary request may have.
+    let large = "x".repeat(5 << 20);
+    let of_large = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(large.as_bytes()));
+    for _ in 0..2 {
+        assert_eq!(put(Some(&papers), digest, image, "hello").await, 201);
+        assert_eq!(put(Some(&papers), &of_large, image, &large).await, 201);
+    }
+    assert_eq!(face.blobs.list().await.unwrap().len(), 2);
 }

@@ -80,7 +80,10 @@ pub fn router(state: State) -> Router {
     Router::new()
         .route("/hosts/v1/join", post(join::join).layer(DefaultBodyLimit::max(JOIN_MAX)))
         .layer(Extension(join::Budget::new()))
-        .route("/hosts/v1/blobs/{sha256}", get(blobs::blob))
+        .route(
+            "/hosts/v1/blobs/{sha256}",
+            get(blobs::blob).put(blobs::put).layer(DefaultBodyLimit::disable()),
+        )
         .route("/hosts/v1/link", get(link::link))
         .with_state(state)
 }

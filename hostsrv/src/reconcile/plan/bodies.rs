@@ -1,0 +1,146 @@
+//! The steps for an instance that is desired here: its body, and the volumes in its hands.
+
+use super::volumes::{is_attached, lacks};
+use super::{GRACE, Observed, Remembered, Step};
+use crate::instance::{ObservedBody, ObservedState, Remains};
+use amphi_api::VolumeId;
+use amphi_api::instance::{BodyKind, Power};
+use amphi_api::wire::{InstanceDesired, VolumeDesired};
+use std::collections::BTreeSet;
+
+/// Every volume that the instance should have in its hands.
+pub fn volumes_of(desired: &InstanceDesired) -> Vec<VolumeId> {
+    let further = desired.attachments.iter().map(|attachment| attachment.volume);
+    desired.root_volume.into_iter().chain(desired.volume).chain(further).collect()
+}
+
+/// The steps for one instance that is desired, `volumes` being the orders for its volumes. Empty: all is as it should be,
+/// or nothing can be said.
+pub fn instance(
+    desired: &InstanceDesired,
+    volumes: &[&VolumeDesired],
+    seen: &Observed<'_>,
+    memory: &Remembered,
+    confirmed: bool,
+) -> Vec<Step> {
+    let kind = desired.body.kind();
+    // Where an engine that may hold a body of this instance is silent, even starting the other kind could make two.
+    let silent = |k: &BodyKind| !seen.answered.contains(k);
+    if silent(&kind) || memory.begun.kinds.iter().any(silent) {
+        return Vec::new();
+    }
+    let mine: Vec<&ObservedBody> = seen.bodies.iter().filter(|b| b.instance == desired.id).collect();
+    if !confirmed || mine.iter().any(|b| b.epoch > desired.epoch) {
+        // Only a database that was set back can order a newer body away; it stays until somebody decides.
+        return Vec::new();
+    }
+    let detach = || volumes.iter().map(|v| Step::DetachVolume { volume: v.id });
+    let mut steps = Vec::new();
+    let stale: Vec<&&ObservedBody> =
+        mine.iter().filter(|b| b.epoch < desired.epoch || b.kind != kind).collect();
+    if !stale.is_empty() {
+        if desired.power.wants_body() {
+            steps.push(Step::PrepareDesired);
+        }
+        for body in &stale {
+            if body.state != ObservedState::Stopped {
+                steps.push(Step::Stop { kind: body.kind, grace: GRACE });
+            }
+        }
+        for body in &stale {
+            // The next body, of this kind or after it was of the other, finds its root disk again.
+            steps.push(Step::Remove { kind: body.kind, epoch: body.epoch, remains: Remains::Roots });
+        }
+        steps.extend(detach());
+    }
+    for volume in volumes {
+        // Restored and given to an instance in one breath: the host still has it in the bin.
+        if held(seen, volume).is_some_and(|held| held.trashed_at.is_some()) {
+            steps.push(Step::Restore { volume: volume.id });
+        }
+    }
+    let ensure_volumes = || volumes.iter().map(|v| Step::EnsureVolume { volume: v.id });
+    let lacking = || volumes.iter().filter(|v| lacks(v, seen)).map(|v| v.id);
+    let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
+    let restart = memory.begun.restarts < desired.restarts;
+    let rescue = desired.rescue.is_some();
+    match (desired.power.wants_body(), current) {
+        // Another instance here has not let go of one of the volumes yet.
+        (true, _)
+            if mine.iter().all(|b| b.state == ObservedState::Stopped) && held_elsewhere(desired, seen) => {}
+        (true, Some(body)) if body.state != ObservedState::Stopped && (restart || body.rescued != rescue) => {
+            steps.push(Step::Stop { kind, grace: GRACE });
+            steps.push(Step::Ensure);
+            steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
+        }
+        (true, Some(body)) if !matches!(body.state, ObservedState::Stopped | ObservedState::Degraded) => {
+            for volume in lacking() {
+                steps.push(Step::EnsureVolume { volume });
+                if desired.volume == Some(volume) || body.volumes.contains(&volume) {
+                    steps.push(Step::TellGrown { kind, volume });
+                }
+            }
+            if !is_settled(desired, body) && !takes_what_is_held(desired, body, seen) {
+                steps.push(Step::Ensure);
+            }
+            if let Some(next) = &desired.next_body
+                && memory.prepared != Some((next.kind(), desired.epoch))
+            {
+                steps.push(Step::PrepareNext);
+            }
+        }
+        (true, _) => {
+            steps.extend(ensure_volumes());
+            steps.push(Step::Ensure);
+            steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
+        }
+        (false, Some(body)) if body.state != ObservedState::Stopped || !body.volumes.is_empty() => {
+            steps.push(Step::Stop { kind, grace: GRACE });
+            steps.extend(detach());
+        }
+        (false, _) => {
+            steps.extend(lacking().map(|volume| Step::EnsureVolume { volume }));
+            let attached = volumes.iter().filter(|v| held(seen, v).is_some_and(is_attached));
+            steps.extend(attached.map(|v| Step::DetachVolume { volume: v.id }));
+        }
+    }
+    steps
+}
+
+fn held<'a>(seen: &Observed<'a>, volume: &VolumeDesired) -> Option<&'a crate::storage::ObservedVolume> {
+    seen.volumes.and_then(|all| all.get(&volume.id.0))
+}
+
+/// Whether a body that is there is halted as ordered and has what it should have plugged in.
+fn is_settled(desired: &InstanceDesired, body: &ObservedBody) -> bool {
+    let state = match (desired.power, body.state) {
+        (Power::On, state) => state == ObservedState::Running,
+        (Power::Paused, state) => state == ObservedState::Paused,
+        // A set's memory cannot go to disk.
+        (Power::Suspended, ObservedState::Paused) => body.kind == BodyKind::Set,
+        (Power::Suspended, state) => state == ObservedState::Suspended,
+        (Power::Off, _) => true,
+    };
+    // What is on disk takes part in no exchange of devices.
+    state && (body.state == ObservedState::Suspended || is_plugged(desired, body))
+}
+
+fn is_plugged(desired: &InstanceDesired, body: &ObservedBody) -> bool {
+    let ports: BTreeSet<_> = desired.ports.iter().map(|port| port.id).collect();
+    let further = |volume: &&VolumeId| ![desired.volume, desired.root_volume].contains(&Some(**volume));
+    let volumes: BTreeSet<_> = desired.attachments.iter().map(|attachment| &attachment.volume).collect();
+    body.ports.iter().copied().collect::<BTreeSet<_>>() == ports
+        && body.volumes.iter().filter(further).collect::<BTreeSet<_>>() == volumes
+}
+
+/// Whether a body of another instance still has one of the volumes plugged in.
+fn held_elsewhere(desired: &InstanceDesired, seen: &Observed<'_>) -> bool {
+    let others = || seen.bodies.iter().filter(|body| body.instance != desired.id);
+    volumes_of(desired).iter().any(|volume| others().any(|body| body.volumes.contains(volume)))
+}
+
+/// As above, for a body that is there: only what it would gain counts, so that it can still lose others.
+fn takes_what_is_held(desired: &InstanceDesired, body: &ObservedBody, seen: &Observed<'_>) -> bool {
+    let gains = desired.attachments.iter().any(|a| !body.volumes.contains(&a.volume));
+    gains && held_elsewhere(desired, seen)
+}

@@ -1,0 +1,104 @@
+//! What to do next, decided without I/O: (desired, observed, remembered) → steps, item by item. Refuses to act, to wait
+//! and to guess: where an engine is silent, nothing is planned that its silence could make wrong.
+//!
+//! An item is an instance, a volume without an instance, a snapshot, or an export. The steps of one item run in order; items run
+//! side by side. Every step is idempotent, so a plan that was cut short is simply made again from a new observation.
+
+mod bodies;
+mod burials;
+mod volumes;
+
+use super::ledger::Begun;
+use crate::instance::{ObservedBody, Remains};
+use crate::storage::ObservedVolume;
+use amphi_api::instance::BodyKind;
+use amphi_api::{ImageId, InstanceId, SnapshotId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub use bodies::{instance, volumes_of};
+pub use burials::{burial, buried};
+pub use volumes::{purge, snapshot, volume};
+
+/// How long a guest may take to end in an orderly way before it is ended by force: at a stop, restart or exchange.
+pub const GRACE: Duration = Duration::from_secs(20);
+/// The same at a deletion: nobody waits for the bytes of what is being destroyed.
+pub const GRACE_DELETE: Duration = Duration::from_secs(2);
+
+/// What is worked on as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Item {
+    Instance(InstanceId),
+    Volume(VolumeId),
+    Snapshot(SnapshotId),
+    Export(ImageId),
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Make the instance's next body ready beside the present one.
+    PrepareNext,
+    /// Get everything of the desired body ready that needs no stop of the old one.
+    PrepareDesired,
+    Stop {
+        kind: BodyKind,
+        grace: Duration,
+    },
+    Remove {
+        kind: BodyKind,
+        epoch: u64,
+        remains: Remains,
+    },
+    /// Make the volume if the controller has never seen it, grow it if it is too small.
+    EnsureVolume {
+        volume: VolumeId,
+    },
+    /// Tell the running body that its volume has grown.
+    TellGrown {
+        kind: BodyKind,
+        volume: VolumeId,
+    },
+    DetachVolume {
+        volume: VolumeId,
+    },
+    /// Attach the volumes as the kind of body needs them, then make the body as it should be: there, plugged, halted or
+    /// not.
+    Ensure,
+    /// The ordered restarts up to this count are carried out.
+    NoteRestarts {
+        restarts: u64,
+    },
+    Trash {
+        volume: VolumeId,
+    },
+    Restore {
+        volume: VolumeId,
+    },
+    Purge {
+        id: uuid::Uuid,
+    },
+    TakeSnapshot,
+    /// Read the bytes and hand them to the controller.
+    Export,
+}
+
+/// What is known of the world, for the planner.
+pub struct Observed<'a> {
+    pub bodies: &'a [ObservedBody],
+    /// Kinds whose engine answered; the bodies of others are unknown.
+    pub answered: &'a BTreeSet<BodyKind>,
+    /// None: LVM did not answer.
+    pub volumes: Option<&'a BTreeMap<uuid::Uuid, ObservedVolume>>,
+}
+
+/// What the planner may remember of an instance.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    pub begun: Begun,
+    /// The next body that has been made ready, by kind and epoch it will follow.
+    pub prepared: Option<(BodyKind, u64)>,
+}
+
+#[cfg(test)]
+mod tests;

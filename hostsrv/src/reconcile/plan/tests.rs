@@ -1,0 +1,393 @@
+use super::*;
+use crate::instance::{ObservedState, Remains};
+use crate::storage::VolumeKind;
+use amphi_api::image::{Image, ImageFormat, ImageState};
+use amphi_api::instance::Power;
+use amphi_api::wire::{
+    AttachmentDesired, BodyDesired, HostDesired, InstanceDesired, SnapshotDesired, Tombstone, VolumeDesired,
+};
+use amphi_api::{HostId, ImageId, ProjectId};
+use std::path::PathBuf;
+
+fn body_of(kind: BodyKind) -> BodyDesired {
+    let image = Image {
+        id: ImageId(uuid::Uuid::nil()),
+        project: ProjectId::DEFAULT,
+        name: "i".into(),
+        format: ImageFormat::KernelInitramfs,
+        cmdline: String::new(),
+        state: ImageState::Active,
+        blobs: Default::default(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    match kind {
+        BodyKind::Set => BodyDesired::Set { set: Default::default(), images: vec![image] },
+        BodyKind::Vm => BodyDesired::Vm { image, root_gib: None },
+    }
+}
+
+/// A world with one instance at epoch 5 that should be a set with a volume of 10 bytes.
+struct World {
+    desired: InstanceDesired,
+    volume: VolumeDesired,
+    bodies: Vec<ObservedBody>,
+    answered: BTreeSet<BodyKind>,
+    volumes: BTreeMap<uuid::Uuid, ObservedVolume>,
+    memory: Remembered,
+    confirmed: bool,
+}
+
+fn world() -> World {
+    let volume =
+        VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: true, source: None, trashed_at: None };
+    World {
+        desired: InstanceDesired {
+            id: InstanceId::new(),
+            project: ProjectId::DEFAULT,
+            name: "web".into(),
+            epoch: 5,
+            power: Power::On,
+            restarts: 0,
+            vcpus: 1,
+            memory_mib: 64,
+            body: body_of(BodyKind::Set),
+            next_body: None,
+            ports: vec![],
+            volume: Some(volume.id),
+            root_volume: None,
+            attachments: Vec::new(),
+            root: 0,
+            rescue: None,
+            user_data: None,
+            ssh_keys: vec![],
+            metadata: BTreeMap::new(),
+        },
+        volumes: BTreeMap::from([(volume.id.0, observed_volume(&volume))]),
+        volume,
+        bodies: vec![],
+        answered: [BodyKind::Set, BodyKind::Vm].into(),
+        memory: Remembered::default(),
+        confirmed: true,
+    }
+}
+
+fn observed_volume(volume: &VolumeDesired) -> ObservedVolume {
+    ObservedVolume {
+        id: volume.id.0,
+        kind: VolumeKind::Volume,
+        size_bytes: volume.size_bytes,
+        fs: None,
+        complete: true,
+        trashed_at: None,
+        device: Some(PathBuf::from("/dev/x")),
+        mounted: None,
+        tags: vec![],
+    }
+}
+
+impl World {
+    fn with(mut self, kind: BodyKind, epoch: u64, state: ObservedState) -> Self {
+        let instance = self.desired.id;
+        self.bodies.push(ObservedBody {
+            instance,
+            kind,
+            epoch,
+            state,
+            ports: vec![],
+            volumes: vec![],
+            rescued: false,
+            members: vec![],
+            trouble: None,
+        });
+        self
+    }
+
+    fn and(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// The plan's steps by name, which is what the tables speak of.
+    fn plan(&self) -> Vec<String> {
+        let seen = Observed { bodies: &self.bodies, answered: &self.answered, volumes: Some(&self.volumes) };
+        instance(&self.desired, &[&self.volume], &seen, &self.memory, self.confirmed)
+            .iter()
+            .map(name)
+            .collect()
+    }
+}
+
+fn name(step: &Step) -> String {
+    let text = match step {
+        Step::Stop { kind, .. } => return format!("stop {kind}"),
+        Step::Remove { kind, epoch, remains: Remains::Roots } => return format!("remove {kind} {epoch}"),
+        Step::Remove { kind, epoch, .. } => return format!("bury {kind} {epoch}"),
+        Step::TellGrown { kind, .. } => return format!("tell {kind}"),
+        Step::PrepareNext => "prepare next",
+        Step::PrepareDesired => "prepare",
+        Step::EnsureVolume { .. } => "volume",
+        Step::DetachVolume { .. } => "detach",
+        Step::Ensure => "ensure",
+        Step::NoteRestarts { .. } => "note",
+        Step::Trash { .. } => "trash",
+        Step::Restore { .. } => "restore",
+        Step::Purge { .. } => "purge",
+        Step::TakeSnapshot => "snapshot",
+        Step::Export => "export",
+    };
+    text.to_owned()
+}
+
+use BodyKind::{Set, Vm};
+use ObservedState::{Degraded, Paused, Running, Stopped, Suspended};
+
+#[test]
+fn instances() {
+    let off = |w: &mut World| w.desired.power = Power::Off;
+    let table: Vec<(&str, World, &[&str])> = vec![
+        ("absent", world(), &["volume", "ensure"]),
+        ("running", world().with(Set, 5, Running), &[]),
+        ("a member is down", world().with(Set, 5, Degraded), &["volume", "ensure"]),
+        ("stopped", world().with(Set, 5, Stopped), &["volume", "ensure"]),
+        ("should be off", world().with(Set, 5, Running).and(off), &["stop set", "detach"]),
+        ("is off, volume still attached", world().with(Set, 5, Stopped).and(off), &["detach"]),
+        (
+            "exchange",
+            world().with(Vm, 4, Running),
+            &["prepare", "stop vm", "remove vm 4", "detach", "volume", "ensure"],
+        ),
+        (
+            "exchange cut short after the stop",
+            world().with(Vm, 4, Stopped),
+            &["prepare", "remove vm 4", "detach", "volume", "ensure"],
+        ),
+        (
+            "exchange of one that is off",
+            world().with(Vm, 4, Stopped).and(off),
+            &["remove vm 4", "detach", "detach"],
+        ),
+        ("a newer body than ordered stays", world().with(Set, 6, Running), &[]),
+        ("after a reboot nothing is started", world().and(|w| w.confirmed = false), &[]),
+        (
+            "after a reboot a zombie is not replaced before the controller spoke",
+            world().with(Set, 4, Stopped).and(|w| w.confirmed = false),
+            &[],
+        ),
+        (
+            "restart ordered",
+            world().with(Set, 5, Running).and(|w| w.desired.restarts = 1),
+            &["stop set", "ensure", "note"],
+        ),
+        (
+            "restart done",
+            world().with(Set, 5, Running).and(|w| {
+                w.desired.restarts = 1;
+                w.memory.begun.restarts = 1;
+            }),
+            &[],
+        ),
+        (
+            "volume grows",
+            world().with(Set, 5, Running).and(|w| w.volume.size_bytes = 11),
+            &["volume", "tell set"],
+        ),
+        (
+            "next body",
+            world().with(Set, 5, Running).and(|w| w.desired.next_body = Some(body_of(Vm))),
+            &["prepare next"],
+        ),
+        (
+            "next body is ready",
+            world().with(Set, 5, Running).and(|w| {
+                w.desired.next_body = Some(body_of(Vm));
+                w.memory.prepared = Some((Vm, 5));
+            }),
+            &[],
+        ),
+        (
+            "the volume comes straight from the bin",
+            world().and(|w| w.volumes.values_mut().for_each(|v| v.trashed_at = Some(1))),
+            &["restore", "volume", "ensure"],
+        ),
+        ("engine silent", world().and(|w| w.answered.retain(|k| *k != Set)), &[]),
+        (
+            "the other engine silent, nothing begun there",
+            world().and(|w| w.answered.retain(|k| *k != Vm)),
+            &["volume", "ensure"],
+        ),
+        (
+            "the other engine silent, something begun there",
+            world().and(|w| {
+                w.answered.remove(&Vm);
+                w.memory.begun.kinds = vec![Vm];
+            }),
+            &[],
+        ),
+    ];
+    for (what, world, steps) in table {
+        assert_eq!(world.plan(), steps, "{what}");
+    }
+}
+
+#[test]
+fn powers() {
+    use Power::{Off, On};
+    let halted = Power::Paused;
+    let saved = Power::Suspended;
+    let table: Vec<(Power, BodyKind, ObservedState, &[&str])> = vec![
+        (halted, Set, Running, &["ensure"]),
+        (halted, Set, Paused, &[]),
+        (halted, Set, Stopped, &["volume", "ensure"]),
+        (halted, Set, Degraded, &["volume", "ensure"]),
+        (halted, Vm, Suspended, &["ensure"]),
+        (saved, Vm, Running, &["ensure"]),
+        (saved, Vm, Paused, &["ensure"]),
+        (saved, Vm, Suspended, &[]),
+        // A set's memory stays where it is.
+        (saved, Set, Paused, &[]),
+        (saved, Set, Running, &["ensure"]),
+        (On, Set, Paused, &["ensure"]),
+        (On, Vm, Suspended, &["ensure"]),
+        (Off, Vm, Suspended, &["stop vm", "detach"]),
+        (Off, Set, Paused, &["stop set", "detach"]),
+    ];
+    for (power, kind, state, steps) in table {
+        let world = world().with(kind, 5, state).and(|w| {
+            w.desired.power = power;
+            w.desired.body = body_of(kind);
+        });
+        assert_eq!(world.plan(), steps, "{kind} {state:?} should be {power:?}");
+    }
+    let restart = world().with(Set, 5, Paused).and(|w| w.desired.restarts = 1);
+    assert_eq!(restart.plan(), ["stop set", "ensure", "note"]);
+}
+
+#[test]
+fn plugs_and_rescues() {
+    let extra = VolumeId::new();
+    let attach = move |w: &mut World| {
+        w.desired.attachments.push(AttachmentDesired {
+            volume: extra,
+            device: "vdb".into(),
+            read_only: false,
+        });
+    };
+    let has = move |w: &mut World| w.bodies[0].volumes.push(extra);
+    let other = |w: &mut World| {
+        let body = ObservedBody { instance: InstanceId::new(), ..w.bodies[0].clone() };
+        w.bodies.push(body);
+    };
+    let running = || world().with(Set, 5, Running);
+    let table: Vec<(&str, World, &[&str])> = vec![
+        ("a volume joins", running().and(attach), &["ensure"]),
+        ("it has joined", running().and(attach).and(has), &[]),
+        ("it leaves", running().and(has), &["ensure"]),
+        (
+            "its own volume is no further one",
+            running().and(|w| {
+                let own = w.volume.id;
+                w.bodies[0].volumes.push(own);
+            }),
+            &[],
+        ),
+        (
+            "what is on disk takes part in nothing",
+            {
+                let halted = |w: &mut World| {
+                    w.desired.power = Power::Suspended;
+                    w.desired.body = body_of(Vm);
+                };
+                world().with(Vm, 5, Suspended).and(attach).and(halted)
+            },
+            &[],
+        ),
+        (
+            "a stopped set still holds it",
+            { world().with(Set, 5, Stopped).and(has).and(|w| w.desired.power = Power::Off) },
+            &["stop set", "detach"],
+        ),
+        (
+            "a rescue begins",
+            running().and(|w| w.desired.rescue = Some(body_of(Set))),
+            &["stop set", "ensure"],
+        ),
+        (
+            "a rescue runs",
+            running().and(|w| {
+                w.desired.rescue = Some(body_of(Set));
+                w.bodies[0].rescued = true;
+            }),
+            &[],
+        ),
+        ("a rescue ends", running().and(|w| w.bodies[0].rescued = true), &["stop set", "ensure"]),
+    ];
+    for (what, world, steps) in table {
+        assert_eq!(world.plan(), steps, "{what}");
+    }
+    // Another instance's body has not let go of it yet.
+    let mut waits = running().and(attach).and(other);
+    waits.bodies[1].volumes = vec![extra];
+    assert_eq!(waits.plan(), Vec::<String>::new());
+    waits.bodies[0].state = Stopped;
+    assert_eq!(waits.plan(), Vec::<String>::new());
+    waits.bodies[1].volumes.clear();
+    assert_eq!(waits.plan(), ["volume", "ensure"]);
+}
+
+#[test]
+fn volumes_and_snapshots() {
+    let mut ordered =
+        VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
+    let plan = |ordered: &VolumeDesired, seen: Option<&ObservedVolume>, used| -> Vec<String> {
+        volume(ordered, seen, used).iter().map(name).collect()
+    };
+    let mut seen = observed_volume(&ordered);
+    seen.device = None;
+    assert_eq!(plan(&ordered, None, false), ["volume"]);
+    assert!(plan(&ordered, Some(&seen), false).is_empty());
+    seen.device = Some("/dev/x".into());
+    assert_eq!(plan(&ordered, Some(&seen), false), ["detach"]);
+    assert!(plan(&ordered, Some(&seen), true).is_empty(), "a body that is on its way out still holds it");
+    ordered.trashed_at = Some(jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(plan(&ordered, Some(&seen), false), ["trash"]);
+    assert!(plan(&ordered, None, false).is_empty());
+    seen.trashed_at = Some(0);
+    assert!(plan(&ordered, Some(&seen), false).is_empty());
+    ordered.trashed_at = None;
+    seen.device = None;
+    assert_eq!(plan(&ordered, Some(&seen), false), ["restore"]);
+
+    let mut order = SnapshotDesired { id: SnapshotId::new(), volume: ordered.id, made: false };
+    assert_eq!(snapshot(&order, None), [Step::TakeSnapshot]);
+    order.made = true;
+    assert!(snapshot(&order, None).is_empty(), "a lost snapshot is not taken anew of later bytes");
+}
+
+#[test]
+fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
+    let w = world().with(Set, 4, Running);
+    let id = w.desired.id;
+    let mut seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
+    let steps: Vec<_> = burial(id, 4, &seen).iter().map(name).collect();
+    assert_eq!(steps, ["stop set", "bury set 4"]);
+    assert!(burial(id, 3, &seen).is_empty(), "a tombstone for an older epoch spares the newer body");
+
+    let volume = Tombstone::Volume { id: w.volume.id };
+    let desired = HostDesired {
+        exports: Vec::new(),
+        host: HostId::new(),
+        generation: 1,
+        instances: vec![],
+        volumes: vec![],
+        snapshots: vec![],
+        tombstones: vec![Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }, volume],
+    };
+    let begun = |_| Begun { kinds: vec![Set], restarts: 0 };
+    assert_eq!(buried(&desired, &seen, begun), [Tombstone::Instance { id, epoch: 3 }]);
+    let silent = BTreeSet::from([Vm]);
+    seen.answered = &silent;
+    assert!(buried(&desired, &seen, begun).is_empty(), "a silent engine may still hold it");
+    let nothing = BTreeMap::new();
+    seen.volumes = Some(&nothing);
+    assert_eq!(buried(&desired, &seen, begun), [volume]);
+}
