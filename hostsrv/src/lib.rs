@@ -4,6 +4,7 @@
 //! `storage` know Docker, only `network` knows Open vSwitch, only `storage` knows LVM.
 //! `reconcile` joins them and passes plain values between them.
 
+pub mod blobs;
 pub mod config;
 pub mod docker_plugin;
 pub mod facts;
@@ -12,6 +13,7 @@ pub mod instance;
 pub mod join;
 pub mod link;
 pub mod network;
+pub mod qemu_img;
 pub mod reconcile;
 pub mod storage;
 pub mod upkeep;

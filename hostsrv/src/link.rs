@@ -1,15 +1,12 @@
-//! The agent's one connection to the controller: desired states come down it, statuses go up, blobs are fetched beside
-//! it. Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
+//! The agent's one connection to the controller: desired states come down it, statuses go up; blobs travel beside it.
+//! Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
 
-use crate::images::BlobFetcher;
 use crate::reconcile::Reconciler;
 use amphi_api::HostId;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
 use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
 use anyhow::{Context, bail};
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -23,20 +20,18 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Connecting, with TLS and handshake.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Largest message that is taken: a desired state of some thousand instances.
 const MESSAGE_MAX: usize = 16 << 20;
 /// Longest pause between two tries to connect.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// No part of a blob for this long: the transfer is given up.
-const BLOB_STALL: Duration = Duration::from_secs(30);
 
 /// The host's papers, made by `join`.
 pub struct Papers {
     /// The hosts' face: `https://10.0.0.1:7443`.
     pub url: String,
     pub host: HostId,
-    tls: Arc<rustls::ClientConfig>,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
 }
 
 impl Papers {
@@ -70,35 +65,6 @@ impl Papers {
         let host =
             url.host_str().context("the controller's URL has no host")?.trim_matches(['[', ']']).to_owned();
         Ok((host, url.port_or_known_default().unwrap_or(443)))
-    }
-}
-
-/// Fetches blobs over the same papers.
-pub struct ControllerBlobs {
-    url: String,
-    http: reqwest::Client,
-}
-
-impl ControllerBlobs {
-    pub fn new(papers: &Papers) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured((*papers.tls).clone())
-            .connect_timeout(CONNECT)
-            .read_timeout(BLOB_STALL)
-            .build()?;
-        Ok(Self { url: papers.url.clone(), http })
-    }
-}
-
-#[async_trait::async_trait]
-impl BlobFetcher for ControllerBlobs {
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
-        let url = format!("{}/hosts/v1/blobs/{sha256}", self.url);
-        let answer = self.http.get(&url).send().await.with_context(|| format!("cannot fetch {url}"))?;
-        if !answer.status().is_success() {
-            bail!("{url} answered {}", answer.status());
-        }
-        Ok(answer.bytes_stream().map(|part| part.map_err(anyhow::Error::from)).boxed())
     }
 }
 

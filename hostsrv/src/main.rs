@@ -2,6 +2,7 @@
 //! nothing.
 
 use amphi_api::instance::BodyKind;
+use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
 use amphi_hostsrv::facts::{Facts, Sources};
 use amphi_hostsrv::images::ImageCache;
@@ -9,6 +10,7 @@ use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
 use amphi_hostsrv::network::ovs;
+use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
@@ -91,12 +93,14 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         acceleration,
         bell.clone(),
     ));
-    let blobs = Arc::new(link::ControllerBlobs::new(&papers)?);
-    let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs));
+    let blobs = Arc::new(ControllerBlobs::new(&papers)?);
+    let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
+    let exports = Arc::new(Exporter::new(config.state_dir.join("exports"), blobs));
     let drivers = Drivers {
         bodies: BTreeMap::from([(BodyKind::Set, sets), (BodyKind::Vm, vms)]),
         volumes: volumes(&config, true).await?,
         images,
+        exports,
     };
     let sources =
         Sources { config: config.clone(), drivers: drivers.clone(), switch: switch.clone(), acceleration };

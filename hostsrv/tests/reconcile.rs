@@ -2,14 +2,17 @@
 //! their own; here only the loop is on trial.
 
 use amphi_api::host::EngineName;
-use amphi_api::image::{Image, ImageFormat, ImageState};
+use amphi_api::image::{Blob, Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, Power};
 use amphi_api::wire::{
-    BodyDesired, BodyState, HostDesired, HostStatus, InstanceDesired, Tombstone, VolumeDesired,
+    AttachmentDesired, BodyDesired, BodyState, ExportDesired, ExportSource, HostDesired, HostStatus,
+    InstanceDesired, Tombstone, VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache};
 use amphi_hostsrv::instance::*;
+use amphi_hostsrv::qemu_img::DiskFormat;
+use amphi_hostsrv::reconcile::exports::{BlobSink, Exporter};
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::storage::{
@@ -75,12 +78,20 @@ impl BodyDriver for Bodies {
             return Err(DriverError::EngineRefused { engine: "fake", doing: "ensure".into(), message });
         }
         assert_eq!(plan.volume.as_ref().is_some_and(|v| v.mount.is_some()), self.kind == BodyKind::Set);
-        self.note(format!("ensure {}", plan.epoch));
+        let halted = if plan.power == Power::On { String::new() } else { format!(" {:?}", plan.power) };
+        self.note(format!("ensure {}{halted}", plan.epoch));
         let body = ObservedBody {
             instance: plan.instance,
             kind: self.kind,
             epoch: plan.epoch,
-            state: ObservedState::Running,
+            state: match plan.power {
+                Power::On | Power::Off => ObservedState::Running,
+                Power::Suspended if self.kind == BodyKind::Vm => ObservedState::Suspended,
+                Power::Paused | Power::Suspended => ObservedState::Paused,
+            },
+            ports: plan.ports.iter().map(|port| port.id).collect(),
+            volumes: plan.attachments.iter().map(|extra| extra.volume.id).collect(),
+            rescued: plan.rescue.is_some(),
             members: vec![],
             trouble: None,
         };
@@ -93,13 +104,15 @@ impl BodyDriver for Bodies {
         self.note("stop".into());
         if let Some(body) = self.engine.bodies.lock().unwrap().get_mut(&id) {
             body.state = ObservedState::Stopped;
+            body.volumes.clear();
+            body.ports.clear();
         }
         Ok(())
     }
 
-    async fn remove(&self, id: InstanceId, epoch: u64) -> Result<(), DriverError> {
+    async fn remove(&self, id: InstanceId, epoch: u64, remains: Remains) -> Result<(), DriverError> {
         self.answers("remove")?;
-        self.note(format!("remove {epoch}"));
+        self.note(format!("remove {epoch} but {remains:?}"));
         self.engine.bodies.lock().unwrap().retain(|i, b| *i != id || b.epoch > epoch);
         Ok(())
     }
@@ -109,8 +122,22 @@ impl BodyDriver for Bodies {
     }
 
     async fn adjust(&self, _: InstanceId, adjustment: Adjustment) -> Result<(), DriverError> {
-        self.note(format!("{adjustment:?}"));
+        let what = match adjustment {
+            Adjustment::VolumeGrown { bytes, .. } => format!("grown {bytes}"),
+            other => format!("{other:?}"),
+        };
+        self.note(what);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl BodyExport for Bodies {
+    async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
+        self.answers("export")?;
+        self.note(format!("export {:?} as {:?}", plan.part, plan.format));
+        std::fs::write(&plan.to, "of a body")
+            .map_err(|source| DriverError::Io { doing: "write".into(), source })
     }
 }
 
@@ -177,6 +204,12 @@ impl VolumeDriver for Volumes {
         Ok(())
     }
 
+    async fn export(&self, _: Uuid, to: &Path, format: DiskFormat, _: &Quiesce) -> Result<(), StorageError> {
+        self.calls.lock().unwrap().push(format!("volume out as {format:?}"));
+        std::fs::write(to, "of a volume").unwrap();
+        Ok(())
+    }
+
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
         let mut held = self.held.lock().unwrap();
         match order {
@@ -184,6 +217,22 @@ impl VolumeDriver for Volumes {
             BinOrder::Trash { at } => held.get_mut(&id).unwrap().trashed_at = Some(at),
             BinOrder::Restore => held.get_mut(&id).unwrap().trashed_at = None,
         }
+        Ok(())
+    }
+}
+
+/// What the controller was handed, by image; refuses while it is told to.
+#[derive(Default)]
+struct Sink {
+    taken: Mutex<BTreeMap<ImageId, Vec<u8>>>,
+    refuses: Mutex<bool>,
+}
+
+#[async_trait]
+impl BlobSink for Sink {
+    async fn put(&self, image: ImageId, _: &Blob, file: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(!*self.refuses.lock().unwrap(), "the disk is full");
+        self.taken.lock().unwrap().insert(image, std::fs::read(file)?);
         Ok(())
     }
 }
@@ -202,6 +251,7 @@ struct Host {
     sets: Arc<Engine>,
     vms: Arc<Engine>,
     volumes: Arc<Volumes>,
+    sink: Arc<Sink>,
     calls: Arc<Mutex<Vec<String>>>,
     reconciler: Arc<Reconciler>,
     dir: tempfile::TempDir,
@@ -225,15 +275,17 @@ impl Host {
             exports: Vec::new(),
             tombstones: vec![],
         };
-        let (reconciler, task) = start(dir.path(), &dir.path().join("run"), &sets, &vms, &volumes);
-        Self { sets, vms, volumes, calls, reconciler, dir, task, desired }
+        let sink = Arc::new(Sink::default());
+        let (reconciler, task) = start(dir.path(), &dir.path().join("run"), &sets, &vms, &volumes, &sink);
+        Self { sets, vms, volumes, sink, calls, reconciler, dir, task, desired }
     }
 
     /// The agent ends and starts again; with another `run`, the host was off in between.
     fn restart(&mut self, run: &str) {
         self.task.abort();
         let run = self.dir.path().join(run);
-        (self.reconciler, self.task) = start(self.dir.path(), &run, &self.sets, &self.vms, &self.volumes);
+        (self.reconciler, self.task) =
+            start(self.dir.path(), &run, &self.sets, &self.vms, &self.volumes, &self.sink);
     }
 
     fn order(&mut self, change: impl FnOnce(&mut HostDesired)) {
@@ -263,6 +315,7 @@ fn start(
     sets: &Arc<Engine>,
     vms: &Arc<Engine>,
     volumes: &Arc<Volumes>,
+    sink: &Arc<Sink>,
 ) -> (Arc<Reconciler>, tokio::task::JoinHandle<()>) {
     let driver = |kind, engine: &Arc<Engine>| -> (BodyKind, Arc<dyn BodyDriver>) {
         (kind, Arc::new(Bodies { kind, engine: engine.clone() }))
@@ -271,6 +324,7 @@ fn start(
         bodies: BTreeMap::from([driver(BodyKind::Set, sets), driver(BodyKind::Vm, vms)]),
         volumes: volumes.clone(),
         images: Arc::new(ImageCache::new(state.join("images"), Arc::new(NoBlobs))),
+        exports: Arc::new(Exporter::new(state.join("exports"), sink.clone())),
     };
     let reconciler = Reconciler::new(drivers, Ledger::open(state, run).unwrap(), Bell::default());
     let task = tokio::spawn(reconciler.clone().run(|| {}));
@@ -355,7 +409,7 @@ async fn a_set_comes_grows_restarts_and_goes() {
         s.instances.iter().any(|i| i.restarts == 1 && i.state == BodyState::Running)
     })
     .await;
-    assert_eq!(host.calls(), ["volume 20", "set VolumeGrown { bytes: 20 }", "set stop", "set ensure 1"]);
+    assert_eq!(host.calls(), ["volume 20", "set grown 20", "set stop", "set ensure 1"]);
     host.restart("run");
     host.until("the agent's restart changes nothing", |s| is(s, id, BodyState::Running)).await;
     assert_eq!(host.calls(), Vec::<String>::new());
@@ -365,7 +419,7 @@ async fn a_set_comes_grows_restarts_and_goes() {
         d.tombstones.push(tombstone);
     });
     host.until("it is buried", |s| s.buried == [tombstone]).await;
-    assert_eq!(host.calls(), ["set stop", "set remove 1"]);
+    assert_eq!(host.calls(), ["set stop", "set remove 1 but Nothing"]);
     assert_eq!(host.volumes.held.lock().unwrap().len(), 1, "its volume stays");
 }
 
@@ -440,7 +494,7 @@ async fn a_host_that_was_off_starts_nothing_before_the_controller_speaks() {
         d.tombstones.push(tombstone);
     });
     host.until("buried", |s| s.buried == [tombstone]).await;
-    assert_eq!(host.calls(), ["set remove 1"]);
+    assert_eq!(host.calls(), ["set remove 1 but Nothing"]);
 }
 
 #[tokio::test]
@@ -455,4 +509,78 @@ async fn a_volume_that_was_lost_is_never_made_anew() {
     })
     .await;
     assert!(host.volumes.held.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn it_halts_and_takes_and_gives_volumes() {
+    let (mut host, id) = running().await;
+    host.calls();
+    for (power, state) in [(Power::Paused, BodyState::Paused), (Power::Suspended, BodyState::Suspended)] {
+        host.order(|d| d.instances[0].power = power);
+        host.until("it is halted", |s| is(s, id, state)).await;
+    }
+    host.order(|d| d.instances[0].power = Power::On);
+    host.until("it runs on", |s| is(s, id, BodyState::Running)).await;
+    // A set that is paused is as suspended as it can be.
+    assert_eq!(host.calls(), ["set ensure 1 Paused", "set ensure 1"]);
+
+    let extra =
+        VolumeDesired { id: VolumeId::new(), size_bytes: 5, made: false, source: None, trashed_at: None };
+    let volume = extra.id;
+    host.order(|d| {
+        d.instances[0].attachments =
+            vec![AttachmentDesired { volume, device: "vdb".into(), read_only: false }];
+        d.volumes.push(extra);
+    });
+    let plugged = |s: &HostStatus| s.instances[0].plugged_volumes.clone();
+    host.until("the volume is plugged in", |s| plugged(s) == [volume]).await;
+    assert_eq!(host.calls(), ["volume 5", "set ensure 1"]);
+    host.order(|d| d.instances[0].attachments.clear());
+    host.until("it is plugged out", |s| plugged(s).is_empty()).await;
+    eventually("it is detached", || {
+        let held = host.volumes.held.lock().unwrap();
+        held[&volume.0].device.is_none()
+    })
+    .await;
+}
+
+async fn eventually(what: &str, ok: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !ok() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn bytes_are_handed_over_once() {
+    let (mut host, id) = running().await;
+    host.calls();
+    *host.sink.refuses.lock().unwrap() = true;
+    let export = |source, format| ExportDesired { image: ImageId(Uuid::new_v4()), format, source };
+    let member = export(ExportSource::Member { instance: id, member: None }, ImageFormat::DockerArchive);
+    let volume = export(ExportSource::Volume(host.desired.volumes[0].id), ImageFormat::Qcow2);
+    let images = [member.image, volume.image];
+    host.order(|d| d.exports = vec![member, volume]);
+    let faults = |s: &HostStatus| s.exports.iter().filter_map(|e| e.fault.clone()).collect::<Vec<_>>();
+    let status = host.until("the controller takes nothing", |s| faults(s).len() == 2).await;
+    assert_eq!(faults(&status)[0].code, "upload_failed", "{:?}", faults(&status));
+    *host.sink.refuses.lock().unwrap() = false;
+    let done = |s: &HostStatus| s.exports.len() == 2 && s.exports.iter().all(|e| e.blob.is_some());
+    let status = host.until("both are with the controller", done).await;
+    assert_eq!(faults(&status), []);
+    let taken = host.sink.taken.lock().unwrap().clone();
+    assert_eq!(taken[&images[0]], b"of a body");
+    assert_eq!(taken[&images[1]], b"of a volume");
+    assert_eq!(std::fs::read_dir(host.dir.path().join("exports")).unwrap().count(), 0);
+    let calls = host.calls();
+    assert!(calls.contains(&"set export Member(None) as DockerArchive".to_owned()), "{calls:?}");
+    assert!(calls.contains(&"volume out as Qcow2".to_owned()), "{calls:?}");
+
+    // The agent's restart does not do it again, and what nobody asks for is forgotten.
+    host.restart("run");
+    host.until("still done", done).await;
+    assert_eq!(host.calls(), Vec::<String>::new());
+    host.order(|d| d.exports.clear());
+    host.until("forgotten", |s| s.exports.is_empty()).await;
 }

@@ -5,6 +5,8 @@ mod common;
 mod drivers;
 #[path = "set_driver/stage.rs"]
 mod stage;
+#[path = "set_driver/verbs.rs"]
+mod verbs;
 
 use amphi_api::image::BlobRole;
 use amphi_api::wire::BodyDesired;
@@ -12,7 +14,8 @@ use amphi_api::{NetworkId, VolumeId};
 use amphi_hostsrv::instance::set::SetOptions;
 use amphi_hostsrv::instance::set::render::{Facts, render};
 use amphi_hostsrv::instance::{
-    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, ObservedState, PortAttachment, VolumeAttachment,
+    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, ObservedState, PortAttachment, Remains,
+    VolumeAttachment,
 };
 use bollard::query_parameters::{CreateContainerOptionsBuilder, ListImagesOptions};
 use common::engines::DOCKER_SOCKET;
@@ -76,14 +79,14 @@ fn a_set_lives_and_dies() {
         let next = BodyPlan { epoch: 6, ..plan.clone() };
         let refused = stage.refused(stage.driver.ensure(&next));
         assert!(refused.to_string().contains("epoch 5 are still there"), "{refused}");
-        stage.run(stage.driver.remove(plan.instance, 4));
+        stage.run(stage.driver.remove(plan.instance, 4, Remains::Nothing));
         stage.running();
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
         assert_eq!((stage.observe(), stage.host.docker(&["ps", "-aq"]).as_str()), (None, ""));
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
         stage.run(stage.driver.ensure(&next));
         assert_eq!(stage.running().epoch, 6);
-        stage.run(stage.driver.remove(plan.instance, 9));
+        stage.run(stage.driver.remove(plan.instance, 9, Remains::Nothing));
         assert_eq!(stage.host.docker(&["ps", "-aq"]), "");
         assert!(stage.host.docker(&["image", "ls"]).contains("amphi-anchor"));
     });
@@ -147,12 +150,14 @@ fn the_anchor_comes_back(stage: &Stage, plan: &BodyPlan) {
 }
 
 fn pauses_and_stops(stage: &Stage, plan: &BodyPlan) {
-    stage.run(stage.driver.adjust(plan.instance, Adjustment::VolumeGrown { bytes: 1 }));
+    stage.run(
+        stage.driver.adjust(plan.instance, Adjustment::VolumeGrown { volume: VolumeId::new(), bytes: 1 }),
+    );
     stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
     stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
     assert_eq!(stage.inspect(plan, "late", ".State.Status"), "paused");
     let body = stage.observe().expect("a body");
-    assert_eq!(body.trouble.as_deref(), Some("member early is paused; member late is paused"));
+    assert_eq!((body.state, body.trouble), (ObservedState::Paused, None));
     stage.run(stage.driver.adjust(plan.instance, Adjustment::Resume));
     stage.running();
     stage.run(stage.driver.adjust(plan.instance, Adjustment::Pause));
@@ -215,11 +220,11 @@ fn broken_images_and_members_are_named() {
         // A sysctl that the kernel does not have: no member ever runs.
         let sysctl = stage.plan(json!({"anchor": {"sysctls": {"net.core.absent": "1"}},
             "members": [{"index": 0, "image": "x", "command": ["/bin/sleep", "1000"]}]}));
-        stage.run(stage.driver.remove(wrong.instance, 5));
+        stage.run(stage.driver.remove(wrong.instance, 5, Remains::Nothing));
         let refused = stage.refused(stage.driver.ensure(&sysctl));
         assert!(refused.to_string().contains("net/core/absent"), "{refused}");
         assert_eq!(stage.observe().map(|body| body.state), Some(ObservedState::Stopped));
-        stage.run(stage.driver.remove(sysctl.instance, 5));
+        stage.run(stage.driver.remove(sysctl.instance, 5, Remains::Nothing));
 
         // Images vanish behind the driver's back.
         let plan = stage.usual_plan();
@@ -227,7 +232,7 @@ fn broken_images_and_members_are_named() {
         stage.host.docker(&["image", "prune", "-af"]);
         stage.run(stage.driver.ensure(&plan));
         stage.running();
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
     });
 }
 
@@ -267,7 +272,7 @@ fn a_hung_and_a_dead_dockerd_are_told_apart() {
             stage.runtime.block_on(async { tokio::time::timeout(DEADLINE, stage.bell.notified()).await });
         assert!(rang.is_ok(), "the bell rings when the engine is back");
         assert_eq!(stage.observe(), Some(body));
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
     });
 }
 
@@ -321,7 +326,7 @@ fn a_set_keeps_its_ports_and_its_volume() {
         eventually("the set is seen to be stopped", || {
             let bodies = stage.run(stage.driver.observe());
             let body = bodies.into_iter().find(|body| body.instance == plan.instance).expect("a body");
-            if body.state == ObservedState::Stopped { Ok(()) } else { Err(body) }
+            if body.state == ObservedState::Stopped { Ok(()) } else { Err(format!("{body:?}")) }
         });
         stage.run(stage.driver.ensure(&plan));
         own_name(&sees);
@@ -333,7 +338,7 @@ fn a_set_keeps_its_ports_and_its_volume() {
         });
 
         // The switch's database goes away: the set's trouble has the network's name, and ends with it.
-        stage.run(stage.driver.remove(peer.instance, 5));
+        stage.run(stage.driver.remove(peer.instance, 5, Remains::Nothing));
         stage.host.docker(&["network", "inspect", &format!("amphi-{front}")]);
         let mut third = stage.usual_plan();
         // The same subnet and address in another network.
@@ -347,9 +352,9 @@ fn a_set_keeps_its_ports_and_its_volume() {
         run("pkill", &["-CONT", "-F", "/run/openvswitch/ovsdb-server.pid"]);
         stage.run(stage.driver.ensure(&third));
         assert_eq!(bodies(third.instance), 1);
-        stage.run(stage.driver.remove(third.instance, 5));
+        stage.run(stage.driver.remove(third.instance, 5, Remains::Nothing));
 
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
         assert_eq!(stage.host.docker(&["ps", "-aq"]), "");
         assert_eq!(stage.host.docker(&["network", "ls", "-q", "--filter", "driver=amphi"]), "");
         let attached = stage.runtime.block_on(async { wiring().switch.observe().await });
@@ -422,11 +427,11 @@ fn members_are_offered_config_drive_and_keys() {
 
         // Without keys, the image's own home stays as it is.
         let keyless = BodyPlan { ssh_keys: Vec::new(), epoch: 6, ..plan.clone() };
-        stage.run(stage.driver.remove(plan.instance, 5));
+        stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
         assert!(!folder.exists());
         stage.run(stage.driver.ensure(&keyless));
         assert_eq!(sees("ls /root/.ssh 2>&1 || true"), "ls: /root/.ssh: No such file or directory");
-        stage.run(stage.driver.remove(plan.instance, 6));
+        stage.run(stage.driver.remove(plan.instance, 6, Remains::Nothing));
         assert_eq!(std::fs::read_dir(stage.host.path("agent/instances")).expect("a folder").count(), 0);
     });
 }
@@ -452,9 +457,9 @@ fn a_set_starts_about_as_fast_as_its_containers_would() {
             let start = Instant::now();
             stage.run(stage.driver.ensure(&plan));
             sets.push(start.elapsed());
-            stage.run(stage.driver.remove(plan.instance, 5));
+            stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
             bare.push(stage.runtime.block_on(bare_containers(&plan, stage.host.path("drive"))));
-            stage.run(stage.driver.remove(plan.instance, 5));
+            stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
         }
         sets.sort();
         bare.sort();
@@ -467,7 +472,7 @@ fn a_set_starts_about_as_fast_as_its_containers_would() {
 
 /// The same three containers by plain calls, one after the other.
 async fn bare_containers(plan: &BodyPlan, config_drive: PathBuf) -> Duration {
-    std::fs::create_dir_all(&config_drive).expect("a directory");
+    amphi_hostsrv::storage::filesystem::share(&config_drive).expect("a shared mount");
     let docker = bollard::Docker::connect_with_unix(DOCKER_SOCKET, 60, bollard::API_DEFAULT_VERSION)
         .expect("a client");
     let BodyDesired::Set { set, .. } = &plan.body else { panic!("a set") };
@@ -481,6 +486,7 @@ async fn bare_containers(plan: &BodyPlan, config_drive: PathBuf) -> Duration {
         privileged_anchor: SetOptions::default().privileged_anchor,
         member_images: vec![id("busybox"); 2],
         authorized_keys: config_drive.clone(),
+        volumes: config_drive.clone(),
         config_drive,
     };
     let rendered = render(plan, set, &facts);

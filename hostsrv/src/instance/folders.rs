@@ -1,19 +1,22 @@
 //! Owns where bodies keep files on the host: `instances/<instance>/<kind>-<epoch>/`, one folder per epoch, so that a next
-//! body is made ready beside the running one and an old one's files go without touching the new one's. Refuses to
-//! delete what it did not name.
+//! body is made ready beside the running one and an old one's files go without touching the new one's. A VM's root disk
+//! lies beside them: it outlives epochs. Refuses to delete what it did not name.
 
-use super::DriverError;
-use amphi_api::InstanceId;
+use super::{DriverError, Remains};
 use amphi_api::instance::BodyKind;
+use amphi_api::{ImageId, InstanceId};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Root disks begin so: `root-<count>-<image>.qcow2`.
+const ROOT: &str = "root-";
 
 /// One body's folder. It need not be there.
 pub fn of_body(state_dir: &Path, instance: InstanceId, kind: BodyKind, epoch: u64) -> PathBuf {
     of_instance(state_dir, instance).join(format!("{kind}-{epoch}"))
 }
 
-fn of_instance(state_dir: &Path, instance: InstanceId) -> PathBuf {
+pub fn of_instance(state_dir: &Path, instance: InstanceId) -> PathBuf {
     state_dir.join("instances").join(instance.to_string())
 }
 
@@ -37,15 +40,44 @@ pub fn epochs(state_dir: &Path, instance: InstanceId, kind: BodyKind) -> io::Res
     Ok(found)
 }
 
+/// Where a VM's root disk lies, whatever its epoch: made of this image under this count.
+pub fn root(state_dir: &Path, instance: InstanceId, count: u64, image: ImageId) -> PathBuf {
+    of_instance(state_dir, instance).join(format!("{ROOT}{count}-{image}.qcow2"))
+}
+
+/// The root disks of an instance: count and path.
+pub fn roots(state_dir: &Path, instance: InstanceId) -> io::Result<Vec<(u64, PathBuf)>> {
+    let entries = match std::fs::read_dir(of_instance(state_dir, instance)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let count = name.to_str().and_then(|n| n.strip_prefix(ROOT)).and_then(|n| n.split('-').next());
+        if let Some(count) = count.and_then(|n| n.parse().ok()) {
+            found.push((count, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
 /// Removes the folders of all bodies of one kind up to and including `epoch`.
 pub async fn remove(
     state_dir: &Path,
     instance: InstanceId,
     kind: BodyKind,
     epoch: u64,
+    remains: Remains,
 ) -> Result<(), DriverError> {
     let state_dir = state_dir.to_owned();
     blocking("remove the body's files", move || {
+        if kind == BodyKind::Vm && remains == Remains::Nothing {
+            for (_, root) in roots(&state_dir, instance)? {
+                std::fs::remove_file(root)?;
+            }
+        }
         for (found, path) in epochs(&state_dir, instance, kind)? {
             if found <= epoch {
                 std::fs::remove_dir_all(path)?;
@@ -86,16 +118,22 @@ mod tests {
         let found = |kind| -> Vec<u64> {
             epochs(state.path(), instance, kind).unwrap().into_iter().map(|(epoch, _)| epoch).collect()
         };
-        remove(state.path(), instance, BodyKind::Vm, 4).await.unwrap();
+        let image = ImageId::new();
+        let disk = root(state.path(), instance, 2, image);
+        std::fs::write(&disk, "").unwrap();
+        remove(state.path(), instance, BodyKind::Vm, 3, Remains::Roots).await.unwrap();
+        assert_eq!(roots(state.path(), instance).unwrap(), [(2, disk)]);
+        remove(state.path(), instance, BodyKind::Vm, 4, Remains::Nothing).await.unwrap();
+        assert_eq!(roots(state.path(), instance).unwrap(), []);
         assert_eq!((found(BodyKind::Vm), found(BodyKind::Set)), (vec![10], vec![4]));
-        remove(state.path(), instance, BodyKind::Set, 9).await.unwrap();
+        remove(state.path(), instance, BodyKind::Set, 9, Remains::Nothing).await.unwrap();
         let foreign = of_instance(state.path(), instance).join("foreign");
         std::fs::write(&foreign, "").unwrap();
-        remove(state.path(), instance, BodyKind::Vm, 10).await.unwrap();
+        remove(state.path(), instance, BodyKind::Vm, 10, Remains::Nothing).await.unwrap();
         assert!(foreign.exists());
         std::fs::remove_file(foreign).unwrap();
         for _ in 0..2 {
-            remove(state.path(), instance, BodyKind::Vm, 10).await.unwrap();
+            remove(state.path(), instance, BodyKind::Vm, 10, Remains::Nothing).await.unwrap();
             assert!(!of_instance(state.path(), instance).exists());
         }
     }

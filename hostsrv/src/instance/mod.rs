@@ -9,8 +9,9 @@ mod folders;
 pub mod set;
 pub mod vm;
 
-use amphi_api::image::{BlobRole, Image};
-use amphi_api::instance::{BodyKind, MemberStatus};
+use crate::qemu_img::QemuImgError;
+use amphi_api::image::{BlobRole, Image, ImageFormat};
+use amphi_api::instance::{BodyKind, MemberStatus, Power};
 use amphi_api::wire::{AddressDesired, BodyDesired, RouteDesired};
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
@@ -64,6 +65,15 @@ pub struct VolumeAttachment {
     pub mount: Option<PathBuf>,
 }
 
+/// A further volume in an instance's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraVolume {
+    pub volume: VolumeAttachment,
+    /// `vdb`: the disk's name in a VM; in a set the volume is mounted at `/volumes/vdb`.
+    pub device: String,
+    pub read_only: bool,
+}
+
 /// An image whose blobs lie in the host's cache, digests checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CachedImage {
@@ -80,14 +90,30 @@ pub struct BodyPlan {
     pub epoch: u64,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Never `Off`: a body that is ensured is there, halted or not.
+    pub power: Power,
     pub body: BodyDesired,
+    /// Runs in the place of `body`, which stays as it is.
+    pub rescue: Option<BodyDesired>,
+    /// Counts the root disks; see [`amphi_api::wire::InstanceDesired::root`].
+    pub root: u64,
     /// eth0's first.
     pub ports: Vec<PortAttachment>,
     pub volume: Option<VolumeAttachment>,
+    /// A VM starts from it in place of a disk made of its image.
+    pub root_volume: Option<VolumeAttachment>,
+    pub attachments: Vec<ExtraVolume>,
     pub images: BTreeMap<ImageId, CachedImage>,
     pub user_data: Option<String>,
     pub ssh_keys: Vec<String>,
     pub metadata: BTreeMap<String, String>,
+}
+
+impl BodyPlan {
+    /// What runs: the rescue's body while there is one.
+    pub fn runs(&self) -> &BodyDesired {
+        self.rescue.as_ref().unwrap_or(&self.body)
+    }
 }
 
 /// A body as the engine holds it, whole or in parts.
@@ -97,6 +123,12 @@ pub struct ObservedBody {
     pub kind: BodyKind,
     pub epoch: u64,
     pub state: ObservedState,
+    /// Plugged in now; of a body that is stopped, none.
+    pub ports: Vec<PortId>,
+    /// In the body's hands now, as far as the engine tells: of a VM all, of a set those below `/volumes`.
+    pub volumes: Vec<VolumeId>,
+    /// It is the rescue's body.
+    pub rescued: bool,
     /// Empty for VMs.
     pub members: Vec<MemberStatus>,
     /// Engine-side trouble of this body: paused on I/O error, guest panic, a member that keeps failing.
@@ -110,6 +142,38 @@ pub enum ObservedState {
     /// Runs, but not everything of it: a member is down.
     Degraded,
     Running,
+    /// Halted in memory, all of it.
+    Paused,
+    /// Halted, its memory on disk.
+    Suspended,
+}
+
+/// What of a removed body stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    Nothing,
+    /// Root disks, for a body of a later epoch.
+    Roots,
+}
+
+/// Bytes of a body that become an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExportPlan {
+    pub instance: InstanceId,
+    /// The image that they are for; names what is left in an engine while they are read.
+    pub image: ImageId,
+    pub part: ExportPart,
+    pub format: ImageFormat,
+    /// The file to make.
+    pub to: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExportPart {
+    /// The root disk of this count.
+    Root { root: u64 },
+    /// None: the member of the lowest index.
+    Member(Option<String>),
 }
 
 /// Why a driver could not do what it was asked.
@@ -134,6 +198,17 @@ pub enum DriverError {
     Io { doing: String, source: std::io::Error },
 }
 
+impl From<QemuImgError> for DriverError {
+    fn from(error: QemuImgError) -> Self {
+        let engine = "qemu-img";
+        match error {
+            QemuImgError::Refused { doing, message } => Self::EngineRefused { engine, doing, message },
+            QemuImgError::Timeout { doing, limit } => Self::EngineTimeout { engine, doing, limit },
+            QemuImgError::Io { doing, source } => Self::Io { doing, source },
+        }
+    }
+}
+
 impl DriverError {
     /// The stable word for machines, as in [`amphi_api::instance::Fault::code`].
     pub fn code(&self) -> &'static str {
@@ -154,9 +229,17 @@ pub struct EngineFacts {
     pub version: String,
 }
 
+/// Reads a body's own bytes.
+#[async_trait]
+pub trait BodyExport: Send + Sync {
+    /// Writes them into a file as they are at one point in time, while the body runs or not. What was begun is left for
+    /// the caller to remove; what an earlier call left in the engine goes.
+    async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError>;
+}
+
 /// Makes, starts, stops and removes bodies of one kind. Every call is idempotent and bounded in time.
 #[async_trait]
-pub trait BodyDriver: Send + Sync {
+pub trait BodyDriver: BodyExport {
     /// Asks the engine whether it works.
     async fn probe(&self) -> Result<EngineFacts, DriverError>;
 
@@ -168,15 +251,17 @@ pub trait BodyDriver: Send + Sync {
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError>;
 
     /// Makes the body if it is not there, and starts whatever of it does not run; parts left of an attempt that
-    /// failed are completed or replaced. Returns when it runs.
+    /// failed are completed or replaced. Plugs and unplugs ports and further volumes, halts or resumes as the plan says.
+    /// Returns when it is so, but for what the guest has to let go of: that is asked for, and may be asked for again.
     async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError>;
 
     /// Ends the body in an orderly way within `grace`, else by force. The body stays defined. Members of a set stop in
     /// reverse order of index.
     async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), DriverError>;
 
-    /// Removes every trace of the instance's body of this kind up to and including `epoch`: running or not.
-    async fn remove(&self, instance: InstanceId, epoch: u64) -> Result<(), DriverError>;
+    /// Removes every trace of the instance's body of this kind up to and including `epoch`, running or not, but for
+    /// what remains.
+    async fn remove(&self, instance: InstanceId, epoch: u64, remains: Remains) -> Result<(), DriverError>;
 
     /// The last lines of the serial console or of a member's output.
     async fn console_log(
@@ -195,9 +280,10 @@ pub trait BodyDriver: Send + Sync {
 pub enum Adjustment {
     /// The volume's device has grown to this many bytes.
     VolumeGrown {
+        volume: VolumeId,
         bytes: u64,
     },
-    /// Hold still: no write may be under way while a snapshot is taken.
+    /// Hold still: no write may be under way while a snapshot is taken. One that is halted anyhow stays so after it.
     Pause,
     Resume,
 }

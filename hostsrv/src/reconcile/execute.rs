@@ -2,23 +2,26 @@
 //! and bodies meet: each driver is handed plain values made by the others.
 
 use super::Reconciler;
+use super::exports::ExportError;
 use super::memory::{Memory, Order};
-use super::plan::{Item, Step};
+use super::plan::{self, Item, Step};
 use crate::instance::{
-    Adjustment, BodyDriver, BodyPlan, DriverError, ObservedBody, PortAttachment, VolumeAttachment,
+    Adjustment, BodyDriver, BodyPlan, DriverError, ExtraVolume, ObservedBody, PortAttachment,
+    VolumeAttachment,
 };
-use crate::storage::{Attach, BinOrder, Filesystem, Pause, Quiesce, StorageError, VolumeSpec};
+use crate::qemu_img::DiskFormat;
+use crate::storage::{Attach, BinOrder, StorageError};
+use amphi_api::image::Image;
 use amphi_api::instance::BodyKind;
-use amphi_api::wire::{BodyDesired, HostDesired, InstanceDesired, VolumeSource};
-use amphi_api::{InstanceId, VolumeId};
-use async_trait::async_trait;
+use amphi_api::wire::{BodyDesired, HostDesired, InstanceDesired};
+use amphi_api::{ImageId, InstanceId, VolumeId};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Why an item is not as ordered.
 #[derive(Debug, thiserror::Error)]
-enum WorkError {
+pub(super) enum WorkError {
     #[error(transparent)]
     Driver(#[from] DriverError),
     #[error(transparent)]
@@ -31,6 +34,12 @@ enum WorkError {
     Missing(String),
     #[error("no driver for bodies of kind {0}")]
     NoDriver(BodyKind),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error("there is no instance {0} on this host")]
+    NoInstance(InstanceId),
+    #[error("image {image} cannot be written to a volume: {message}")]
+    NoDisk { image: ImageId, message: String },
 }
 
 impl WorkError {
@@ -45,7 +54,10 @@ impl WorkError {
             Self::Storage(StorageError::Busy { .. }) => "volume_busy",
             Self::Storage(_) => "volume_failed",
             Self::Missing(_) => "volume_missing",
-            Self::Ledger(_) | Self::NoDriver(_) => "internal",
+            Self::Export(ExportError::Refused(_)) => "upload_failed",
+            Self::NoInstance(_) => "not_here",
+            Self::NoDisk { .. } => "image_broken",
+            Self::Ledger(_) | Self::NoDriver(_) | Self::Export(ExportError::Io { .. }) => "internal",
         }
     }
 }
@@ -57,10 +69,13 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
     match item {
         Item::Instance(id) => {
             let instance = desired.instances.iter().find(|i| i.id == id);
-            text = format!("{instance:?} {:?}", instance.and_then(|i| i.volume).and_then(volume));
+            let volumes: Vec<_> = instance.map(plan::volumes_of).unwrap_or_default();
+            let volumes: Vec<_> = volumes.into_iter().filter_map(volume).collect();
+            text = format!("{instance:?} {volumes:?}");
         }
         Item::Volume(id) => text.push_str(&format!("{:?}", volume(id))),
         Item::Snapshot(id) => text.push_str(&format!("{:?}", desired.snapshots.iter().find(|s| s.id == id))),
+        Item::Export(id) => text.push_str(&format!("{:?}", desired.exports.iter().find(|e| e.image == id))),
     }
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
@@ -69,8 +84,13 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
 
 /// Whether a body here may still use the volume: that of an instance that is being removed, for example.
 pub fn volume_in_use(desired: &HostDesired, bodies: &[ObservedBody], id: VolumeId) -> bool {
-    let user = desired.instances.iter().find(|i| i.volume == Some(id));
-    user.is_some_and(|user| bodies.iter().any(|b| b.instance == user.id))
+    let user = user_of(desired, id);
+    bodies.iter().any(|b| b.volumes.contains(&id) || user.is_some_and(|user| b.instance == user.id))
+}
+
+/// The instance that should have the volume in its hands.
+pub(super) fn user_of(desired: &HostDesired, id: VolumeId) -> Option<&InstanceDesired> {
+    desired.instances.iter().find(|i| plan::volumes_of(i).contains(&id))
 }
 
 impl Reconciler {
@@ -142,8 +162,8 @@ impl Reconciler {
                 }
                 Ok(self.body_driver(*kind)?.stop(id, *grace).await?)
             }
-            (Step::Remove { kind, epoch }, Item::Instance(id), _) => {
-                self.body_driver(*kind)?.remove(id, *epoch).await?;
+            (Step::Remove { kind, epoch, remains }, Item::Instance(id), _) => {
+                self.body_driver(*kind)?.remove(id, *epoch, *remains).await?;
                 let mut ledger = self.ledger();
                 let mut begun = ledger.begun(id);
                 begun.kinds.retain(|k| k != kind);
@@ -161,7 +181,10 @@ impl Reconciler {
             (Step::EnsureVolume { volume }, ..) => self.ensure_volume(desired, *volume).await,
             (Step::TellGrown { kind, volume }, Item::Instance(id), _) => {
                 let bytes = desired.volumes.iter().find(|v| v.id == *volume).map_or(0, |v| v.size_bytes);
-                Ok(self.body_driver(*kind)?.adjust(id, Adjustment::VolumeGrown { bytes }).await?)
+                Ok(self
+                    .body_driver(*kind)?
+                    .adjust(id, Adjustment::VolumeGrown { volume: *volume, bytes })
+                    .await?)
             }
             (Step::DetachVolume { volume }, ..) => Ok(self.drivers.volumes.detach(volume.0).await?),
             (Step::Trash { volume }, ..) => {
@@ -173,13 +196,14 @@ impl Reconciler {
                 Ok(self.drivers.volumes.set_bin(volume.0, BinOrder::Restore).await?)
             }
             (Step::Purge { id }, ..) => Ok(self.drivers.volumes.set_bin(*id, BinOrder::Purge).await?),
+            (Step::Export, Item::Export(image), _) => self.export(desired, image).await,
             (Step::TakeSnapshot, Item::Snapshot(id), _) => self.take_snapshot(desired, id).await,
             // The planner makes no other pairs; one that it did make would have nothing to act on.
             _ => Ok(()),
         }
     }
 
-    fn body_driver(&self, kind: BodyKind) -> Result<&Arc<dyn BodyDriver>, WorkError> {
+    pub(super) fn body_driver(&self, kind: BodyKind) -> Result<&Arc<dyn BodyDriver>, WorkError> {
         self.drivers.bodies.get(&kind).ok_or(WorkError::NoDriver(kind))
     }
 
@@ -189,19 +213,19 @@ impl Reconciler {
         body: &BodyDesired,
         epoch: u64,
     ) -> Result<(), WorkError> {
-        let mut plan = self.resolve(instance, body, epoch).await?;
-        plan.volume = None;
+        let plan = self.resolve(instance, body, epoch).await?;
         Ok(self.body_driver(body.kind())?.prepare(&plan).await?)
     }
 
     async fn ensure(&self, item: Item, instance: &InstanceDesired) -> Result<(), WorkError> {
         let kind = instance.body.kind();
         let driver = self.body_driver(kind)?.clone();
-        let (plan, volume) = tokio::try_join!(
+        let (plan, hands) = tokio::try_join!(
             self.resolve(instance, &instance.body, instance.epoch),
             self.attach(instance, kind)
         )?;
-        let plan = BodyPlan { volume, ..plan };
+        let Hands { volume, root_volume, attachments } = hands;
+        let plan = BodyPlan { volume, root_volume, attachments, ..plan };
         {
             // On disk before the engine hears of it: should the engine fall silent, the body still counts.
             let mut ledger = self.ledger();
@@ -220,28 +244,46 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn attach(
-        &self,
-        instance: &InstanceDesired,
-        kind: BodyKind,
-    ) -> Result<Option<VolumeAttachment>, WorkError> {
-        let Some(id) = instance.volume else { return Ok(None) };
-        let how = match kind {
-            BodyKind::Set => Attach::Mounted,
-            BodyKind::Vm => Attach::Device,
+    /// Every volume of the instance, as its kind of body needs it.
+    async fn attach(&self, instance: &InstanceDesired, kind: BodyKind) -> Result<Hands, WorkError> {
+        let one = async |id: VolumeId| {
+            let how = match kind {
+                BodyKind::Set => Attach::Mounted,
+                BodyKind::Vm => Attach::Device,
+            };
+            let attached = self.drivers.volumes.attach(id.0, how).await?;
+            Ok::<_, WorkError>(VolumeAttachment { id, device: attached.device, mount: attached.mount })
         };
-        let attached = self.drivers.volumes.attach(id.0, how).await?;
-        Ok(Some(VolumeAttachment { id, device: attached.device, mount: attached.mount }))
+        let mut hands = Hands::default();
+        if let Some(id) = instance.volume {
+            hands.volume = Some(one(id).await?);
+        }
+        if let Some(id) = instance.root_volume {
+            hands.root_volume = Some(one(id).await?);
+        }
+        for attachment in &instance.attachments {
+            hands.attachments.push(ExtraVolume {
+                volume: one(attachment.volume).await?,
+                device: attachment.device.clone(),
+                read_only: attachment.read_only,
+            });
+        }
+        Ok(hands)
     }
 
-    /// The plan of a body, with its images in the cache and no volume yet.
+    /// The plan of a body, with its images in the cache and no volumes yet.
     async fn resolve(
         &self,
         instance: &InstanceDesired,
         body: &BodyDesired,
         epoch: u64,
     ) -> Result<BodyPlan, WorkError> {
-        let fetches = body.images().iter().map(|image| self.drivers.images.ensure(image));
+        // What is on the root volume already need not be here as an image too.
+        let on_volume =
+            |image: &&Image| instance.root_volume.is_some() && DiskFormat::of(image.format).is_some();
+        let own = body.images().iter().filter(|image| !on_volume(image));
+        let rescue = instance.rescue.iter().flat_map(|rescue| rescue.images());
+        let fetches = own.chain(rescue).map(|image| self.drivers.images.ensure(image));
         let images = futures_util::future::try_join_all(fetches).await?;
         Ok(BodyPlan {
             instance: instance.id,
@@ -250,7 +292,13 @@ impl Reconciler {
             epoch,
             vcpus: instance.vcpus,
             memory_mib: instance.memory_mib,
+            power: instance.power,
             body: body.clone(),
+            // Of the body that is rescued, not of the one that comes next.
+            rescue: instance.rescue.clone().filter(|_| epoch == instance.epoch),
+            root: instance.root,
+            root_volume: None,
+            attachments: Vec::new(),
             ports: instance
                 .ports
                 .iter()
@@ -275,57 +323,12 @@ impl Reconciler {
             metadata: instance.metadata.clone(),
         })
     }
-
-    async fn ensure_volume(&self, desired: &HostDesired, id: VolumeId) -> Result<(), WorkError> {
-        let Some(order) = desired.volumes.iter().find(|v| v.id == id) else { return Ok(()) };
-        if order.made && !self.drivers.volumes.observe().await?.iter().any(|v| v.id == id.0) {
-            return Err(WorkError::Missing(format!("volume {id}")));
-        }
-        let spec = VolumeSpec {
-            id: id.0,
-            size_bytes: order.size_bytes,
-            fs: Some(Filesystem::Xfs),
-            source: order.source.as_ref().and_then(copied),
-        };
-        Ok(self.drivers.volumes.ensure(&spec).await?)
-    }
-
-    async fn take_snapshot(&self, desired: &HostDesired, id: amphi_api::SnapshotId) -> Result<(), WorkError> {
-        let Some(order) = desired.snapshots.iter().find(|s| s.id == id) else { return Ok(()) };
-        // A set's volume is mounted here and frozen by the driver; a VM writes through the device and is paused.
-        let user = desired.instances.iter().find(|i| i.volume == Some(order.volume));
-        let quiesce = match user {
-            Some(user) if user.body.kind() == BodyKind::Vm => Quiesce::Guest(Arc::new(PauseGuest {
-                driver: self.body_driver(BodyKind::Vm)?.clone(),
-                instance: user.id,
-            })),
-            _ => Quiesce::Filesystem,
-        };
-        Ok(self.drivers.volumes.snapshot(order.volume.0, id.0, &quiesce).await?)
-    }
 }
 
-/// The copy that the volume driver makes; an image's bytes come from the cache.
-fn copied(source: &VolumeSource) -> Option<uuid::Uuid> {
-    match source {
-        VolumeSource::Snapshot(id) => Some(id.0),
-        VolumeSource::Volume(id) => Some(id.0),
-        VolumeSource::Image(_) => None,
-    }
-}
-
-struct PauseGuest {
-    driver: Arc<dyn BodyDriver>,
-    instance: InstanceId,
-}
-
-#[async_trait]
-impl Pause for PauseGuest {
-    async fn pause(&self) -> Result<(), String> {
-        self.driver.adjust(self.instance, Adjustment::Pause).await.map_err(|e| e.to_string())
-    }
-
-    async fn resume(&self) -> Result<(), String> {
-        self.driver.adjust(self.instance, Adjustment::Resume).await.map_err(|e| e.to_string())
-    }
+/// The volumes in a body's hands.
+#[derive(Default)]
+struct Hands {
+    volume: Option<VolumeAttachment>,
+    root_volume: Option<VolumeAttachment>,
+    attachments: Vec<ExtraVolume>,
 }

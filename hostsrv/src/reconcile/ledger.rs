@@ -1,12 +1,13 @@
-//! What the agent must remember over its own death: the newest desired state, the boot it was confirmed in, and which
-//! bodies were ever begun here. Everything else is read from the engines.
+//! What the agent must remember over its own death: the newest desired state, the boot it was confirmed in, which
+//! bodies were ever begun here, and which exports are done. Everything else is read from the engines.
 //!
 //! Refuses a desired state that is older than the one it holds, and says after a reboot of the host that its desired
 //! state is not confirmed: a host that was dead does not know what was decided meanwhile.
 
-use amphi_api::InstanceId;
+use amphi_api::image::Blob;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::HostDesired;
+use amphi_api::{ImageId, InstanceId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -22,6 +23,9 @@ pub struct Pages {
     /// Instances with a body here, or with one begun.
     #[serde(default)]
     pub begun: BTreeMap<InstanceId, Begun>,
+    /// Exports that the controller has, as long as they are desired.
+    #[serde(default)]
+    pub exported: BTreeMap<ImageId, Blob>,
 }
 
 /// What was begun for an instance.
@@ -103,6 +107,7 @@ impl Ledger {
                 return Ok(());
             }
         }
+        self.pages.exported.retain(|image, _| desired.exports.iter().any(|export| export.image == *image));
         self.pages.desired = Some(desired);
         self.pages.confirmed_in = Some(self.boot);
         self.save()
@@ -123,6 +128,16 @@ impl Ledger {
         let before =
             if empty { self.pages.begun.remove(&instance) } else { self.pages.begun.insert(instance, begun) };
         if before.as_ref() == self.pages.begun.get(&instance) { Ok(()) } else { self.save() }
+    }
+
+    /// The blob of an export that the controller has.
+    pub fn exported(&self, image: ImageId) -> Option<&Blob> {
+        self.pages.exported.get(&image)
+    }
+
+    pub fn note_export(&mut self, image: ImageId, blob: Blob) -> Result<(), LedgerError> {
+        self.pages.exported.insert(image, blob);
+        self.save()
     }
 
     fn save(&self) -> Result<(), LedgerError> {
@@ -148,6 +163,8 @@ impl Ledger {
 mod tests {
     use super::*;
     use amphi_api::HostId;
+    use amphi_api::image::ImageFormat;
+    use amphi_api::wire::{ExportDesired, ExportSource};
 
     fn desired(host: HostId, generation: u64) -> HostDesired {
         HostDesired {
@@ -186,6 +203,18 @@ mod tests {
         assert!(ledger.confirmed());
         ledger.note(id, Begun::default()).unwrap();
         assert_eq!(ledger.all_begun().count(), 0);
+        let export = ExportDesired {
+            image: ImageId::new(),
+            format: ImageFormat::Raw,
+            source: ExportSource::Volume(amphi_api::VolumeId::new()),
+        };
+        let image = export.image;
+        ledger.accept(HostDesired { exports: vec![export], ..desired(host, 8) }).unwrap();
+        ledger.note_export(image, Blob { sha256: "0".repeat(64), size: 1 }).unwrap();
+        let mut ledger = Ledger::open(state.path(), next_boot.path()).unwrap();
+        assert!(ledger.exported(image).is_some());
+        ledger.accept(desired(host, 9)).unwrap();
+        assert!(ledger.exported(image).is_none(), "nobody asks for it any more");
         ledger.accept(desired(HostId::new(), 1)).unwrap();
     }
 

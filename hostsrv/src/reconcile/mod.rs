@@ -8,7 +8,9 @@
 //! Refuses: to destroy anything without a tombstone or a higher epoch, and to start anything after a reboot before
 //! the controller has confirmed what this host should hold.
 
+mod bytes;
 pub mod execute;
+pub mod exports;
 pub mod ledger;
 pub mod memory;
 pub mod observe;
@@ -19,7 +21,8 @@ use crate::images::ImageCache;
 use crate::instance::{Bell, BodyDriver};
 use crate::storage::VolumeDriver;
 use amphi_api::instance::BodyKind;
-use amphi_api::wire::{HostDesired, HostStatus};
+use amphi_api::wire::{HostDesired, HostStatus, VolumeSource};
+use exports::Exporter;
 use ledger::{Ledger, LedgerError};
 use memory::Memory;
 use observe::{Observer, World};
@@ -37,6 +40,7 @@ pub struct Drivers {
     pub bodies: BTreeMap<BodyKind, Arc<dyn BodyDriver>>,
     pub volumes: Arc<dyn VolumeDriver>,
     pub images: Arc<ImageCache>,
+    pub exports: Arc<Exporter>,
 }
 
 /// Without any bell, the world is looked at this often: an engine that hangs tells nobody.
@@ -94,13 +98,21 @@ impl Reconciler {
         self.drivers.bodies.get(&kind).cloned()
     }
 
-    /// Digests of every blob that a desired body starts from, now or next.
+    /// Digests of every blob that a desired body starts from, now, next or for a rescue, or that a volume is yet to be
+    /// made of.
     pub fn blobs_in_use(&self) -> BTreeSet<String> {
         let ledger = self.ledger();
         let instances = ledger.desired().map(|d| d.instances.as_slice()).unwrap_or_default();
-        let bodies = instances.iter().flat_map(|i| std::iter::once(&i.body).chain(i.next_body.as_ref()));
+        let bodies =
+            instances.iter().flat_map(|i| std::iter::once(&i.body).chain(&i.next_body).chain(&i.rescue));
+        let volumes = ledger.desired().map(|d| d.volumes.as_slice()).unwrap_or_default();
+        let written = volumes.iter().filter(|v| !v.made).filter_map(|v| match &v.source {
+            Some(VolumeSource::Image(image)) => Some(&**image),
+            _ => None,
+        });
         bodies
             .flat_map(|b| b.images())
+            .chain(written)
             .flat_map(|i| i.blobs.values())
             .map(|blob| blob.sha256.clone())
             .collect()
@@ -209,13 +221,14 @@ impl Reconciler {
         let mut of_instances = BTreeSet::new();
         let used = |id| execute::volume_in_use(desired, seen.bodies, id);
         for instance in &desired.instances {
-            let volume = desired.volumes.iter().find(|v| Some(v.id) == instance.volume);
-            of_instances.extend(instance.volume);
+            let own = plan::volumes_of(instance);
+            let volumes: Vec<_> = desired.volumes.iter().filter(|v| own.contains(&v.id)).collect();
+            of_instances.extend(own);
             let item = Item::Instance(instance.id);
             let begun = self.ledger().begun(instance.id);
             let prepared = self.memory().get(&item).and_then(|m| m.prepared);
             let memory = Remembered { begun, prepared };
-            plans.push((item, plan::instance(instance, volume, seen, &memory, confirmed)));
+            plans.push((item, plan::instance(instance, &volumes, seen, &memory, confirmed)));
         }
         if !confirmed {
             return plans;
@@ -238,6 +251,11 @@ impl Reconciler {
                 let steps = plan::volume(volume, all.get(&volume.id.0), used(volume.id));
                 plans.push((Item::Volume(volume.id), steps));
             }
+        }
+        for export in &desired.exports {
+            let done = self.ledger().exported(export.image).is_some();
+            plans
+                .push((Item::Export(export.image), if done { Vec::new() } else { vec![plan::Step::Export] }));
         }
         for snapshot in &desired.snapshots {
             if let Some(all) = seen.volumes {
@@ -268,6 +286,7 @@ impl Reconciler {
                         desired.snapshots.iter().any(|s| s.id == *id)
                             || desired.tombstones.contains(&Tombstone::Snapshot { id: *id })
                     }
+                    Item::Export(image) => desired.exports.iter().any(|e| e.image == *image),
                 }
         });
     }
@@ -276,7 +295,8 @@ impl Reconciler {
         let next = {
             let ledger = self.ledger();
             let memory = self.memory();
-            status::render(ledger.desired(), world, &memory, |id| ledger.begun(id))
+            let exported = |image| ledger.exported(image).cloned();
+            status::render(ledger.desired(), world, &memory, |id| ledger.begun(id), exported)
         };
         self.status.send_if_modified(|held| {
             let differs = **held != next;

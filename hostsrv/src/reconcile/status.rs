@@ -6,12 +6,13 @@ use super::observe::World;
 use super::plan::{self, Item};
 use crate::instance::{ObservedBody, ObservedState};
 use crate::storage::VolumeKind;
-use amphi_api::instance::Fault;
+use amphi_api::image::Blob;
+use amphi_api::instance::{BodyKind, Fault, Power};
 use amphi_api::wire::{
-    BodyState, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus, Tombstone,
-    VolumeStatus,
+    BodyState, ExportStatus, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus,
+    Tombstone, VolumeStatus,
 };
-use amphi_api::{InstanceId, VolumeId};
+use amphi_api::{ImageId, InstanceId, VolumeId};
 use std::collections::BTreeMap;
 
 pub fn render(
@@ -19,12 +20,13 @@ pub fn render(
     world: &World,
     memory: &BTreeMap<Item, Memory>,
     begun: impl Fn(InstanceId) -> Begun,
+    exported: impl Fn(ImageId) -> Option<Blob>,
 ) -> HostStatus {
     let Some(desired) = desired else {
         return HostStatus { strangers: strangers(None, world), ..HostStatus::default() };
     };
     HostStatus {
-        exports: Vec::new(),
+        exports: desired.exports.iter().map(|e| export(e.image, memory, exported(e.image))).collect(),
         generation: desired.generation,
         instances: desired
             .instances
@@ -61,6 +63,7 @@ fn instance(
         ),
         since: jiff::Timestamp::UNIX_EPOCH,
     });
+    let further = |volume: &VolumeId| ![desired.volume, desired.root_volume].contains(&Some(*volume));
     InstanceStatus {
         id: desired.id,
         epoch: desired.epoch,
@@ -72,9 +75,11 @@ fn instance(
         },
         members: current.map(|b| b.members.clone()).unwrap_or_default(),
         restarts,
-        plugged_ports: Vec::new(),
-        plugged_volumes: Vec::new(),
-        rescued: false,
+        plugged_ports: current.map(|b| b.ports.clone()).unwrap_or_default(),
+        plugged_volumes: current
+            .map(|b| b.volumes.iter().copied().filter(further).collect())
+            .unwrap_or_default(),
+        rescued: current.is_some_and(|b| b.rescued),
         next_ready: desired
             .next_body
             .as_ref()
@@ -91,7 +96,13 @@ fn body_state(
     bodies: usize,
     busy: bool,
 ) -> BodyState {
+    let halted_set = || desired.power == Power::Suspended && desired.body.kind() == BodyKind::Set;
     match (current.map(|b| b.state), desired.power.wants_body()) {
+        (Some(ObservedState::Paused | ObservedState::Suspended), false) => BodyState::Stopping,
+        // The nearest to it that a set can do.
+        (Some(ObservedState::Paused), true) if halted_set() => BodyState::Suspended,
+        (Some(ObservedState::Paused), true) => BodyState::Paused,
+        (Some(ObservedState::Suspended), true) => BodyState::Suspended,
         // Another body still stands where the ordered one will be.
         (None, _) if bodies > 0 => BodyState::Stopping,
         (None, true) if busy => BodyState::Starting,
@@ -122,7 +133,8 @@ fn volume(
 ) -> VolumeStatus {
     let seen = world.volumes.as_ref().and_then(|all| all.get(&id.0));
     // While an instance uses it, its trouble is that instance's item's.
-    let user = desired.instances.iter().find(|i| i.volume == Some(id)).map(|i| Item::Instance(i.id));
+    let user = desired.instances.iter().find(|i| plan::volumes_of(i).contains(&id));
+    let user = user.map(|i| Item::Instance(i.id));
     let fault = memory.get(&user.unwrap_or(Item::Volume(id))).and_then(|m| m.fault.clone());
     VolumeStatus {
         id,
@@ -140,6 +152,11 @@ fn snapshot(id: amphi_api::SnapshotId, world: &World, memory: &BTreeMap<Item, Me
         present: seen.is_some_and(|v| v.complete),
         fault: memory.get(&Item::Snapshot(id)).and_then(|m| m.fault.clone()),
     }
+}
+
+fn export(image: ImageId, memory: &BTreeMap<Item, Memory>, blob: Option<Blob>) -> ExportStatus {
+    let fault = memory.get(&Item::Export(image)).and_then(|m| m.fault.clone());
+    ExportStatus { image, fault: fault.filter(|_| blob.is_none()), blob }
 }
 
 /// What is here and known to nobody: shown, never touched.

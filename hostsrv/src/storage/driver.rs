@@ -21,9 +21,10 @@ use super::lock::VolumeLocks;
 use super::lvm::{Lvm, LvmCommand};
 use super::report::{LvReport, MAKING_TAG, TAG, XFS_TAG};
 use super::{
-    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, StorageError, StorageFacts,
+    Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, Source, StorageError, StorageFacts,
     VolumeDriver, VolumeKind, VolumeSpec, recycle,
 };
+use crate::qemu_img::DiskFormat;
 
 #[derive(Debug, Clone)]
 pub struct LvmConfig {
@@ -182,14 +183,15 @@ impl VolumeDriver for LvmDriver {
 
     async fn ensure(&self, spec: &VolumeSpec) -> Result<(), StorageError> {
         let id = spec.id;
-        if spec.fs.is_some() && spec.size_bytes < filesystem::SMALLEST {
+        if spec.fs.is_some() && spec.source.is_none() && spec.size_bytes < filesystem::SMALLEST {
             let least = filesystem::SMALLEST;
             return Err(StorageError::TooSmall { id: spec.id, size: spec.size_bytes, least });
         }
         if spec.size_bytes == 0 {
             return Err(StorageError::Invalid { id, reason: "its size is zero".to_owned() });
         }
-        let ids: Vec<Uuid> = spec.source.into_iter().chain([id]).collect();
+        let copied = spec.source.as_ref().and_then(Source::copied);
+        let ids: Vec<Uuid> = copied.into_iter().chain([id]).collect();
         let _lock = self.locks.lock(&ids).await?;
         let changes = self.lvm.changes.lock().await;
         let mut report = self.lvm.report().await?;
@@ -198,7 +200,7 @@ impl VolumeDriver for LvmDriver {
         let (lv, kind) = match existing {
             Some(existing) => existing,
             None => {
-                if let Some(source) = spec.source {
+                if let Some(source) = copied {
                     let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
                     if from.is_making() {
                         return Err(StorageError::NotReady { id: source });
@@ -226,12 +228,18 @@ impl VolumeDriver for LvmDriver {
             return Err(StorageError::Trashed { id, since });
         }
         if lv.is_making() {
-            self.fill(spec, &report, &lv, &Quiesce::Filesystem).await?;
-        } else if lv.fs() != spec.fs {
+            let mut lv = lv.clone();
+            if extents > lv.size_bytes / report.extent_bytes {
+                // The order has become larger since it was begun: perhaps because what it begins with did not fit.
+                report = self.grow_lv(spec, extents).await?;
+                lv = report.of(id).ok_or(StorageError::Unknown { id })?.0.clone();
+            }
+            self.fill(spec, &report, &lv).await?;
+        } else if spec.source.is_none() && lv.fs() != spec.fs {
             let reason = format!("its file system is {:?}, not {:?}", lv.fs(), spec.fs);
             return Err(StorageError::Invalid { id, reason });
         }
-        let has = lv.size_bytes / report.extent_bytes;
+        let has = report.of(id).map_or(lv.size_bytes, |(lv, _)| lv.size_bytes) / report.extent_bytes;
         if extents < has {
             return Err(StorageError::Shrink { id, has: lv.size_bytes, wanted: spec.size_bytes });
         }
@@ -325,6 +333,22 @@ impl VolumeDriver for LvmDriver {
         self.retag(&copy.name, &add, &[MAKING_TAG.to_owned()]).await?;
         let copy = LvReport { active: true, ..copy };
         self.deactivate(snapshot, &report, &copy).await
+    }
+
+    async fn export(
+        &self,
+        id: Uuid,
+        to: &Path,
+        format: DiskFormat,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError> {
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        let (lv, _) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        if lv.is_making() {
+            return Err(StorageError::NotReady { id });
+        }
+        self.convert_at_one_point(id, &report, lv, quiesce, to, format).await
     }
 
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {

@@ -70,8 +70,12 @@ fn parse_superblock(bytes: &[u8; 16]) -> Option<u64> {
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Major and minor number of the file system's device.
+    pub device: String,
     pub point: PathBuf,
     pub shared: bool,
+    /// This mount alone; its file system may be writable elsewhere.
+    pub read_only: bool,
 }
 
 /// The mounts of this process's namespace, later ones on top.
@@ -81,11 +85,12 @@ pub fn mounts() -> std::io::Result<Vec<Mount>> {
 
 fn parse_mounts(text: &str) -> Vec<Mount> {
     let parse = |line: &str| {
-        let mut fields = line.split(' ').skip(4);
-        let point = PathBuf::from(unescape(fields.next()?));
-        let shared =
-            fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
-        Some(Mount { point, shared })
+        let mut fields = line.split(' ').skip(2);
+        let device = fields.next()?.to_owned();
+        let point = PathBuf::from(unescape(fields.nth(1)?));
+        let read_only = fields.next()?.split(',').any(|option| option == "ro");
+        let shared = fields.take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        Some(Mount { device, point, shared, read_only })
     };
     text.lines().filter_map(parse).collect()
 }
@@ -180,9 +185,15 @@ mod tests {
     #[test]
     fn mountinfo_lines_become_mounts() {
         let text = "36 35 98:0 /a /mnt/with\\040blank rw,noatime shared:3 master:1 - ext4 /dev/root rw\n\
-                    37 35 98:0 / /mnt rw - ext4 /dev/shared:9 rw\nbroken\n";
-        let mount = |point: &str, shared| Mount { point: point.into(), shared };
-        assert_eq!(parse_mounts(text), [mount("/mnt/with blank", true), mount("/mnt", false)]);
+                    37 35 98:1 / /mnt ro - ext4 /dev/shared:9 rw\nbroken\n";
+        let mount = |device: &str, point: &str, shared, read_only| Mount {
+            device: device.into(),
+            point: point.into(),
+            shared,
+            read_only,
+        };
+        let expected = [mount("98:0", "/mnt/with blank", true, false), mount("98:1", "/mnt", false, true)];
+        assert_eq!(parse_mounts(text), expected);
         assert_eq!(unescape("a\\0b\\134"), "a\\0b\\");
     }
 

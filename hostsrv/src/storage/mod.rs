@@ -12,6 +12,7 @@
 
 pub mod activation;
 mod attach;
+pub mod binds;
 pub mod command;
 pub mod copy;
 pub mod driver;
@@ -26,9 +27,11 @@ pub mod report;
 mod shape;
 mod snapshot;
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::qemu_img::{DiskFormat, QemuImgError};
 use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
@@ -94,14 +97,38 @@ pub struct ObservedVolume {
 }
 
 /// A volume as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct VolumeSpec {
     pub id: Uuid,
     /// At least one extent; rounded up to whole extents.
     pub size_bytes: u64,
+    /// Of a volume that begins blank. With a source, what that brings counts.
     pub fs: Option<Filesystem>,
-    /// A snapshot or volume of this host to copy the first bytes from; read at creation only.
-    pub source: Option<Uuid>,
+    /// What the first bytes come from; read at creation only.
+    pub source: Option<Source>,
+}
+
+/// What a volume's bytes begin with.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A snapshot or volume of this host. `quiesce` says how writers of a volume in use are held meanwhile.
+    Copy { of: Uuid, quiesce: Quiesce },
+    /// A disk in a file, written raw. Its virtual size must fit; no file system of ours is made or looked for.
+    Disk { file: PathBuf, format: DiskFormat },
+}
+
+impl Source {
+    /// A copy of what no guest writes to.
+    pub fn copy(of: Uuid) -> Self {
+        Source::Copy { of, quiesce: Quiesce::Filesystem }
+    }
+
+    pub fn copied(&self) -> Option<Uuid> {
+        match self {
+            Source::Copy { of, .. } => Some(*of),
+            Source::Disk { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +168,15 @@ pub enum Quiesce {
     Guest(Arc<dyn Pause>),
 }
 
+impl fmt::Debug for Quiesce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Quiesce::Filesystem => "Filesystem",
+            Quiesce::Guest(_) => "Guest",
+        })
+    }
+}
+
 /// Pauses and resumes whatever writes to a raw device.
 #[async_trait]
 pub trait Pause: Send + Sync {
@@ -167,6 +203,16 @@ pub trait VolumeDriver: Send + Sync {
     /// Copies volume `id` at one point in time into the snapshot `snapshot`.
     async fn snapshot(&self, id: Uuid, snapshot: Uuid, quiesce: &Quiesce) -> Result<(), StorageError>;
 
+    /// Writes the bytes that a volume or snapshot has at one point in time into a new disk file. What was begun is
+    /// left for the caller to remove.
+    async fn export(
+        &self,
+        id: Uuid,
+        to: &Path,
+        format: DiskFormat,
+        quiesce: &Quiesce,
+    ) -> Result<(), StorageError>;
+
     /// Works on volumes and snapshots alike.
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError>;
 }
@@ -179,6 +225,8 @@ pub enum StorageError {
     Program { program: &'static str, object: String, detail: String },
     #[error("{operation} {object}: {source}")]
     Io { operation: &'static str, object: String, source: std::io::Error },
+    #[error("volume {id}: {source}")]
+    Disk { id: Uuid, source: QemuImgError },
     #[error("{operation} of {object} took longer than {seconds} s")]
     Timeout { operation: &'static str, object: String, seconds: u64 },
     #[error("volume group {group} is full: {needed} bytes needed, {free} free")]

@@ -129,11 +129,13 @@ async fn capabilities() -> Json<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu_img::DiskFormat;
     use crate::storage::{Attached, BinOrder, Filesystem, Quiesce, StorageError, StorageFacts, VolumeSpec};
     use async_trait::async_trait;
     use axum::body::Body;
     use axum::http::Request as HttpRequest;
     use http_body_util::BodyExt;
+    use std::path::Path;
 
     struct Fake(Vec<ObservedVolume>);
 
@@ -158,6 +160,9 @@ mod tests {
         }
         async fn snapshot(&self, _: Uuid, _: Uuid, _: &Quiesce) -> Result<(), StorageError> {
             unreachable!("the plug-in takes no snapshots")
+        }
+        async fn export(&self, _: Uuid, _: &Path, _: DiskFormat, _: &Quiesce) -> Result<(), StorageError> {
+            unreachable!("the plug-in exports nothing")
         }
         async fn set_bin(&self, _: Uuid, _: BinOrder) -> Result<(), StorageError> {
             unreachable!("the plug-in deletes nothing")

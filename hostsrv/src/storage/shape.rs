@@ -1,5 +1,6 @@
 //! LVs come, are filled, grow and go. Every function is one step of an operation in `driver`, under its lock.
 
+use std::path::Path;
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -8,7 +9,8 @@ use super::activation::loop_device;
 use super::driver::{LvmDriver, blocking, lv_name};
 use super::lvm::LvmCommand;
 use super::report::{GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG, XFS_TAG};
-use super::{Activation, Quiesce, StorageError, VolumeKind, VolumeSpec, copy, filesystem, placement};
+use super::{Activation, Source, StorageError, VolumeKind, VolumeSpec, copy, filesystem, placement};
+use crate::qemu_img::{self, Convert, DiskFormat};
 
 impl LvmDriver {
     /// Takes room for a new LV. The caller holds `changes` since before `report` was made.
@@ -63,25 +65,56 @@ impl LvmDriver {
         spec: &VolumeSpec,
         report: &GroupReport,
         lv: &LvReport,
-        quiesce: &Quiesce,
     ) -> Result<(), StorageError> {
-        let mut add = Vec::new();
-        if let Some(source) = spec.source {
-            let (from, _) = report.of(source).ok_or(StorageError::Unknown { id: source })?;
-            if from.fs() != spec.fs {
-                let reason =
-                    format!("its file system {:?} is not that of its source, {:?}", spec.fs, from.fs());
-                return Err(StorageError::Invalid { id: spec.id, reason });
+        let fs = match &spec.source {
+            Some(Source::Copy { of, quiesce }) => {
+                let (from, _) = report.of(*of).ok_or(StorageError::Unknown { id: *of })?;
+                self.copy_at_one_point(*of, report, from, lv, quiesce).await?;
+                from.fs()
             }
-            self.copy_at_one_point(source, report, from, lv, quiesce).await?;
-        } else if spec.fs.is_some() {
-            let active = self.activate(report, lv).await?;
-            filesystem::format(&active.path).await?;
-        }
-        if spec.fs.is_some() {
-            add.push(XFS_TAG.to_owned());
-        }
+            Some(Source::Disk { file, format }) => {
+                self.write_disk(spec.id, report, lv, file, *format).await?;
+                None
+            }
+            None => {
+                if spec.fs.is_some() {
+                    let active = self.activate(report, lv).await?;
+                    filesystem::format(&active.path).await?;
+                }
+                spec.fs
+            }
+        };
+        let add: Vec<String> = fs.iter().map(|_| XFS_TAG.to_owned()).collect();
         self.retag(&lv.name, &add, &[MAKING_TAG.to_owned()]).await
+    }
+
+    /// Writes a disk's bytes, from its first to its last, into an LV of at least its size.
+    async fn write_disk(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        lv: &LvReport,
+        file: &Path,
+        format: DiskFormat,
+    ) -> Result<(), StorageError> {
+        let of_disk = |source| StorageError::Disk { id, source };
+        let needs = qemu_img::virtual_size(format, file).await.map_err(of_disk)?;
+        if needs > lv.size_bytes {
+            let reason = format!("the image's disk has {needs} bytes, more than its {}", lv.size_bytes);
+            return Err(StorageError::Invalid { id, reason });
+        }
+        let active = self.activate(report, lv).await?;
+        let convert = Convert {
+            from: file,
+            from_format: format,
+            to: &active.path,
+            to_format: DiskFormat::Raw,
+            into_device: true,
+            limit: self.config.copy_limit,
+        };
+        convert.run().await.map_err(of_disk)?;
+        drop(active.file);
+        Ok(())
     }
 
     /// Brings an existing LV to `extents`.

@@ -4,6 +4,7 @@
 //! by LVM, a guest paused for milliseconds) and is copied at leisure, then removed: an LV that still had such
 //! a snapshot could not be extended online. With loop activation the writer is held for the whole copy.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -14,6 +15,7 @@ use super::filesystem::Frozen;
 use super::lvm::LvmCommand;
 use super::report::{GroupReport, LvReport, TAG};
 use super::{Activation, Quiesce, StorageError, copy};
+use crate::qemu_img::{Convert, DiskFormat};
 
 /// A paused guest may need longer than a metadata command, yet not for ever.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
@@ -67,6 +69,13 @@ fn leftover(id: Uuid) -> String {
     format!("tmp-{id}")
 }
 
+/// The bytes of one point in time, and how long their reader may take.
+struct Still {
+    device: PathBuf,
+    size: u64,
+    limit: Duration,
+}
+
 impl LvmDriver {
     /// Fills `to` with the bytes of `from` (volume or snapshot `id`). The caller holds the locks of both.
     pub(super) async fn copy_at_one_point(
@@ -78,14 +87,56 @@ impl LvmDriver {
         quiesce: &Quiesce,
     ) -> Result<(), StorageError> {
         let target = self.activate(report, to).await?;
-        let copied = match self.lvm.activation() {
-            Activation::Dm if from.active => {
-                self.copy_through_snapshot(id, report, from, &target.path, quiesce).await
-            }
-            _ => self.copy_held(id, report, from, &target.path, quiesce).await,
-        };
+        let path = target.path.clone();
+        let copied = self
+            .at_one_point(id, report, from, quiesce, |still| async move {
+                blocking("copying", &from.name, move || {
+                    copy::copy(&still.device, &path, still.size, Instant::now() + still.limit)
+                })
+                .await
+                .map(drop)
+            })
+            .await;
         drop(target.file);
         copied
+    }
+
+    /// Writes the bytes of `from` into a disk file. The caller holds the lock.
+    pub(super) async fn convert_at_one_point(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        from: &LvReport,
+        quiesce: &Quiesce,
+        to: &Path,
+        format: DiskFormat,
+    ) -> Result<(), StorageError> {
+        self.at_one_point(id, report, from, quiesce, |still| async move {
+            let convert = Convert {
+                from: &still.device,
+                from_format: DiskFormat::Raw,
+                to,
+                to_format: format,
+                into_device: false,
+                limit: still.limit,
+            };
+            convert.run().await.map_err(|source| StorageError::Disk { id, source })
+        })
+        .await
+    }
+
+    async fn at_one_point<W: Future<Output = Result<(), StorageError>> + Send>(
+        &self,
+        id: Uuid,
+        report: &GroupReport,
+        from: &LvReport,
+        quiesce: &Quiesce,
+        read: impl FnOnce(Still) -> W + Send,
+    ) -> Result<(), StorageError> {
+        match self.lvm.activation() {
+            Activation::Dm if from.active => self.read_snapshot(id, from, quiesce, read).await,
+            _ => self.read_held(id, report, from, quiesce, read).await,
+        }
     }
 
     /// Removes a temporary snapshot that a crash left: nobody else works on a volume whose lock we hold.
@@ -96,45 +147,51 @@ impl LvmDriver {
         if is_ours { self.lvm.run(LvmCommand::Remove { name: &name }).await.map(drop) } else { Ok(()) }
     }
 
-    async fn copy_held(
+    /// The writer is held for as long as the reader takes.
+    async fn read_held<W: Future<Output = Result<(), StorageError>> + Send>(
         &self,
         id: Uuid,
         report: &GroupReport,
         from: &LvReport,
-        to: &std::path::Path,
         quiesce: &Quiesce,
+        read: impl FnOnce(Still) -> W + Send,
     ) -> Result<(), StorageError> {
         let source = self.activate(report, from).await?;
         let mounted = self.is_mounted(id).await?;
         let paused = Paused::pause(id, quiesce).await?;
         let is_held = source.found && (mounted || matches!(quiesce, Quiesce::Guest(_)));
         let limit = if is_held { self.config.freeze_limit } else { self.config.copy_limit };
-        let (path, target, size) = (source.path.clone(), to.to_owned(), from.size_bytes);
         let point = mounted.then(|| self.mount_point(id));
-        let copied = blocking("copying", &from.name, move || {
-            let _frozen = point.as_deref().map(Frozen::freeze).transpose()?;
-            copy::copy(&path, &target, size, Instant::now() + limit)
-        })
-        .await;
+        let frozen =
+            blocking("freezing", &from.name, move || point.as_deref().map(Frozen::freeze).transpose()).await;
+        let done = match frozen {
+            Ok(frozen) => {
+                let still = Still { device: source.path.clone(), size: from.size_bytes, limit };
+                let done = read(still).await;
+                drop(frozen);
+                done
+            }
+            Err(error) => Err(error),
+        };
         paused.resume().await;
         if self.lvm.activation() == Activation::Dm && !source.found {
             self.lvm.run(LvmCommand::Deactivate { name: &from.name }).await?;
         }
-        copied.map(drop)
+        done
     }
 
-    async fn copy_through_snapshot(
+    async fn read_snapshot<W: Future<Output = Result<(), StorageError>> + Send>(
         &self,
         id: Uuid,
-        report: &GroupReport,
         from: &LvReport,
-        to: &std::path::Path,
         quiesce: &Quiesce,
+        read: impl FnOnce(Still) -> W + Send,
     ) -> Result<(), StorageError> {
         let name = leftover(id);
-        self.remove_leftover(id, report).await?;
         {
             let _changes = self.lvm.changes.lock().await;
+            let now = self.lvm.report().await?;
+            self.remove_leftover(id, &now).await?;
             let now = self.lvm.report().await?;
             let free = now.free_bytes / now.extent_bytes;
             // Room for every block of the origin to change, and the exception table beside it.
@@ -149,14 +206,11 @@ impl LvmDriver {
             paused.resume().await;
             taken?;
         }
-        let path = dm::path(self.lvm.group(), &name);
-        let (target, size, deadline) =
-            (to.to_owned(), from.size_bytes, Instant::now() + self.config.copy_limit);
-        let copied =
-            blocking("copying", &from.name, move || copy::copy(&path, &target, size, deadline)).await;
+        let device = dm::path(self.lvm.group(), &name);
+        let done = read(Still { device, size: from.size_bytes, limit: self.config.copy_limit }).await;
         let _changes = self.lvm.changes.lock().await;
         let removed = self.lvm.run(LvmCommand::Remove { name: &name }).await;
-        copied?;
+        done?;
         removed.map(drop)
     }
 }

@@ -3,6 +3,7 @@
 use crate::common::engines::{BUSYBOX, DOCKER_SOCKET};
 use crate::common::{DEADLINE, PrivateHost, eventually};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::instance::Power;
 use amphi_api::set::SetSpec;
 use amphi_api::wire::BodyDesired;
 use amphi_api::{ImageId, InstanceId, ProjectId};
@@ -111,6 +112,11 @@ impl<'a> Stage<'a> {
             epoch: 5,
             vcpus: 4,
             memory_mib: 256,
+            power: Power::On,
+            rescue: None,
+            root: 1,
+            root_volume: None,
+            attachments: Vec::new(),
             body: BodyDesired::Set { set, images },
             ports: Vec::new(),
             volume: None,

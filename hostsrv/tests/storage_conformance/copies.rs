@@ -1,11 +1,14 @@
 //! Snapshots and volumes made from them.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use amphi_hostsrv::qemu_img::DiskFormat;
 use amphi_hostsrv::storage::{
-    Attach, BinOrder, Filesystem, Pause, Quiesce, StorageError, VolumeDriver, VolumeSpec,
+    Attach, BinOrder, Filesystem, Pause, Quiesce, Source, StorageError, VolumeDriver, VolumeSpec,
 };
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -13,7 +16,7 @@ use uuid::Uuid;
 use crate::rig::{Rig, UNIT, filesystem_size, pattern, raw, write};
 
 fn from(id: Uuid, mib: u64, source: Uuid) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: mib * UNIT, fs: Some(Filesystem::Xfs), source: Some(source) }
+    VolumeSpec { id, size_bytes: mib * UNIT, fs: Some(Filesystem::Xfs), source: Some(Source::copy(source)) }
 }
 
 pub async fn a_snapshot_is_one_point_in_time(rig: &mut Rig) {
@@ -134,4 +137,87 @@ pub async fn a_copy_grows_with_its_volume_s_size(rig: &mut Rig) {
     let error = rig.driver.ensure(&from(small, 32, Uuid::new_v4())).await.expect_err("no such source");
     assert!(matches!(error, StorageError::Unknown { .. }), "{error}");
     assert_eq!(rig.observed(small).await, None, "nothing was made");
+}
+
+fn with_disk(id: Uuid, units: u64, file: &Path, format: DiskFormat) -> VolumeSpec {
+    let source = Some(Source::Disk { file: file.to_owned(), format });
+    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source }
+}
+
+fn qemu_img(args: &[&str], paths: &[&Path]) {
+    let done = Command::new("qemu-img").args(args).args(paths).output().expect("qemu-img runs");
+    assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+pub async fn a_volume_begins_with_a_disk(rig: &mut Rig) {
+    let (raw_file, qcow2) = (rig.dir.join("disk.raw"), rig.dir.join("disk.qcow2"));
+    let bytes = pattern(9, 3 << 20);
+    write(&raw_file, &bytes);
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw_file, &qcow2]);
+    for (file, format) in [(&raw_file, DiskFormat::Raw), (&qcow2, DiskFormat::Qcow2)] {
+        let id = Uuid::new_v4();
+        for _ in 0..2 {
+            rig.driver.ensure(&with_disk(id, 2, file, format)).await.expect("made");
+        }
+        let seen = rig.observed(id).await.expect("there");
+        assert_eq!((seen.complete, seen.fs), (true, None));
+        let device = rig.driver.attach(id, Attach::Device).await.expect("attached").device;
+        let mut read = vec![0; bytes.len() + 4096];
+        std::fs::File::open(&device).expect("device").read_exact_at(&mut read, 0).expect("read");
+        assert!(read[..bytes.len()] == bytes, "{format:?}");
+        // It grows as any other, and its copy is as raw as itself.
+        rig.driver.ensure(&with_disk(id, 4, file, format)).await.expect("grown");
+        let copy = Uuid::new_v4();
+        rig.driver.ensure(&from(copy, 4, id)).await.expect("copied");
+        assert_eq!(rig.observed(copy).await.expect("there").fs, None);
+        let error = rig.driver.attach(copy, Attach::Mounted).await.expect_err("no file system");
+        assert!(matches!(error, StorageError::NoFilesystem { .. }), "{error}");
+        for id in [id, copy] {
+            rig.driver.set_bin(id, BinOrder::Purge).await.expect("purged");
+        }
+    }
+    // What does not fit or is no disk is said, and nothing counts as made.
+    write(&raw_file, &pattern(9, 13 << 20));
+    let id = Uuid::new_v4();
+    let error = rig.driver.ensure(&with_disk(id, 1, &raw_file, DiskFormat::Raw)).await.expect_err("large");
+    assert!(error.to_string().contains("more than its"), "{error}");
+    assert!(!rig.observed(id).await.expect("begun").complete);
+    let error = rig.driver.ensure(&with_disk(id, 2, &raw_file, DiskFormat::Qcow2)).await.expect_err("raw");
+    assert!(matches!(error, StorageError::Disk { .. }), "{error}");
+    rig.driver.ensure(&with_disk(id, 2, &raw_file, DiskFormat::Raw)).await.expect("made after all");
+}
+
+pub async fn bytes_go_out_as_a_disk_file(rig: &mut Rig) {
+    let (id, point) = rig.mounted(32).await;
+    let bytes = pattern(10, 5 << 20);
+    // Not synced on purpose.
+    std::fs::write(point.join("data"), &bytes).expect("written");
+    let (out, snapshot) = (rig.dir.join("out.qcow2"), Uuid::new_v4());
+    rig.driver.export(id, &out, DiskFormat::Qcow2, &Quiesce::Filesystem).await.expect("written out");
+    write(&point.join("after"), b"it is writable again");
+    qemu_img(&["check", "-q", "-f", "qcow2"], &[&out]);
+    // What went out comes in again, and holds what had been written.
+    let back = Uuid::new_v4();
+    rig.driver.ensure(&with_disk(back, 32, &out, DiskFormat::Qcow2)).await.expect("made");
+    let device = rig.driver.attach(back, Attach::Device).await.expect("attached").device;
+    let there = rig.dir.join("there");
+    amphi_hostsrv::storage::filesystem::mount_xfs(&device, &there).expect("mounted");
+    assert!(std::fs::read(there.join("data")).expect("read") == bytes && !there.join("after").exists());
+    amphi_hostsrv::storage::filesystem::unmount(&there).expect("unmounted");
+
+    // Of a snapshot, and of a guest's volume, which is paused for it.
+    rig.driver.snapshot(id, snapshot, &Quiesce::Filesystem).await.expect("taken");
+    let raw_file = rig.dir.join("out.raw");
+    rig.driver.export(snapshot, &raw_file, DiskFormat::Raw, &Quiesce::Filesystem).await.expect("written out");
+    assert_eq!(std::fs::metadata(&raw_file).expect("there").len(), 32 * UNIT);
+    assert_eq!(rig.observed(snapshot).await.expect("there").device, None, "it is left as it was");
+    let guest = Arc::new(Guest::default());
+    let of_guest = rig.dir.join("guest.raw");
+    rig.driver
+        .export(back, &of_guest, DiskFormat::Raw, &Quiesce::Guest(guest.clone()))
+        .await
+        .expect("written out");
+    assert_eq!((guest.paused.load(Ordering::SeqCst), guest.calls.load(Ordering::SeqCst)), (0, 1));
+    let error = rig.driver.export(Uuid::new_v4(), &out, DiskFormat::Raw, &Quiesce::Filesystem).await;
+    assert!(matches!(error, Err(StorageError::Unknown { .. })), "{error:?}");
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use amphi_hostsrv::storage::lvm::LvmCommand;
 use amphi_hostsrv::storage::{
-    Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeSpec,
+    Activation, Attach, BinOrder, Filesystem, Quiesce, Source, StorageError, VolumeDriver, VolumeSpec,
 };
 use uuid::Uuid;
 
@@ -140,7 +140,7 @@ pub async fn a_crash_during_a_copy_is_healed(rig: &mut Rig) {
     write(&point.join("data"), b"bytes");
     let id = Uuid::new_v4();
     half_made(rig, id, 32).await;
-    let spec = VolumeSpec { source: Some(source), ..xfs(id, 32) };
+    let spec = VolumeSpec { source: Some(Source::copy(source)), ..xfs(id, 32) };
     if rig.activation == Activation::Dm {
         // The copy's temporary snapshot was left as well.
         let origin = format!("vol-{source}");

@@ -33,6 +33,8 @@ cases!(
     copies::a_snapshot_is_one_point_in_time,
     copies::a_guest_is_paused_and_always_resumed,
     copies::a_copy_grows_with_its_volume_s_size,
+    copies::a_volume_begins_with_a_disk,
+    copies::bytes_go_out_as_a_disk_file,
     faults::a_busy_volume_is_not_detached_and_its_holder_named,
     faults::a_full_group_says_so_and_nothing_is_half_made,
     faults::a_crash_before_the_format_is_healed,

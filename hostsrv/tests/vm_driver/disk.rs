@@ -3,7 +3,7 @@
 use crate::guest;
 use crate::host::{Host, Loop};
 use crate::{BOOT, MIB, console, port, setup, start_switch, state};
-use amphi_hostsrv::instance::{BodyDriver, ObservedState};
+use amphi_hostsrv::instance::{BodyDriver, ObservedState, Remains};
 use std::process::Child;
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ const INTERFACE: &str = "<interface type='bridge'><mac address='fa:16:3e:00:00:0
     <virtualport type='openvswitch'/><model type='virtio'/>\
     <driver><host csum='off' tso4='off' tso6='off'/><guest csum='off' tso4='off' tso6='off'/></driver></interface>";
 
-fn serve_dhcp(host: &Host) -> Child {
+pub fn serve_dhcp(host: &Host) -> Child {
     let path = |name: &str| host.path(name).display().to_string();
     let config = DHCP.replace("LEASES", &path("leases")).replace("PID", &path("udhcpd.pid"));
     std::fs::write(host.path("udhcpd.conf"), config).unwrap();
@@ -57,13 +57,13 @@ async fn a_guest_boots_from_its_disk_and_takes_what_is_plugged() {
 
     let virsh = |words: &str| host.run(&format!("virsh --quiet -c '{}' {words}", host.uri()));
     let disk = Loop::new(host.path("later"), 16 * MIB);
-    virsh(&format!("attach-disk amphi-{id} {} vdz --serial later --targetbus virtio", disk.device.display()));
+    virsh(&format!("attach-disk amphi-{id} {} vdd --serial later --targetbus virtio", disk.device.display()));
     console(&vms, id, "serial=later 16 MiB").await;
     let interface = host.path("interface.xml");
     std::fs::write(&interface, INTERFACE).unwrap();
     virsh(&format!("attach-device amphi-{id} {}", interface.display()));
     console(&vms, id, "amphi-vm: eth1 has 10.1.0.6").await;
-    virsh(&format!("detach-disk amphi-{id} vdz"));
+    virsh(&format!("detach-disk amphi-{id} vdd"));
     console(&vms, id, "amphi-vm: vdc is gone").await;
     virsh(&format!("detach-device amphi-{id} {}", interface.display()));
     console(&vms, id, "amphi-vm: eth1 is gone").await;
@@ -77,6 +77,6 @@ async fn a_guest_boots_from_its_disk_and_takes_what_is_plugged() {
     // What it wrote is still there.
     vms.ensure(&plan).await.unwrap();
     console(&vms, id, "amphi-vm: boot 2 of /dev/vda1").await;
-    vms.remove(id, 3).await.unwrap();
+    vms.remove(id, 3, Remains::Nothing).await.unwrap();
     let _ended = dhcp.kill().and_then(|()| dhcp.wait());
 }

@@ -2,6 +2,7 @@
 //! boot sector hears nothing. Refuses to need anything but the package archive and busybox-static.
 
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::instance::Power;
 use amphi_api::wire::BodyDesired;
 use amphi_api::{ImageId, InstanceId, ProjectId};
 use amphi_hostsrv::instance::{BodyPlan, CachedImage};
@@ -138,7 +139,12 @@ fn plan(format: ImageFormat, cmdline: &str, blobs: BTreeMap<BlobRole, PathBuf>) 
         epoch: 3,
         vcpus: 1,
         memory_mib: 128,
+        power: Power::On,
         body: BodyDesired::Vm { image: image.clone(), root_gib: None },
+        rescue: None,
+        root: 1,
+        root_volume: None,
+        attachments: Vec::new(),
         ports: Vec::new(),
         volume: None,
         images: BTreeMap::from([(image.id, CachedImage { image, blobs })]),

@@ -3,6 +3,7 @@
 mod disk;
 mod guest;
 mod host;
+mod verbs;
 
 use amphi_api::host::Acceleration;
 use amphi_api::image::BlobRole;
@@ -10,7 +11,8 @@ use amphi_api::instance::BodyKind;
 use amphi_api::{InstanceId, NetworkId, PortId, VolumeId};
 use amphi_hostsrv::instance::vm::VmDriver;
 use amphi_hostsrv::instance::{
-    Adjustment, Bell, BodyDriver, BodyPlan, ObservedBody, ObservedState, PortAttachment, VolumeAttachment,
+    Adjustment, Bell, BodyDriver, BodyPlan, ObservedBody, ObservedState, PortAttachment, Remains,
+    VolumeAttachment,
 };
 use guest::GuestFiles;
 use host::{Host, Loop, until};
@@ -69,6 +71,7 @@ async fn a_vm_lives_its_life() {
     let id = plan.instance;
     let volume = VolumeAttachment { id: VolumeId::new(), device: disk.device.clone(), mount: None };
     let serial = volume.id.0.simple().to_string()[..20].to_owned();
+    let grows = volume.id;
     plan.volume = Some(volume);
     vms.prepare(&plan).await.unwrap();
     assert_eq!(vms.observe().await.unwrap(), [], "prepared means nothing is there yet");
@@ -85,7 +88,7 @@ async fn a_vm_lives_its_life() {
     vms.ensure(&plan).await.unwrap();
 
     disk.grow(24 * MIB);
-    vms.adjust(id, Adjustment::VolumeGrown { bytes: 24 * MIB }).await.unwrap();
+    vms.adjust(id, Adjustment::VolumeGrown { volume: grows, bytes: 24 * MIB }).await.unwrap();
     console(&vms, id, &sees(24 * MIB)).await;
 
     // A fresh process sees the same world.
@@ -107,12 +110,14 @@ async fn a_vm_lives_its_life() {
     assert_eq!(stale.code(), "engine_refused");
     assert!(stale.to_string().contains("epoch 3 is here"), "{stale}");
 
+    // Held still for a moment: nobody else is told, and no order resumes it meanwhile.
     vms.adjust(id, Adjustment::Pause).await.unwrap();
-    state(&vms, 3, ObservedState::Degraded).await;
-    vms.ensure(&plan).await.unwrap();
-    state(&vms, 3, ObservedState::Degraded).await;
-    vms.adjust(id, Adjustment::Resume).await.unwrap();
     state(&vms, 3, ObservedState::Running).await;
+    assert_eq!(only(&other).await.state, ObservedState::Paused);
+    vms.ensure(&plan).await.unwrap();
+    assert_eq!(only(&other).await.state, ObservedState::Paused);
+    vms.adjust(id, Adjustment::Resume).await.unwrap();
+    assert_eq!(only(&other).await.state, ObservedState::Running);
     // Held still by a process that has died since: the next one lets go.
     other.adjust(id, Adjustment::Pause).await.unwrap();
     vms.ensure(&plan).await.unwrap();
@@ -139,10 +144,10 @@ async fn a_vm_lives_its_life() {
     vms.ensure(&next).await.unwrap();
     state(&vms, 4, ObservedState::Running).await;
     assert_eq!(host.run("pgrep -xc qemu-system-x86"), "1");
-    vms.remove(id, 3).await.unwrap();
+    vms.remove(id, 3, Remains::Nothing).await.unwrap();
     state(&vms, 4, ObservedState::Running).await;
-    vms.remove(id, 4).await.unwrap();
-    vms.remove(id, 4).await.unwrap();
+    vms.remove(id, 4, Remains::Nothing).await.unwrap();
+    vms.remove(id, 4, Remains::Nothing).await.unwrap();
     assert_eq!(vms.observe().await.unwrap(), []);
     assert_eq!(host.run("pgrep -x qemu-system-x86 || true"), "");
     assert_eq!(host.run("find /etc/libvirt/qemu /var/lib/libvirt /run/libvirt -name '*amphi*'"), "");
@@ -160,7 +165,8 @@ async fn a_disk_boots_and_a_deaf_guest_is_ended_at_its_grace() {
     }
     vms.ensure(&plan).await.unwrap();
     console(&vms, plan.instance, "deaf").await;
-    let root = host.path(&format!("state/instances/{}/vm-3/root.qcow2", plan.instance));
+    let root =
+        host.path(&format!("state/instances/{}/root-1-{}.qcow2", plan.instance, plan.body.images()[0].id));
     let info = host.run(&format!("qemu-img info -U --output=json {}", root.display()));
     assert!(info.contains(&(2_u64 << 30).to_string()), "{info}");
 
@@ -187,7 +193,7 @@ async fn a_disk_boots_and_a_deaf_guest_is_ended_at_its_grace() {
     // Made anew over the same root disk.
     vms.ensure(&plan).await.unwrap();
     state(&vms, 3, ObservedState::Running).await;
-    vms.remove(plan.instance, 3).await.unwrap();
+    vms.remove(plan.instance, 3, Remains::Nothing).await.unwrap();
     assert!(!root.exists());
 }
 
@@ -245,7 +251,7 @@ async fn trouble_is_told_by_its_kind_and_leaves_nothing() {
     let error = vms.ensure(&netless).await.unwrap_err();
     assert_eq!(error.code(), "network_down", "{error}");
     for plan in [&broken, &volumeless, &netless, &plan] {
-        vms.remove(plan.instance, plan.epoch).await.unwrap();
+        vms.remove(plan.instance, plan.epoch, Remains::Nothing).await.unwrap();
     }
     assert_eq!(vms.observe().await.unwrap(), []);
     assert_eq!(std::fs::read_dir(host.path("state/instances")).unwrap().count(), 0);
@@ -303,6 +309,6 @@ async fn a_port_is_plugged_into_the_switch_and_carries_tcp() {
     })
     .await;
     let _ended = listener.kill().and_then(|()| listener.wait());
-    vms.remove(plan.instance, 3).await.unwrap();
+    vms.remove(plan.instance, 3, Remains::Nothing).await.unwrap();
     assert_eq!(host.run(&format!("{named} external_ids:iface-id={port}")), "");
 }

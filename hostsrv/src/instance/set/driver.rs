@@ -2,29 +2,29 @@
 //! Refuses a plan while the engine still has the instance at another epoch.
 
 use super::engine::{Engine, Limits};
-use super::files::SetFiles;
 use super::images::Images;
-use super::labels::Role;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings, assemble};
-use super::render::Facts;
 use super::restarts::Restarts;
-use super::{ENGINE, events, start};
+use super::shared::Shared;
+use super::volumes::Places;
+use super::{ENGINE, events, export, ports, start};
 use crate::instance::{
-    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody, folders,
+    Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
+    Remains, folders,
 };
 use amphi_api::InstanceId;
-use amphi_api::instance::BodyKind;
+use amphi_api::instance::{BodyKind, Power};
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::wire::BodyDesired;
 use async_trait::async_trait;
-use bollard::query_parameters::{LogsOptionsBuilder, StopContainerOptionsBuilder};
+use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::StreamExt;
-use futures_util::future::{join_all, try_join, try_join_all};
+use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
@@ -53,20 +53,6 @@ impl Default for SetOptions {
     }
 }
 
-/// What the driver's calls and its tasks share.
-pub struct Shared {
-    pub engine: Engine,
-    pub images: Images,
-    pub networks: Networks,
-    pub sightings: Sightings,
-    pub restarts: Restarts,
-    pub bell: Bell,
-    state_dir: PathBuf,
-    privileged_anchor: bool,
-    /// Containers for which the bell is already set to ring.
-    waking: Mutex<HashSet<String>>,
-}
-
 /// Sets on Docker.
 pub struct SetDriver {
     shared: Arc<Shared>,
@@ -83,6 +69,7 @@ impl SetDriver {
         bell: Bell,
         options: SetOptions,
     ) -> Result<Self, DriverError> {
+        let state_dir = state_dir.into();
         let shared = Arc::new(Shared {
             engine: Engine::new(docker_socket, options.limits),
             images: Images::new(options.busybox),
@@ -90,7 +77,9 @@ impl SetDriver {
             sightings: Sightings::default(),
             restarts: Restarts::default(),
             bell,
-            state_dir: state_dir.into(),
+            places: Places::new(&state_dir),
+            still: Mutex::default(),
+            state_dir,
             privileged_anchor: options.privileged_anchor,
             waking: Mutex::default(),
         });
@@ -99,7 +88,7 @@ impl SetDriver {
     }
 
     async fn start(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
-        let parts = self.shared.sightings.collect(&self.shared.engine, Some(plan.instance)).await?;
+        let parts = self.shared.collect(Some(plan.instance)).await?;
         if let Some(other) = parts.iter().find(|part| part.tag.epoch != plan.epoch) {
             return Err(DriverError::EngineRefused {
                 engine: ENGINE,
@@ -112,15 +101,34 @@ impl SetDriver {
         let names: Vec<String> = members.into_iter().map(MemberSpec::effective_name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let record = |id: &str| self.shared.restarts.get(id);
-        let steps = start::decide(&names, &parts, record, Timestamp::now().as_microsecond());
-        for (id, until_us) in start::execute(&self.shared, plan, set, &steps).await? {
+        let halted = plan.power != Power::On;
+        let wanted = start::Wanted { names: &names, rescue: plan.rescue.is_some(), halted };
+        let steps = start::decide(wanted, &parts, record, Timestamp::now().as_microsecond());
+        let anchor = parts.iter().find(|part| part.is_anchor());
+        let replug = anchor.map(|anchor| start::Replug {
+            anchor: &anchor.id,
+            difference: ports::differ(&anchor.detail.endpoints, &plan.ports),
+        });
+        let replug = replug.filter(|replug| !replug.difference.is_empty());
+        for (id, until_us) in start::execute(&self.shared, plan, set, &steps, replug.as_ref()).await? {
             self.shared.wake_at(id, until_us);
+        }
+        if halted { self.halt(plan).await } else { Ok(()) }
+    }
+
+    /// Pauses the members that run, in reverse order of index.
+    async fn halt(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+        for part in self.parts(plan.instance).await?.iter().rev() {
+            let member = !part.is_anchor() && part.is_rescuer() == plan.rescue.is_some();
+            if member && part.state == PartState::Running {
+                self.shared.pause(&part.id).await?;
+            }
         }
         Ok(())
     }
 
     async fn parts(&self, instance: InstanceId) -> Result<Vec<Part>, DriverError> {
-        let mut parts = self.shared.sightings.collect(&self.shared.engine, Some(instance)).await?;
+        let mut parts = self.shared.collect(Some(instance)).await?;
         parts.sort_by_key(start_order);
         Ok(parts)
     }
@@ -129,77 +137,6 @@ impl SetDriver {
 impl Drop for SetDriver {
     fn drop(&mut self) {
         self.events.abort();
-    }
-}
-
-impl Shared {
-    /// Images loaded and named as Docker names them.
-    pub async fn facts(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Facts, DriverError> {
-        let members = plan.body.images().iter().take(set.members.len()).map(async |image| {
-            let cached = plan.images.get(&image.id).ok_or_else(|| DriverError::ImageBroken {
-                image: image.id,
-                message: "it is not in the host's cache".to_owned(),
-            })?;
-            self.images.ensure(&self.engine, cached).await
-        });
-        let (anchor_image, member_images) =
-            try_join(self.images.ensure_anchor(&self.engine), try_join_all(members)).await?;
-        Ok(Facts {
-            anchor_image,
-            privileged_anchor: self.privileged_anchor,
-            member_images,
-            config_drive: self.files(plan).config_drive(),
-            authorized_keys: self.files(plan).authorized_keys(),
-        })
-    }
-
-    pub fn files(&self, plan: &BodyPlan) -> SetFiles {
-        SetFiles::new(&self.state_dir, plan)
-    }
-
-    /// Orderly within `grace`, then by force. Docker counts in whole seconds.
-    pub async fn end(&self, id: &str, grace: Duration) -> Result<(), DriverError> {
-        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
-        let options =
-            StopContainerOptionsBuilder::default().t(i32::try_from(seconds).unwrap_or(i32::MAX)).build();
-        let limit = self.engine.limits.start + grace;
-        let doing = format!("stop container {id}");
-        self.engine
-            .find(&doing, limit, |docker| async move { docker.stop_container(id, Some(options)).await })
-            .await?;
-        Ok(())
-    }
-
-    async fn resume(&self, id: &str) -> Result<(), DriverError> {
-        let doing = format!("resume container {id}");
-        self.engine
-            .call(&doing, self.engine.limits.call, |docker| async move { docker.unpause_container(id).await })
-            .await
-    }
-
-    async fn pause(&self, id: &str) -> Result<(), DriverError> {
-        let doing = format!("pause container {id}");
-        self.engine
-            .call(&doing, self.engine.limits.call, |docker| async move { docker.pause_container(id).await })
-            .await
-    }
-
-    /// Rings the bell when a member may start again.
-    fn wake_at(self: &Arc<Self>, id: String, until_us: i64) {
-        let mut waking = self.waking.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waking.insert(id.clone()) {
-            return;
-        }
-        let wait = until_us.saturating_sub(Timestamp::now().as_microsecond());
-        let wait = Duration::from_micros(wait.try_into().unwrap_or(0));
-        let shared = Arc::downgrade(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            if let Some(shared) = shared.upgrade() {
-                shared.waking.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                shared.bell.notify_one();
-            }
-        });
     }
 }
 
@@ -214,10 +151,15 @@ impl BodyDriver for SetDriver {
     }
 
     async fn observe(&self) -> Result<Vec<ObservedBody>, DriverError> {
-        let parts = self.shared.sightings.collect(&self.shared.engine, None).await?;
+        let parts = self.shared.collect(None).await?;
         let ids: HashSet<&str> = parts.iter().map(|part| part.id.as_str()).collect();
         self.shared.restarts.keep(|id| ids.contains(id));
-        Ok(assemble(&parts, &self.shared.restarts, Timestamp::now().as_microsecond()))
+        let mut bodies = assemble(&parts, &self.shared.restarts, Timestamp::now().as_microsecond());
+        let volumes = self.shared.places.observe().await?;
+        for body in &mut bodies {
+            body.volumes = volumes.get(&body.instance).cloned().unwrap_or_default();
+        }
+        Ok(bodies)
     }
 
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError> {
@@ -252,10 +194,11 @@ impl BodyDriver for SetDriver {
             self.shared.end(&part.id, end.saturating_duration_since(Instant::now()) / left).await?;
         }
         parts.iter().for_each(|part| self.shared.restarts.forget_failures(&part.id));
-        Ok(())
+        self.shared.places.clear(instance).await
     }
 
-    async fn remove(&self, instance: InstanceId, epoch: u64) -> Result<(), DriverError> {
+    /// A set has no root disk that could remain.
+    async fn remove(&self, instance: InstanceId, epoch: u64, remains: Remains) -> Result<(), DriverError> {
         let parts = self.parts(instance).await?;
         let (anchors, members): (Vec<&Part>, Vec<&Part>) =
             parts.iter().filter(|part| part.tag.epoch <= epoch).partition(|part| part.is_anchor());
@@ -263,7 +206,10 @@ impl BodyDriver for SetDriver {
             let removed = join_all(parts.iter().map(|part| start::remove(&self.shared, &part.id))).await;
             removed.into_iter().collect::<Result<(), _>>()?;
         }
-        folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch).await?;
+        if parts.iter().all(|part| part.tag.epoch <= epoch) {
+            self.shared.places.remove(instance).await?;
+        }
+        folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch, remains).await?;
         self.shared.networks.sweep(&self.shared.engine).await
     }
 
@@ -273,9 +219,11 @@ impl BodyDriver for SetDriver {
         member: Option<&str>,
         lines: u32,
     ) -> Result<String, DriverError> {
-        let parts = self.parts(instance).await?;
-        let wanted = parts.iter().rfind(|part| match (&part.tag.role, member) {
-            (Role::Member { name, .. }, Some(member)) => name == member,
+        let mut parts = self.parts(instance).await?;
+        let rescued = parts.iter().any(Part::is_rescuer);
+        parts.retain(|part| part.is_rescuer() == rescued);
+        let wanted = parts.iter().rfind(|part| match (part.tag.role.member(), member) {
+            (Some((_, name)), Some(member)) => name == member,
             _ => false,
         });
         let newest = parts.last().map(|part| part.tag.epoch);
@@ -330,22 +278,26 @@ impl BodyDriver for SetDriver {
     }
 }
 
+#[async_trait]
+impl BodyExport for SetDriver {
+    async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
+        let parts = self.parts(plan.instance).await?;
+        export::export(&self.shared, plan, &parts).await
+    }
+}
+
 /// The anchor first, then members by index; older epochs before newer.
 fn start_order(part: &Part) -> (u64, Option<u32>) {
-    let index = match part.tag.role {
-        Role::Anchor { .. } => None,
-        Role::Member { index, .. } => Some(index),
-    };
-    (part.tag.epoch, index)
+    (part.tag.epoch, part.tag.role.member().map(|(index, _)| index))
 }
 
 fn set_of(plan: &BodyPlan) -> Result<&SetSpec, DriverError> {
-    match &plan.body {
+    match plan.runs() {
         BodyDesired::Set { set, .. } => Ok(set),
         BodyDesired::Vm { .. } => Err(DriverError::EngineRefused {
             engine: ENGINE,
             doing: format!("make instance {}", plan.instance),
-            message: "its body is a VM".to_owned(),
+            message: "what is to run is a VM".to_owned(),
         }),
     }
 }

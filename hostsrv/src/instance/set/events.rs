@@ -1,8 +1,8 @@
 //! Follows Docker's events for containers of ours: what was known of a container is doubted, and the bell rings for
 //! what happened by itself. Connects again for as long as the process lives.
 
-use super::driver::Shared;
 use super::labels;
+use super::shared::Shared;
 use crate::instance::DriverError;
 use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptionsBuilder;

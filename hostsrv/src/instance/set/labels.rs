@@ -17,9 +17,15 @@ pub const PROJECT: &str = "amphi.project";
 pub const NAME: &str = "amphi.name";
 /// Always `set`.
 pub const KIND: &str = "amphi.kind";
-/// On anchors: the members that belong to the set, as `INDEX=NAME` separated by commas, so that a member whose
-/// container somebody removed is missed.
+/// On anchors, the members that belong to the set, and on a rescue's members, those that belong to it: as `INDEX=NAME`
+/// separated by commas, so that a member whose container somebody removed is missed.
 pub const MEMBERS: &str = "amphi.members";
+/// `yes` on members of a rescue's body, which run in the place of the set's own; `no` on all others.
+pub const RESCUE: &str = "amphi.rescue";
+/// On images that are made of members and on their way out: the Amphi image that they are for.
+pub const EXPORT: &str = "amphi.export";
+/// On endpoints, as the driver's option: the port's id.
+pub const PORT: &str = "amphi.port";
 /// On Docker networks: the Amphi network's id.
 pub const NETWORK: &str = "amphi.network";
 
@@ -46,6 +52,22 @@ pub enum Role {
         index: u32,
         name: String,
     },
+    /// Of a rescue's body, with all that belong to it.
+    Rescuer {
+        index: u32,
+        name: String,
+        members: Vec<(u32, String)>,
+    },
+}
+
+impl Role {
+    /// A member's or rescuer's place and name.
+    pub fn member(&self) -> Option<(u32, &str)> {
+        match self {
+            Role::Anchor { .. } => None,
+            Role::Member { index, name } | Role::Rescuer { index, name, .. } => Some((*index, name)),
+        }
+    }
 }
 
 impl Tag {
@@ -56,7 +78,13 @@ impl Tag {
         let role = match get(MEMBER) {
             "" => return None,
             ANCHOR => Role::Anchor { members: read_members(get(MEMBERS)) },
-            name => Role::Member { index: get(INDEX).parse().unwrap_or(0), name: name.to_owned() },
+            name => {
+                let (index, name) = (get(INDEX).parse().unwrap_or(0), name.to_owned());
+                match get(RESCUE) {
+                    "yes" => Role::Rescuer { index, name, members: read_members(get(MEMBERS)) },
+                    _ => Role::Member { index, name },
+                }
+            }
         };
         Some(Tag { instance, epoch: get(EPOCH).parse().unwrap_or(0), role, spec: get(SPEC).to_owned() })
     }
@@ -85,6 +113,11 @@ pub fn anchor_name(instance: InstanceId) -> String {
 /// A member's container name.
 pub fn container_name(instance: InstanceId, member: &str) -> String {
     format!("amphi-{instance}-{member}")
+}
+
+/// A rescuer's container name; no member's is like it.
+pub fn rescuer_name(instance: InstanceId, member: &str) -> String {
+    format!("amphi-rescue-{instance}-{member}")
 }
 
 /// The Docker network that stands for an Amphi network, or for one more subnet of it: Docker's networks have one subnet of
@@ -122,6 +155,16 @@ mod tests {
         let member =
             Tag::read(&labels(&[(INSTANCE, &id), (MEMBER, "web"), (INDEX, "7"), (EPOCH, "?")])).unwrap();
         assert_eq!((member.epoch, member.role), (0, Role::Member { index: 7, name: "web".to_owned() }));
+        let rescuer = Tag::read(&labels(&[
+            (INSTANCE, &id),
+            (MEMBER, "web"),
+            (INDEX, "7"),
+            (RESCUE, "yes"),
+            (MEMBERS, "7=web"),
+        ]));
+        let members = vec![(7, "web".to_owned())];
+        let role = Role::Rescuer { index: 7, name: "web".to_owned(), members };
+        assert_eq!(rescuer.map(|tag| tag.role), Some(role));
         for foreign in [vec![], vec![(INSTANCE, "x"), (MEMBER, "a")], vec![(INSTANCE, id.as_str())]] {
             assert_eq!(Tag::read(&labels(&foreign)), None);
         }

@@ -7,6 +7,9 @@
 //! index`. A member that ends starts again by itself, in the anchor's namespaces; an anchor that ends takes the whole
 //! set through the start again, because members keep the dead anchor's empty namespaces.
 //!
+//! A set is halted by pausing all its members; Docker cannot put their memory on disk, so a suspended set is a paused
+//! one. While a rescue's members run in their place, the set's own are stopped and kept, with what they have written.
+//!
 //! Refused here: to decide whether a set should exist, to let Docker restart anything on its own (a dockerd that
 //! comes up after a power cut must not bring back a body that lives elsewhere by now), and to touch what another epoch
 //! made.
@@ -15,14 +18,19 @@ mod archive;
 mod driver;
 mod engine;
 mod events;
+mod export;
 mod files;
 mod images;
 pub mod labels;
+mod mounts;
 mod networks;
 mod observed;
+mod ports;
 pub mod render;
 mod restarts;
+mod shared;
 mod start;
+mod volumes;
 
 pub use driver::{SetDriver, SetOptions};
 pub use engine::Limits as SetLimits;

@@ -5,9 +5,9 @@ use super::engine::Engine;
 use super::labels::{self, Role, Tag};
 use super::restarts::{Record, Restarts};
 use crate::instance::{DriverError, ObservedBody, ObservedState};
-use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, MemberStatus};
-use bollard::models::{ContainerState, ContainerSummary, ContainerSummaryStateEnum};
+use amphi_api::{InstanceId, PortId};
+use bollard::models::{ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -44,11 +44,26 @@ pub struct Detail {
     pub finished_us: Option<i64>,
     pub exit_code: Option<i64>,
     pub oom_killed: bool,
+    /// Networks that the container is in.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One network that a container is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its name in Docker.
+    pub network: String,
+    /// None: no port of ours.
+    pub port: Option<PortId>,
 }
 
 impl Part {
     pub fn is_anchor(&self) -> bool {
         matches!(self.tag.role, Role::Anchor { .. })
+    }
+
+    pub fn is_rescuer(&self) -> bool {
+        matches!(self.tag.role, Role::Rescuer { .. })
     }
 
     /// A process of it is there.
@@ -179,14 +194,16 @@ impl Sightings {
                     docker.inspect_container(&id, None).await
                 })
                 .await?;
-        let Some(state) = found.and_then(|found| found.state) else { return Ok(None) };
+        let Some(found) = found else { return Ok(None) };
+        let Some(state) = found.state else { return Ok(None) };
+        let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         // It may have ended since it was listed.
         part.state = match (state.running, state.paused) {
             (Some(true), Some(true)) => PartState::Paused,
             (Some(true), _) => PartState::Running,
             _ => PartState::Ended,
         };
-        part.detail = read_detail(&state);
+        part.detail = Detail { endpoints: read_endpoints(networks), ..read_detail(&state) };
         self.keep(asked, &part.id, part.state, &part.detail);
         Ok(Some(part))
     }
@@ -214,7 +231,20 @@ fn read_detail(state: &ContainerState) -> Detail {
         finished_us: time(&state.finished_at),
         exit_code: state.exit_code,
         oom_killed: state.oom_killed.unwrap_or(false),
+        endpoints: Vec::new(),
     }
+}
+
+fn read_endpoints(networks: HashMap<String, EndpointSettings>) -> Vec<Endpoint> {
+    let mut endpoints: Vec<Endpoint> = networks
+        .into_iter()
+        .map(|(network, settings)| Endpoint {
+            network,
+            port: settings.driver_opts.and_then(|opts| opts.get(labels::PORT)?.parse().ok()),
+        })
+        .collect();
+    endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+    endpoints
 }
 
 /// The bodies that these parts make, each instance's epochs apart.
@@ -232,23 +262,35 @@ pub fn assemble(parts: &[Part], restarts: &Restarts, now_us: i64) -> Vec<Observe
 fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, now_us: i64) -> ObservedBody {
     let anchor = parts.iter().copied().find(|part| part.is_anchor());
     let runs = anchor.filter(|anchor| anchor.is_alive());
+    let rescued = parts.iter().any(|part| part.is_rescuer());
     let mut expected: BTreeMap<(u32, String), Option<&Part>> = BTreeMap::new();
-    if let Some(Role::Anchor { members }) = anchor.map(|anchor| &anchor.tag.role) {
-        expected.extend(members.iter().cloned().map(|member| (member, None)));
-    }
     for part in parts {
-        if let Role::Member { index, name } = &part.tag.role {
-            expected.insert((*index, name.clone()), Some(part));
+        match &part.tag.role {
+            Role::Anchor { .. } if rescued => {}
+            Role::Anchor { members } | Role::Rescuer { members, .. } => {
+                for member in members {
+                    expected.entry(member.clone()).or_insert(None);
+                }
+            }
+            Role::Member { .. } => {}
+        }
+        // Beside a rescue's, the set's own members only wait.
+        if let Some((index, name)) = part.tag.role.member().filter(|_| part.is_rescuer() == rescued) {
+            expected.insert((index, name.to_owned()), Some(part));
         }
     }
+    let alive = runs.is_some();
+    let all_paused = alive
+        && !expected.is_empty()
+        && expected.values().all(|part| part.is_some_and(|part| part.state == PartState::Paused));
     let mut members = Vec::new();
     let mut troubles = Vec::new();
     for ((index, name), part) in expected {
         let record = part.map(|part| restarts.get(&part.id)).unwrap_or_default();
-        let trouble = runs.and_then(|anchor| trouble(part, anchor, record, now_us));
+        let trouble = runs.filter(|_| !all_paused).and_then(|anchor| trouble(part, anchor, record, now_us));
         let ended = part.filter(|part| part.state == PartState::Ended);
         members.push(MemberStatus {
-            running: runs.is_some() && trouble.is_none(),
+            running: alive && trouble.is_none(),
             restarts: record.restarts,
             exit_code: ended.and_then(|part| part.detail.exit_code),
             started_at_us: part.and_then(|part| part.detail.started_us),
@@ -259,11 +301,24 @@ fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, 
     }
     let state = match runs {
         None => ObservedState::Stopped,
+        Some(_) if all_paused => ObservedState::Paused,
         Some(_) if troubles.is_empty() => ObservedState::Running,
         Some(_) => ObservedState::Degraded,
     };
     let trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
-    ObservedBody { instance, kind: BodyKind::Set, epoch, state, members, trouble }
+    let ports = runs.map(|anchor| anchor.detail.endpoints.iter().filter_map(|e| e.port).collect());
+    ObservedBody {
+        instance,
+        kind: BodyKind::Set,
+        epoch,
+        state,
+        ports: ports.unwrap_or_default(),
+        // Told by the kernel, not by Docker.
+        volumes: Vec::new(),
+        rescued,
+        members,
+        trouble,
+    }
 }
 
 /// Why a member of a set whose anchor runs is not as it should be.

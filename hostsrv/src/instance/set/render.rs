@@ -4,22 +4,24 @@
 //! moved between API versions and further endpoints never had a place for it before 1.44.
 
 use super::labels::{self, network_name};
+use super::mounts;
 use crate::instance::{BodyPlan, PortAttachment};
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::validate::hostname;
+use amphi_api::wire::BodyDesired;
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Ipam,
-    IpamConfig, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkConnectRequest,
-    NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+    IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The name of our network, IPAM and volume drivers.
-const DRIVER: &str = "amphi";
+pub(super) const DRIVER: &str = "amphi";
 /// A shell that ends at once on SIGTERM and reaps whatever is left to it as the first process.
 const ANCHOR_SCRIPT: &str = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait; done";
 /// The scheduler's default period, in microseconds (kernel documentation, sched-bwc).
@@ -31,12 +33,6 @@ const SHARES_MIN: u64 = 2;
 /// Docker refuses a memory limit below 6 MiB.
 const MEMORY_MIN: u64 = 6 << 20;
 
-/// Where members find the config drive: of the places in which cloud-init's ConfigDrive source looks for a directory,
-/// the one outside of cloud-init's own state (`DataSourceConfigDrive.py`; the other is below /var/lib/cloud/seed).
-const CONFIG_DRIVE: &str = "/config-drive";
-/// Where sshd looks for root's keys unless its configuration says otherwise. The file takes the place of an image's own.
-const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
-
 /// Facts of the host and of its image store that a rendering depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -46,9 +42,11 @@ pub struct Facts {
     pub privileged_anchor: bool,
     /// The members' images, parallel to the set's members.
     pub member_images: Vec<String>,
-    /// Host paths of what members are offered: see [`CONFIG_DRIVE`] and [`AUTHORIZED_KEYS`].
+    /// Host paths of what members are offered: see [`mounts::CONFIG_DRIVE`] and [`mounts::AUTHORIZED_KEYS`].
     pub config_drive: PathBuf,
     pub authorized_keys: PathBuf,
+    /// The host's directory below which further volumes come and go; see [`mounts::VOLUMES`].
+    pub volumes: PathBuf,
 }
 
 /// A set as Docker is told it.
@@ -77,7 +75,7 @@ pub struct Rendered {
     pub body: ContainerCreateBody,
 }
 
-/// The whole set. `set` is the plan's own, normalized.
+/// The whole set. `set` is what runs of the plan, normalized.
 pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
     let mut members: Vec<RenderedMember> = set
         .members
@@ -91,9 +89,17 @@ pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
         .collect();
     members.sort_by_key(|member| member.index);
     RenderedSet {
-        anchor: render_anchor(plan, set, facts),
-        connects: plan.ports.iter().skip(1).map(|port| render_connect(plan, port)).collect(),
+        anchor: render_anchor(plan, own(plan).unwrap_or(set), facts),
+        connects: plan.ports.iter().skip(1).map(|port| render_connect(plan, port, false)).collect(),
         members,
+    }
+}
+
+/// The anchor is the set's own, a rescue or not.
+fn own(plan: &BodyPlan) -> Option<&SetSpec> {
+    match &plan.body {
+        BodyDesired::Set { set, .. } => Some(set),
+        BodyDesired::Vm { .. } => None,
     }
 }
 
@@ -148,9 +154,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
         labels: Some(labels_of(plan, labels::ANCHOR, [(labels::MEMBERS, members)])),
         networking_config: endpoints,
         host_config: Some(HostConfig {
-            network_mode: Some(
-                plan.ports.first().map_or_else(|| "none".to_owned(), |port| network_name(port)),
-            ),
+            network_mode: Some(plan.ports.first().map_or_else(|| "none".to_owned(), network_name)),
             ipc_mode: Some("shareable".to_owned()),
             privileged: Some(facts.privileged_anchor),
             // Docker applies them in the anchor's namespaces before its first instruction and refuses the start
@@ -158,7 +162,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
             sysctls: Some(sysctls).filter(|sysctls| !sysctls.is_empty()),
             dns: Some(dns).filter(|dns| !dns.is_empty()),
             extra_hosts: Some(vec![format!("{host}:{address}")]),
-            mounts: volume_mount(plan, set).map(|volume| vec![volume]),
+            mounts: Some(mounts::of_anchor(plan, set, facts)),
             ..common_host_config()
         }),
         ..Default::default()
@@ -181,18 +185,12 @@ fn render_member(
     let centi_cpus = u64::from(plan.vcpus) * cpu;
     let env = member.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut command = member.command.iter().cloned();
-    let mut mounts: Vec<Mount> = volume_mount(plan, set).into_iter().collect();
-    mounts.push(read_only(&facts.config_drive, CONFIG_DRIVE));
-    let hidden = plan.volume.is_some() && is_at_keys(&set.volume_mount);
-    if !plan.ssh_keys.is_empty() && !hidden {
-        mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
-    }
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
         env: Some(env),
         entrypoint: command.next().map(|program| vec![program]),
         cmd: (!member.command.is_empty()).then(|| command.collect()),
-        labels: Some(labels_of(plan, &name, [(labels::INDEX, member.index.to_string())])),
+        labels: Some(member_labels(plan, set, &name, member.index)),
         host_config: Some(HostConfig {
             network_mode: Some(anchor.clone()),
             ipc_mode: Some(anchor),
@@ -204,47 +202,21 @@ fn render_member(
             // Equal to the memory: no swap at all.
             memory_swap: Some(memory),
             memory_swappiness: Some(0),
-            mounts: Some(mounts),
+            mounts: Some(mounts::of_member(plan, set, facts)),
             ..common_host_config()
         }),
         ..Default::default()
     };
-    labelled(labels::container_name(plan.instance, &name), body)
+    labelled(member_container(plan, &name), body)
 }
 
-fn volume_mount(plan: &BodyPlan, set: &SetSpec) -> Option<Mount> {
-    plan.volume.as_ref().map(|volume| Mount {
-        target: Some(set.volume_mount.clone()),
-        source: Some(volume.id.to_string()),
-        typ: Some(MountType::VOLUME),
-        volume_options: Some(MountVolumeOptions {
-            // The volume's bytes are the instance's; an image must not fill an empty one.
-            no_copy: Some(true),
-            driver_config: Some(MountVolumeOptionsDriverConfig {
-                name: Some(DRIVER.to_owned()),
-                options: None,
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    })
-}
-
-fn read_only(source: &Path, target: &str) -> Mount {
-    Mount {
-        target: Some(target.to_owned()),
-        source: Some(source.display().to_string()),
-        typ: Some(MountType::BIND),
-        read_only: Some(true),
-        ..Default::default()
+/// The container's name of a member of what runs.
+pub fn member_container(plan: &BodyPlan, member: &str) -> String {
+    if plan.rescue.is_some() {
+        labels::rescuer_name(plan.instance, member)
+    } else {
+        labels::container_name(plan.instance, member)
     }
-}
-
-/// Whether the volume lies over the place of the keys or inside it: then the keys are the volume's own affair.
-fn is_at_keys(volume_mount: &str) -> bool {
-    let volume = Path::new(volume_mount);
-    let keys = Path::new(AUTHORIZED_KEYS);
-    keys.starts_with(volume) || keys.parent().is_some_and(|folder| volume.starts_with(folder))
 }
 
 fn common_host_config() -> HostConfig {
@@ -262,10 +234,15 @@ fn common_host_config() -> HostConfig {
     }
 }
 
-fn render_connect(plan: &BodyPlan, port: &PortAttachment) -> (String, NetworkConnectRequest) {
+/// One port of the anchor, by itself.
+pub fn render_connect(
+    plan: &BodyPlan,
+    port: &PortAttachment,
+    first: bool,
+) -> (String, NetworkConnectRequest) {
     let request = NetworkConnectRequest {
         container: labels::anchor_name(plan.instance),
-        endpoint_config: Some(render_endpoint(port, false)),
+        endpoint_config: Some(render_endpoint(port, first)),
     };
     (network_name(port), request)
 }
@@ -274,7 +251,7 @@ fn render_connect(plan: &BodyPlan, port: &PortAttachment) -> (String, NetworkCon
 fn render_endpoint(port: &PortAttachment, first: bool) -> EndpointSettings {
     let address = port.address.addr();
     let mut driver_opts = pairs([
-        ("amphi.port", port.id.to_string()),
+        (labels::PORT, port.id.to_string()),
         ("amphi.mac", port.mac.clone()),
         ("amphi.mtu", port.mtu.to_string()),
     ]);
@@ -318,9 +295,20 @@ fn labels_of<const N: usize>(
         (labels::NAME, plan.name.clone()),
         (labels::KIND, "set".to_owned()),
         (labels::MEMBER, member.to_owned()),
+        // Said of each, so that no image's own label counts.
+        (labels::RESCUE, "no".to_owned()),
     ]);
     all.extend(pairs(more));
     all
+}
+
+fn member_labels(plan: &BodyPlan, set: &SetSpec, name: &str, index: u32) -> HashMap<String, String> {
+    let index = (labels::INDEX, index.to_string());
+    if plan.rescue.is_none() {
+        return labels_of(plan, name, [index]);
+    }
+    let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
+    labels_of(plan, name, [index, (labels::RESCUE, "yes".to_owned()), (labels::MEMBERS, members)])
 }
 
 fn labelled(name: String, mut body: ContainerCreateBody) -> Rendered {

@@ -1,11 +1,11 @@
 //! Decides what brings a set from what is there to running, and does it. The decision is pure. Refuses to stop or
 //! remove anything that runs in the anchor's present namespaces.
 
-use super::driver::Shared;
-use super::labels::Role;
 use super::observed::{Part, PartState};
+use super::ports;
 use super::render::{Rendered, RenderedSet, render};
 use super::restarts::Record;
+use super::shared::Shared;
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::SetSpec;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
@@ -45,12 +45,26 @@ pub enum Step {
     },
 }
 
-/// `names`: the members' in start order. `parts`: of this instance and epoch. Parts that never ran are replaced: they
-/// may be half made.
-pub fn decide(names: &[&str], parts: &[Part], record: impl Fn(&str) -> Record, now_us: i64) -> StartPlan {
+/// What should run.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The members' in start order.
+    pub names: &'a [&'a str],
+    /// They are a rescue's: the set's own stop and stay.
+    pub rescue: bool,
+    /// Those that are paused stay so.
+    pub halted: bool,
+}
+
+/// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made.
+pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Record, now_us: i64) -> StartPlan {
+    let names = wanted.names;
     let anchor = parts.iter().find(|part| part.is_anchor());
     let member = |name: &str| {
-        parts.iter().find(|part| matches!(&part.tag.role, Role::Member { name: found, .. } if found == name))
+        parts.iter().find(|part| {
+            part.is_rescuer() == wanted.rescue
+                && part.tag.role.member().is_some_and(|(_, found)| found == name)
+        })
     };
     let Some(anchor) = anchor.filter(|anchor| anchor.state != PartState::Created) else {
         // Members are tied to their anchor's container by its id.
@@ -71,6 +85,13 @@ pub fn decide(names: &[&str], parts: &[Part], record: impl Fn(&str) -> Record, n
         },
         ..StartPlan::default()
     };
+    for other in parts.iter().filter(|part| !part.is_anchor() && part.is_rescuer() != wanted.rescue) {
+        match wanted.rescue {
+            true if other.is_alive() => plan.kill.insert(0, other.id.clone()),
+            true => {}
+            false => plan.remove.push(other.id.clone()),
+        }
+    }
     let anchor_ended = !anchor.is_alive();
     for name in names {
         let Some(part) = member(name) else {
@@ -89,6 +110,7 @@ pub fn decide(names: &[&str], parts: &[Part], record: impl Fn(&str) -> Record, n
                 Step::Start { id, again: Some(Duration::from_micros(ran.try_into().unwrap_or(0))) }
             }
             PartState::Running => Step::Keep,
+            PartState::Paused if wanted.halted => Step::Keep,
             PartState::Paused => Step::Resume { id },
             PartState::Ended if anchor_ended => Step::Start { id, again: None },
             PartState::Ended => match part.due_us(record(&part.id), now_us) {
@@ -117,12 +139,19 @@ impl StartPlan {
     }
 }
 
+/// An anchor that stays, with the ports that it should have instead of what it has.
+pub struct Replug<'a> {
+    pub anchor: &'a str,
+    pub difference: ports::Difference,
+}
+
 /// Carries the plan out. Answers what has to wait: container ids with their times.
 pub async fn execute(
     shared: &Shared,
     plan: &BodyPlan,
     set: &SetSpec,
     steps: &StartPlan,
+    replug: Option<&Replug<'_>>,
 ) -> Result<Vec<(String, i64)>, DriverError> {
     for id in &steps.remove {
         remove(shared, id).await?;
@@ -130,8 +159,9 @@ pub async fn execute(
     for id in &steps.kill {
         kill(shared, id).await?;
     }
+    let replug = replug.filter(|_| steps.anchor != Step::Create);
     let networks = async {
-        match steps.plugs() {
+        match steps.plugs() || replug.is_some() {
             true => shared.networks.ensure(&shared.engine, &plan.ports).await.map(Some),
             false => Ok(None),
         }
@@ -149,6 +179,7 @@ pub async fn execute(
         }
     };
     let (networks, rendered, ()) = try_join3(networks, rendered, files).await?;
+    shared.places.sync(plan).await?;
     let none = RenderedSet::default();
     let rendered = rendered.as_ref().unwrap_or(&none);
     if steps.anchor == Step::Create {
@@ -163,7 +194,13 @@ pub async fn execute(
                 .await?;
         }
     }
+    if let Some(replug) = replug {
+        ports::change(shared, plan, replug.anchor, &replug.difference).await?;
+    }
     drop(networks);
+    if replug.is_some_and(|replug| !replug.difference.leave.is_empty()) {
+        shared.networks.sweep(&shared.engine).await?;
+    }
     // Members can be made as soon as their anchor has an id; they cannot start before it runs.
     let made = steps.members.iter().zip(&rendered.members).filter(|(step, _)| **step == Step::Create);
     let made = join_all(made.map(|(_, member)| create(shared, &member.container)));

@@ -1,8 +1,9 @@
-//! Owns what is said to libvirt about one domain of ours: find it, read its epoch and condition, press its button, hold,
-//! resume and forget it. Every function blocks and runs within a call of the link. Refuses domains that are not named
+//! Owns what is said to libvirt about one domain of ours: find it, read its traits and condition, start it, plug and
+//! unplug, press its button, halt, resume and forget it. Every function blocks and runs within a call of the link. Refuses domains that are not named
 //! as ours.
 
-use super::sight::Condition;
+use super::sight::{Condition, Movement};
+use super::traits::{Plug, Traits};
 use super::xml;
 use amphi_api::InstanceId;
 use std::collections::BTreeMap;
@@ -13,17 +14,17 @@ use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
-/// What was read from domains' metadata, good until the event counter moves.
+/// What was read from domains' XML, good until the event counter moves.
 #[derive(Default)]
-pub struct EpochCache {
+pub struct TraitCache {
     at_change: u64,
-    pub epochs: BTreeMap<Uuid, u64>,
+    pub traits: BTreeMap<Uuid, Traits>,
 }
 
 /// A domain of ours as a sweep finds it.
 pub struct Found {
     pub instance: InstanceId,
-    pub epoch: u64,
+    pub traits: Traits,
     pub condition: Condition,
 }
 
@@ -45,43 +46,91 @@ pub fn lookup(connection: &Connect, instance: InstanceId) -> Result<Option<Domai
 
 pub fn condition(domain: &Domain) -> Result<Condition, Error> {
     let (state, reason) = domain.get_state()?;
-    Ok(Condition { state, reason })
+    let saved = state == sys::VIR_DOMAIN_SHUTOFF && domain.has_managed_save(0)?;
+    Ok(Condition { state, reason, saved })
 }
 
-/// Of the running definition, if it runs. 0 if the domain says nothing: older than every epoch.
-pub fn read_epoch(domain: &Domain) -> Result<u64, Error> {
-    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
-    match domain.get_metadata(kind, Some(xml::NAMESPACE), sys::VIR_DOMAIN_AFFECT_CURRENT) {
-        Ok(text) => Ok(xml::epoch_of(&text)),
-        Err(error) if error.code() == ErrorNumber::NoDomainMetadata => Ok(0),
-        Err(error) => Err(error),
-    }
+/// Of the running definition, if it runs.
+pub fn read_traits(domain: &Domain) -> Result<Traits, Error> {
+    Ok(Traits::read(&domain.get_xml_desc(0)?))
 }
 
-pub fn sweep(connection: &Connect, cache: &Mutex<EpochCache>, change: u64) -> Result<Vec<Found>, Error> {
+pub fn sweep(connection: &Connect, cache: &Mutex<TraitCache>, change: u64) -> Result<Vec<Found>, Error> {
     let mut known = {
         let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at_change == change { cache.epochs.clone() } else { BTreeMap::new() }
+        if cache.at_change == change { cache.traits.clone() } else { BTreeMap::new() }
     };
     let mut found = Vec::new();
-    let mut epochs = BTreeMap::new();
+    let mut all = BTreeMap::new();
     for domain in connection.list_all_domains(0)? {
         let name = domain.get_name()?;
         let Some(instance) = name.strip_prefix("amphi-").and_then(|id| id.parse::<InstanceId>().ok()) else {
             continue;
         };
-        let epoch = match known.remove(&instance.0) {
-            Some(epoch) => Some(epoch),
-            None => unless_gone(read_epoch(&domain))?,
+        let traits = match known.remove(&instance.0) {
+            Some(traits) => Some(traits),
+            None => unless_gone(read_traits(&domain))?,
         };
         let condition = unless_gone(condition(&domain))?;
-        if let (Some(epoch), Some(condition)) = (epoch, condition) {
-            epochs.insert(instance.0, epoch);
-            found.push(Found { instance, epoch, condition });
+        if let (Some(traits), Some(condition)) = (traits, condition) {
+            all.insert(instance.0, traits.clone());
+            found.push(Found { instance, traits, condition });
         }
     }
-    *cache.lock().unwrap_or_else(PoisonError::into_inner) = EpochCache { at_change: change, epochs };
+    *cache.lock().unwrap_or_else(PoisonError::into_inner) = TraitCache { at_change: change, traits: all };
     Ok(found)
+}
+
+/// Defines and starts. Anew each time: this heals a definition that was left half made or with another host's paths.
+pub fn make(connection: &Connect, xml: &str, paused: bool) -> Result<(), Error> {
+    let domain = Domain::define_xml(connection, xml)?;
+    domain.set_autostart(false)?;
+    start(&domain, paused)
+}
+
+/// Starts; with its memory, where that is on disk.
+pub fn start(domain: &Domain, paused: bool) -> Result<(), Error> {
+    match domain.create_with_flags(if paused { sys::VIR_DOMAIN_START_PAUSED } else { 0 }) {
+        Err(_) if domain.is_active()? => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Plugs and unplugs until the devices of ours are `wanted`, by alias and XML. Of what the guest has not let go of when
+/// libvirt stops waiting for it (5 s), nothing is said here: it is seen at the next look.
+pub fn plug(domain: &Domain, wanted: &[(Plug, String)]) -> Result<(), Error> {
+    let now = read_traits(domain)?;
+    for device in &now.devices {
+        if device.plug == Plug::Root || wanted.iter().any(|(plug, _)| *plug == device.plug) {
+            continue;
+        }
+        match everywhere(|impact| domain.detach_device_flags(&device.xml, impact)) {
+            // Asked already; the guest has not answered.
+            Err(error) if error.message().contains("in the process of unplug") => {}
+            other => other?,
+        }
+    }
+    for (plug, xml) in wanted {
+        if !now.devices.iter().any(|device| device.plug == *plug) {
+            everywhere(|impact| domain.attach_device_flags(xml, impact))?;
+        }
+    }
+    Ok(())
+}
+
+/// In the running domain and in its definition; in the running one alone where the definition has it so already.
+fn everywhere(change: impl Fn(u32) -> Result<u32, Error>) -> Result<(), Error> {
+    let (live, config) = (sys::VIR_DOMAIN_AFFECT_LIVE, sys::VIR_DOMAIN_AFFECT_CONFIG);
+    change(live | config).or_else(|_| change(live)).map(drop)
+}
+
+pub fn carry_out(domain: &Domain, movement: Movement) -> Result<(), Error> {
+    match movement {
+        Movement::None => Ok(()),
+        Movement::Resume => resume(domain),
+        Movement::Pause => domain.suspend().map(drop),
+        Movement::Save => domain.managed_save(0).map(drop),
+    }
 }
 
 /// Presses the power button, or pulls the plug. Whether the VM is off.
@@ -89,6 +138,10 @@ pub fn press(connection: &Connect, instance: InstanceId, force: bool) -> Result<
     let Some(domain) = lookup(connection, instance)? else { return Ok(true) };
     let now = condition(&domain)?;
     if !now.active() {
+        if now.saved {
+            // Off means off: what its memory held is let go, as by pulling the plug.
+            domain.managed_save_remove(0)?;
+        }
         return Ok(true);
     }
     if force {
@@ -120,7 +173,7 @@ pub fn resume(domain: &Domain) -> Result<(), Error> {
 pub fn undefine(connection: &Connect, instance: InstanceId, epoch: u64) -> Result<(), Error> {
     let Some(domain) = lookup(connection, instance)? else { return Ok(()) };
     let gone = (|| {
-        if read_epoch(&domain)? > epoch {
+        if read_traits(&domain)?.epoch > epoch {
             return Ok(());
         }
         match domain.destroy() {

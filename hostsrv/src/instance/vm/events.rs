@@ -58,18 +58,23 @@ pub fn run_loop() {
 /// The callbacks of one connection, undone by [`unsubscribe`].
 pub struct Subscription(Vec<c_int>);
 
-/// Lets lifecycle changes and I/O errors of domains, and the connection's end, ring.
+/// Lets lifecycle changes, I/O errors and devices that a guest has let go of, and the connection's end, ring.
 pub fn subscribe(connection: &Connect, rings: &Rings) -> Result<Subscription, virt::error::Error> {
     let mut ids = Vec::new();
-    // SAFETY (both transmutes): libvirt passes every domain callback through one generic type and calls it back with
+    // SAFETY (all transmutes): libvirt passes every domain callback through one generic type and calls it back with
     // the arguments of the event's own type, which is what these functions have.
     let lifecycle: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<sys::virConnectDomainEventCallback, _>(Some(on_lifecycle)) };
     let io_error: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<sys::virConnectDomainEventIOErrorCallback, _>(Some(on_io_error)) };
-    for (event, callback) in
-        [(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle), (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR, io_error)]
-    {
+    let removed: sys::virConnectDomainEventGenericCallback = unsafe {
+        std::mem::transmute::<sys::virConnectDomainEventDeviceRemovedCallback, _>(Some(on_device_removed))
+    };
+    for (event, callback) in [
+        (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+        (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR, io_error),
+        (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
+    ] {
         let opaque = Box::into_raw(Box::new(rings.clone())).cast::<c_void>();
         // SAFETY: the connection is open; `opaque` is a leaked box of Rings that libvirt hands to the callback and
         // gives back exactly once, to `free`, when the callback is removed. On failure it never calls `free`.
@@ -141,6 +146,16 @@ unsafe extern "C" fn on_io_error(
     _source: *const std::ffi::c_char,
     _device: *const std::ffi::c_char,
     _action: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: as in `on_lifecycle`.
+    unsafe { ring_for(domain, opaque) };
+}
+
+unsafe extern "C" fn on_device_removed(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const std::ffi::c_char,
     opaque: *mut c_void,
 ) {
     // SAFETY: as in `on_lifecycle`.

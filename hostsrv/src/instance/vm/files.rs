@@ -1,14 +1,15 @@
-//! Owns the files of a VM's body on the host: `root.qcow2`, `config.img` and `console.log` in the body's folder. Checks
-//! images before QEMU sees them.
+//! Owns the files of a VM's body on the host: `config.img`, `console.log` and a rescue's `rescue.qcow2` in the body's
+//! folder, and the root disk beside it. Checks images before QEMU sees them.
 
-use super::xml::{self, VolumeIo};
-use super::{drive_image, image_check};
+use super::disks::{self, VolumeIo};
+use super::{drive_image, image_check, xml};
 use crate::instance::folders::{self, blocking};
 use crate::instance::{BodyPlan, DriverError, config_drive};
-use amphi_api::InstanceId;
-use amphi_api::image::{BlobRole, Image, ImageFormat};
+use crate::qemu_img::{self, DiskFormat, QemuImgError};
+use amphi_api::image::{BlobRole, Image};
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::BodyDesired;
+use amphi_api::{ImageId, InstanceId};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,15 +22,26 @@ const LOG_TAIL_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct BodyFiles {
     folder: PathBuf,
+    root: PathBuf,
 }
 
 impl BodyFiles {
-    pub fn new(state_dir: &Path, instance: InstanceId, epoch: u64) -> Self {
-        Self { folder: folders::of_body(state_dir, instance, BodyKind::Vm, epoch) }
+    pub fn new(state_dir: &Path, plan: &BodyPlan) -> Self {
+        let image = plan.body.images().first().map_or(ImageId(uuid::Uuid::nil()), |image| image.id);
+        Self {
+            folder: folders::of_body(state_dir, plan.instance, BodyKind::Vm, plan.epoch),
+            root: folders::root(state_dir, plan.instance, plan.root, image),
+        }
     }
 
+    /// The disk made of the body's image. It is not the epoch's: another one finds it again.
     pub fn root(&self) -> PathBuf {
-        self.folder.join("root.qcow2")
+        self.root.clone()
+    }
+
+    /// The disk made of the rescue's image, as long as it is needed.
+    pub fn rescue(&self) -> PathBuf {
+        self.folder.join("rescue.qcow2")
     }
 
     pub fn config_drive(&self) -> PathBuf {
@@ -46,27 +58,65 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
     move |source| DriverError::Io { doing, source }
 }
 
-/// Checks the image and writes what is missing. An existing root disk is kept: it is the guest's.
+/// Checks the images and writes what is missing. An existing root disk of the plan's count is kept: it is the guest's.
 pub async fn ensure(files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverError> {
-    let BodyDesired::Vm { image, root_gib } = &plan.body else {
-        return Err(DriverError::EngineRefused {
-            engine: "libvirt",
-            doing: format!("make the files of instance {}", plan.instance),
-            message: "the plan's body is not a VM".into(),
-        });
-    };
+    let BodyDesired::Vm { image, root_gib } = &plan.body else { return Err(no_vm(plan)) };
     let drive = { (files.clone(), config_drive::files(plan)) };
     blocking("write the config drive", move || write_config_drive(&drive.0, &drive.1)).await?;
-    check(plan, image).await?;
-    if matches!(image.format, ImageFormat::Qcow2 | ImageFormat::Raw) {
-        ensure_root(files, plan, image, *root_gib).await?;
+    if disks::has_own_root(plan) {
+        check(plan, &plan.body, image).await?;
+        ensure_disk(&files.root(), plan, &plan.body, image, *root_gib).await?;
+    } else if plan.rescue.is_none() && !disks::is_disk(&plan.body) {
+        check(plan, &plan.body, image).await?;
+    }
+    if let Some(rescue) = &plan.rescue {
+        let BodyDesired::Vm { image, root_gib } = rescue else { return Err(no_vm(plan)) };
+        check(plan, rescue, image).await?;
+        if disks::is_disk(rescue) {
+            ensure_disk(&files.rescue(), plan, rescue, image, *root_gib).await?;
+        }
     }
     Ok(())
 }
 
-async fn check(plan: &BodyPlan, image: &Image) -> Result<(), DriverError> {
+fn no_vm(plan: &BodyPlan) -> DriverError {
+    DriverError::EngineRefused {
+        engine: "libvirt",
+        doing: format!("make the files of instance {}", plan.instance),
+        message: "a body of the plan, its own or the rescue's, is not a VM".into(),
+    }
+}
+
+/// What only a VM that does not run allows: its root disk grows to what is asked for, those of lower counts go, and so
+/// does a rescue's that is over.
+pub async fn settle(state_dir: &Path, files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverError> {
+    let (state_dir, instance, count) = (state_dir.to_owned(), plan.instance, plan.root);
+    let rescue = plan.rescue.is_none().then(|| files.rescue());
+    blocking("remove disks that are over", move || {
+        let lower = folders::roots(&state_dir, instance)?.into_iter().filter(|(found, _)| *found < count);
+        for path in lower.map(|(_, path)| path).chain(rescue) {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    let BodyDesired::Vm { root_gib: Some(gib), .. } = &plan.body else { return Ok(()) };
+    if !disks::has_own_root(plan) {
+        return Ok(());
+    }
+    let root = files.root();
+    if qemu_img::virtual_size(DiskFormat::Qcow2, &root).await? < gib << 30 {
+        qemu_img::grow(&root, gib << 30).await?;
+    }
+    Ok(())
+}
+
+async fn check(plan: &BodyPlan, body: &BodyDesired, image: &Image) -> Result<(), DriverError> {
     for role in image.format.roles() {
-        let path = xml::blob(plan, *role)?.to_owned();
+        let path = xml::blob(plan, body, *role)?.to_owned();
         let format = image.format;
         let role = *role;
         let head = blocking("read the image", move || image_check::head(&path)).await?;
@@ -76,22 +126,27 @@ async fn check(plan: &BodyPlan, image: &Image) -> Result<(), DriverError> {
     Ok(())
 }
 
-async fn ensure_root(
-    files: &BodyFiles,
+/// A disk over the image's, unless it is there.
+async fn ensure_disk(
+    disk: &Path,
     plan: &BodyPlan,
+    body: &BodyDesired,
     image: &Image,
-    root_gib: Option<u64>,
+    gib: Option<u64>,
 ) -> Result<(), DriverError> {
-    let root = files.root();
-    if tokio::fs::try_exists(&root).await.map_err(io_error("look for the root disk"))? {
+    if tokio::fs::try_exists(disk).await.map_err(io_error("look for the root disk"))? {
         return Ok(());
     }
-    let base = xml::blob(plan, BlobRole::Disk)?;
-    let size = image_check::virtual_size(image.format, base)
-        .await?
-        .map_err(|message| DriverError::ImageBroken { image: image.id, message })?;
-    let size = root_gib.map_or(size, |gib| size.max(gib << 30));
-    image_check::create_overlay(image.format, base, &root, size).await
+    let base = xml::blob(plan, body, BlobRole::Disk)?;
+    let format = DiskFormat::of(image.format).unwrap_or(DiskFormat::Raw);
+    let size = match qemu_img::virtual_size(format, base).await {
+        Err(QemuImgError::Refused { message, .. }) => {
+            return Err(DriverError::ImageBroken { image: image.id, message });
+        }
+        size => size?,
+    };
+    let size = gib.map_or(size, |gib| size.max(gib << 30));
+    Ok(qemu_img::create_overlay(format, base, disk, size).await?)
 }
 
 fn write_config_drive(files: &BodyFiles, content: &[(String, Vec<u8>)]) -> io::Result<()> {
@@ -173,6 +228,7 @@ fn last_lines(text: &str, lines: usize) -> String {
 mod tests {
     use super::super::sample;
     use super::*;
+    use amphi_api::image::ImageFormat;
 
     #[test]
     fn last_lines_are_whole() {
@@ -189,9 +245,10 @@ mod tests {
         let plan = sample::plan(ImageFormat::KernelInitramfs);
         let content = config_drive::files(&plan);
         for epoch in [3, 4, 10] {
-            write_config_drive(&BodyFiles::new(state.path(), plan.instance, epoch), &content).unwrap();
+            let plan = BodyPlan { epoch, ..plan.clone() };
+            write_config_drive(&BodyFiles::new(state.path(), &plan), &content).unwrap();
         }
-        let log = BodyFiles::new(state.path(), plan.instance, 10).console_log();
+        let log = BodyFiles::new(state.path(), &BodyPlan { epoch: 10, ..plan.clone() }).console_log();
         std::fs::write(&log, b"one\n\xfftwo\nthree\n").unwrap();
         assert_eq!(
             console_tail(state.path(), plan.instance, 2).await.unwrap(),

@@ -1,19 +1,12 @@
 //! Owns the look at an image's bytes before QEMU gets them: magic numbers of kernels and archives, a qcow2 header that
-//! points at no other file, and `qemu-img` runs bounded in time and memory. Refuses to repair or convert.
+//! points at no other file. Refuses to repair or convert.
 
-use crate::instance::DriverError;
 use amphi_api::image::{BlobRole, ImageFormat};
 use std::io::{self, Read};
 use std::path::Path;
-use std::process::{Output, Stdio};
-use std::time::Duration;
-use tokio::process::Command;
 
 /// How much of a blob [`check`] wants to see, in bytes.
 const HEAD: u64 = 1024;
-const QEMU_IMG_LIMIT: Duration = Duration::from_secs(20);
-/// What OpenStack's services allow `qemu-img` when it parses what users bring: address space and processor time.
-const QEMU_IMG_BOUNDS: [&str; 2] = ["--as=1073741824", "--cpu=15"];
 /// Header of a qcow2 image: https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.txt
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 
@@ -95,68 +88,6 @@ fn check_qcow2(head: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The disk's size as a guest would see it, in bytes. The inner error: the image is broken.
-pub async fn virtual_size(format: ImageFormat, path: &Path) -> Result<Result<u64, String>, DriverError> {
-    let mut command = qemu_img();
-    command.args(["info", "--output=json", "-f", format_name(format)]).arg(path);
-    let output = run("look at the image", command).await?;
-    if !output.status.success() {
-        return Ok(Err(words(&output)));
-    }
-    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    Ok(info["virtual-size"].as_u64().ok_or_else(|| "qemu-img tells no size".to_owned()))
-}
-
-/// An empty disk over the image, of `size` bytes. The image's format is given, never guessed from bytes that a guest
-/// might have written.
-pub async fn create_overlay(
-    format: ImageFormat,
-    base: &Path,
-    overlay: &Path,
-    size: u64,
-) -> Result<(), DriverError> {
-    let part = overlay.with_extension("part");
-    let mut command = qemu_img();
-    command.args(["create", "-q", "-f", "qcow2", "-F", format_name(format), "-b"]).arg(base).arg(&part);
-    command.arg(size.to_string());
-    let output = run("create the root disk", command).await?;
-    if !output.status.success() {
-        return Err(DriverError::EngineRefused {
-            engine: "qemu-img",
-            doing: "create the root disk".into(),
-            message: words(&output),
-        });
-    }
-    tokio::fs::rename(&part, overlay)
-        .await
-        .map_err(|source| DriverError::Io { doing: "name the root disk".into(), source })
-}
-
-fn format_name(format: ImageFormat) -> &'static str {
-    if format == ImageFormat::Qcow2 { "qcow2" } else { "raw" }
-}
-
-fn qemu_img() -> Command {
-    let mut command = Command::new("prlimit");
-    command.args(QEMU_IMG_BOUNDS).arg("qemu-img");
-    command
-}
-
-async fn run(doing: &str, mut command: Command) -> Result<Output, DriverError> {
-    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    match tokio::time::timeout(QEMU_IMG_LIMIT, running).await {
-        Ok(output) => output.map_err(|source| DriverError::Io { doing: doing.into(), source }),
-        Err(_) => {
-            Err(DriverError::EngineTimeout { engine: "qemu-img", doing: doing.into(), limit: QEMU_IMG_LIMIT })
-        }
-    }
-}
-
-fn words(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    text.trim().chars().take(500).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,20 +128,5 @@ mod tests {
         for (head, good) in [(&b"070701"[..], true), (b"\x1f\x8b", true), (b"hello", false), (b"", false)] {
             assert_eq!(check(ImageFormat::KernelInitramfs, BlobRole::Initramfs, head).is_ok(), good);
         }
-    }
-
-    #[tokio::test]
-    async fn overlays_grow_and_broken_images_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let base = folder.path().join("base");
-        std::fs::write(&base, vec![0_u8; 1 << 20]).unwrap();
-        assert_eq!(virtual_size(ImageFormat::Raw, &base).await.unwrap(), Ok(1 << 20));
-        let overlay = folder.path().join("root.qcow2");
-        create_overlay(ImageFormat::Raw, &base, &overlay, 5 << 20).await.unwrap();
-        assert_eq!(virtual_size(ImageFormat::Qcow2, &overlay).await.unwrap(), Ok(5 << 20));
-        let head = head(&overlay).unwrap();
-        assert!(check(ImageFormat::Qcow2, BlobRole::Disk, &head).unwrap_err().contains("backing"));
-        let broken = virtual_size(ImageFormat::Qcow2, &base).await.unwrap().unwrap_err();
-        assert!(broken.contains("not in qcow2 format"), "{broken}");
     }
 }

@@ -1,41 +1,48 @@
 //! Owns bodies of kind VM: persistent libvirt domains `amphi-<instance>` that never start by themselves, each with its
 //! epoch in its metadata and its files in `instances/<instance>/vm-<epoch>/`.
 //!
-//! A domain is absent, then defined and shut off, then running, perhaps paused, then shut off again, then absent.
+//! A domain is absent, then defined and shut off, then running, perhaps paused, then shut off again (with its memory on
+//! disk, if it was suspended), then absent.
 //! libvirt alone remembers which; this module keeps nothing that a fresh process would miss, but for one thing: which
 //! guests this process holds still for a snapshot. After a restart such a guest is resumed by the next `ensure`.
 //! Refuses to start a body beside one of another epoch, and to touch domains that are not named as ours.
 
+mod disks;
 mod domain;
 mod drive_image;
 mod events;
+mod export;
 mod files;
-mod image_check;
+pub mod image_check;
 mod link;
 mod markup;
 pub mod probe;
 #[cfg(test)]
 pub(super) mod sample;
 mod sight;
+mod traits;
 mod xml;
 
-use super::{Adjustment, Bell, BodyDriver, BodyPlan, DriverError, EngineFacts, ObservedBody, folders};
+use super::{
+    Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
+    ObservedState, Remains, folders,
+};
 use amphi_api::InstanceId;
 use amphi_api::host::Acceleration;
-use amphi_api::instance::BodyKind;
-use amphi_api::wire::BodyDesired;
+use amphi_api::instance::{BodyKind, Power};
 use async_trait::async_trait;
-use domain::{EpochCache, condition, lookup, press, read_epoch, resume, sweep, undefine, unless_gone};
+use disks::{Disk, VolumeIo};
+use domain::{TraitCache, condition, lookup, press, read_traits, resume, sweep, undefine, unless_gone};
 use files::BodyFiles;
 use link::{ENGINE, Link};
 use sight::{Condition, Way};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
+use traits::{Plug, plug_of};
 use virt::connect::Connect;
-use virt::domain::Domain;
 use virt_sys as sys;
 
 /// For calls that only read.
@@ -44,6 +51,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const CHANGE: Duration = Duration::from_secs(40);
 /// For a start: QEMU, its devices, the switch's ports.
 const START: Duration = Duration::from_secs(60);
+/// For writing a guest's memory to disk, or reading it back.
+const MEMORY: Duration = Duration::from_secs(300);
 /// A guest that is still booting misses the power button: it is pressed again this often.
 const PRESS_AGAIN: Duration = Duration::from_secs(2);
 
@@ -53,8 +62,9 @@ pub struct VmDriver {
     state_dir: PathBuf,
     integration_bridge: String,
     acceleration: Acceleration,
-    /// Epochs by domain. A domain's epoch changes only by definition, which happens here or rings.
-    epochs: Arc<Mutex<EpochCache>>,
+    /// What domains say of themselves. It changes only by what happens here or rings.
+    traits: Arc<Mutex<TraitCache>>,
+    /// Guests that this process paused and will resume.
     held: Mutex<BTreeSet<InstanceId>>,
 }
 
@@ -74,7 +84,7 @@ impl VmDriver {
             state_dir: state_dir.into(),
             integration_bridge: integration_bridge.into(),
             acceleration,
-            epochs: Arc::default(),
+            traits: Arc::default(),
             held: Mutex::default(),
         }
     }
@@ -82,41 +92,67 @@ impl VmDriver {
     async fn find(&self, instance: InstanceId, doing: &str) -> Result<Option<(u64, Condition)>, DriverError> {
         let find = move |c: &Connect| {
             let Some(domain) = lookup(c, instance)? else { return Ok(None) };
-            unless_gone((|| Ok((read_epoch(&domain)?, condition(&domain)?)))())
+            unless_gone((|| Ok((read_traits(&domain)?.epoch, condition(&domain)?)))())
         };
         self.link.call(doing, LOOK, find).await
     }
 
+    async fn disks(&self, plan: &BodyPlan, files: &BodyFiles) -> Result<Vec<Disk>, DriverError> {
+        let extra = plan.attachments.iter().map(|extra| &extra.volume);
+        let volumes = plan.volume.iter().chain(&plan.root_volume).chain(extra);
+        let devices: Vec<PathBuf> = volumes.map(|volume| volume.device.clone()).collect();
+        let look = move || {
+            Ok(devices.into_iter().map(|device| (device.clone(), files::volume_io(&device))).collect())
+        };
+        let io: BTreeMap<PathBuf, VolumeIo> = folders::blocking("look at the volumes' devices", look).await?;
+        let usual = VolumeIo { block: true, direct: true };
+        Ok(disks::of(plan, files, |device| io.get(device).copied().unwrap_or(usual)))
+    }
+
     /// Files and XML for a plan; everything but the domain.
-    async fn make_ready(&self, plan: &BodyPlan) -> Result<String, DriverError> {
-        let files = BodyFiles::new(&self.state_dir, plan.instance, plan.epoch);
-        files::ensure(&files, plan).await?;
-        let own_disk = matches!(&plan.body, BodyDesired::Vm { image, .. }
-            if image.format != amphi_api::image::ImageFormat::KernelInitramfs);
-        let device = plan.volume.as_ref().map(|volume| volume.device.clone());
-        let look = tokio::task::spawn_blocking(move || {
-            device.map_or(xml::VolumeIo { block: true, direct: true }, |device| files::volume_io(&device))
-        });
-        let volume_io = look.await.map_err(|e| DriverError::Io {
-            doing: "look at the volume's device".into(),
-            source: std::io::Error::other(e),
-        })?;
+    async fn make_ready(&self, plan: &BodyPlan, files: &BodyFiles) -> Result<String, DriverError> {
+        files::ensure(files, plan).await?;
+        let disks = self.disks(plan, files).await?;
         xml::domain(
             plan,
             &xml::Surroundings {
                 acceleration: self.acceleration,
                 integration_bridge: &self.integration_bridge,
-                root: own_disk.then(|| files.root()),
-                config_drive: files.config_drive(),
+                disks,
                 console_log: files.console_log(),
-                volume_io,
             },
         )
     }
 
-    /// After a definition of ours: its event may come later than the next sweep.
-    fn forget_epochs(&self) {
-        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).epochs.clear();
+    /// Brings a domain that is there where the plan says.
+    async fn settle(&self, plan: &BodyPlan, doing: &str) -> Result<(), DriverError> {
+        let files = BodyFiles::new(&self.state_dir, plan);
+        let mut wanted: Vec<(Plug, String)> = Vec::new();
+        for disk in self.disks(plan, &files).await? {
+            wanted.extend(plug_of(&disk.alias).map(|plug| (plug, disk.element().render())));
+        }
+        for port in &plan.ports {
+            wanted.push((Plug::Port(port.id), xml::interface(port, &self.integration_bridge).render()));
+        }
+        let (instance, power, held) = (plan.instance, plan.power, self.holds(plan.instance));
+        if power != Power::On {
+            // It stays halted when the snapshot's copy is done.
+            self.hold(instance, false);
+        }
+        let settle = move |c: &Connect| {
+            let Some(domain) = lookup(c, instance)? else { return Ok(()) };
+            domain::plug(&domain, &wanted)?;
+            domain::carry_out(&domain, sight::movement(condition(&domain)?, power, held))
+        };
+        let limit = if power == Power::Suspended { MEMORY } else { CHANGE };
+        let settled = self.link.call(doing, limit, settle).await;
+        self.forget_traits();
+        settled
+    }
+
+    /// After a change of ours: its event may come later than the next sweep.
+    fn forget_traits(&self) {
+        self.traits.lock().unwrap_or_else(PoisonError::into_inner).traits.clear();
     }
 
     fn holds(&self, instance: InstanceId) -> bool {
@@ -143,17 +179,23 @@ impl BodyDriver for VmDriver {
 
     async fn observe(&self) -> Result<Vec<ObservedBody>, DriverError> {
         let change = *self.link.changes().borrow();
-        let cache = self.epochs.clone();
+        let cache = self.traits.clone();
         let found = self.link.call("list its VMs", LOOK, move |c| sweep(c, &cache, change)).await?;
         Ok(found
             .into_iter()
             .map(|found| {
                 let (state, trouble) = sight::observed(found.condition);
+                // Held still for a moment, by us: nothing to tell, and nobody else's order.
+                let held = state == ObservedState::Paused && self.holds(found.instance);
+                let holds_devices = state != ObservedState::Stopped;
                 ObservedBody {
                     instance: found.instance,
                     kind: BodyKind::Vm,
-                    epoch: found.epoch,
-                    state,
+                    epoch: found.traits.epoch,
+                    state: if held { ObservedState::Running } else { state },
+                    ports: if holds_devices { found.traits.ports() } else { Vec::new() },
+                    volumes: if holds_devices { found.traits.volumes() } else { Vec::new() },
+                    rescued: found.traits.rescued,
                     members: Vec::new(),
                     trouble,
                 }
@@ -164,7 +206,7 @@ impl BodyDriver for VmDriver {
     /// Checks the definition by having libvirt translate it into a QEMU command line: defining it would replace the
     /// persistent definition of a running body of an older epoch, which has the same name and UUID.
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError> {
-        let xml = self.make_ready(plan).await?;
+        let xml = self.make_ready(plan, &BodyFiles::new(&self.state_dir, plan)).await?;
         let doing = format!("check the definition of the VM of {}", plan.instance);
         let check = move |c: &Connect| c.domain_xml_to_native("qemu-argv", &xml, 0).map(drop);
         self.link.call(&doing, CHANGE, check).await
@@ -173,8 +215,8 @@ impl BodyDriver for VmDriver {
     async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError> {
         let instance = plan.instance;
         let doing = format!("start the VM of {instance}");
-        let found = self.find(instance, &doing).await?;
-        match sight::way(found, plan.epoch, self.holds(instance)) {
+        let paused = plan.power != Power::On;
+        match sight::way(self.find(instance, &doing).await?, plan.epoch, plan.power) {
             Way::Nothing => return Ok(()),
             Way::Stale { newer } => {
                 return Err(DriverError::EngineRefused {
@@ -183,26 +225,25 @@ impl BodyDriver for VmDriver {
                     message: format!("a body of epoch {newer} is here, epoch {} is over", plan.epoch),
                 });
             }
-            Way::Resume => {
-                let resume = move |c: &Connect| lookup(c, instance)?.map_or(Ok(()), |d| resume(&d));
-                return self.link.call(&doing, CHANGE, resume).await;
+            Way::Adjust => return self.settle(plan, &doing).await,
+            Way::Restore => {
+                let restore =
+                    move |c: &Connect| lookup(c, instance)?.map_or(Ok(()), |d| domain::start(&d, paused));
+                let restored = self.link.call(&doing, MEMORY, restore).await;
+                self.forget_traits();
+                restored?;
+                return self.settle(plan, &doing).await;
             }
-            Way::Replace { older } => self.remove(instance, older).await?,
+            Way::Replace { older } => self.remove(instance, older, Remains::Roots).await?,
             Way::Make => {}
         }
-        let xml = self.make_ready(plan).await?;
-        let start = move |c: &Connect| {
-            // Anew each time: this heals a definition that was left half made or with another host's paths.
-            let domain = Domain::define_xml(c, &xml)?;
-            domain.set_autostart(false)?;
-            match domain.create() {
-                Err(_) if domain.is_active()? => Ok(()),
-                other => other.map(drop),
-            }
-        };
-        let started = self.link.call(&doing, START, start).await;
-        self.forget_epochs();
-        started
+        let files = BodyFiles::new(&self.state_dir, plan);
+        let xml = self.make_ready(plan, &files).await?;
+        files::settle(&self.state_dir, &files, plan).await?;
+        let made = self.link.call(&doing, START, move |c: &Connect| domain::make(c, &xml, paused)).await;
+        self.forget_traits();
+        made?;
+        if paused { self.settle(plan, &doing).await } else { Ok(()) }
     }
 
     async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), DriverError> {
@@ -230,13 +271,13 @@ impl BodyDriver for VmDriver {
         }
     }
 
-    async fn remove(&self, instance: InstanceId, epoch: u64) -> Result<(), DriverError> {
+    async fn remove(&self, instance: InstanceId, epoch: u64, remains: Remains) -> Result<(), DriverError> {
         let doing = format!("remove the VM of {instance}");
         let gone = self.link.call(&doing, CHANGE, move |c| undefine(c, instance, epoch)).await;
-        self.forget_epochs();
+        self.forget_traits();
         gone?;
         self.hold(instance, false);
-        folders::remove(&self.state_dir, instance, BodyKind::Vm, epoch).await
+        folders::remove(&self.state_dir, instance, BodyKind::Vm, epoch, remains).await
     }
 
     async fn console_log(
@@ -250,12 +291,22 @@ impl BodyDriver for VmDriver {
 
     async fn adjust(&self, instance: InstanceId, adjustment: Adjustment) -> Result<(), DriverError> {
         let doing = match adjustment {
-            Adjustment::VolumeGrown { bytes } => format!("grow the volume of {instance} to {bytes} bytes"),
+            Adjustment::VolumeGrown { volume, bytes } => {
+                format!("grow volume {volume} of {instance} to {bytes} bytes")
+            }
             Adjustment::Pause => format!("hold the VM of {instance} still"),
             Adjustment::Resume => format!("resume the VM of {instance}"),
         };
         if adjustment == Adjustment::Pause {
+            // Noted first, so that nobody takes the pause for somebody's order; unless it is one.
+            let found = self.find(instance, &doing).await?;
+            if found.is_none_or(|(_, condition)| !condition.active() || condition.paused()) {
+                return Ok(());
+            }
             self.hold(instance, true);
+        }
+        if adjustment == Adjustment::Resume && !self.holds(instance) {
+            return Ok(());
         }
         let adjust = move |c: &Connect| {
             // A VM that does not run has nothing to be told.
@@ -265,8 +316,13 @@ impl BodyDriver for VmDriver {
                 return Ok(());
             }
             match adjustment {
-                Adjustment::VolumeGrown { bytes } => {
-                    domain.block_resize(xml::VOLUME_DISK, bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES).map(drop)
+                Adjustment::VolumeGrown { volume, bytes } => {
+                    match read_traits(&domain)?.target(Plug::Volume(volume)) {
+                        Some(disk) => {
+                            domain.block_resize(disk, bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES).map(drop)
+                        }
+                        None => Ok(()),
+                    }
                 }
                 Adjustment::Pause if condition.paused() => Ok(()),
                 Adjustment::Pause => domain.suspend().map(drop),
@@ -278,6 +334,13 @@ impl BodyDriver for VmDriver {
             self.hold(instance, false);
         }
         done
+    }
+}
+
+#[async_trait]
+impl BodyExport for VmDriver {
+    async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
+        export::export(&self.link, &self.state_dir, plan).await
     }
 }
 

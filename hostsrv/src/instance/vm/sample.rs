@@ -2,6 +2,7 @@
 
 use crate::instance::{BodyPlan, CachedImage, PortAttachment, VolumeAttachment};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::instance::Power;
 use amphi_api::wire::BodyDesired;
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, VolumeId};
 use std::collections::BTreeMap;
@@ -31,7 +32,10 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
         epoch: 3,
         vcpus: 2,
         memory_mib: 128,
+        power: Power::On,
         body: BodyDesired::Vm { image: image.clone(), root_gib: None },
+        rescue: None,
+        root: 1,
         ports: vec![PortAttachment {
             id: PortId(id(3)),
             network: NetworkId(id(4)),
@@ -45,6 +49,8 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
             further: Vec::new(),
             routes: Vec::new(),
         }],
+        root_volume: None,
+        attachments: Vec::new(),
         volume: Some(VolumeAttachment { id: VolumeId(id(5)), device: "/dev/loop7".into(), mount: None }),
         images: BTreeMap::from([(image.id, CachedImage { image, blobs })]),
         user_data: Some("#!/bin/sh\necho hello\n".into()),

@@ -2,6 +2,7 @@
 //! pure decisions.
 
 use crate::instance::ObservedState;
+use amphi_api::instance::Power;
 use virt_sys as sys;
 
 /// A domain's state and reason as libvirt gives them.
@@ -9,6 +10,8 @@ use virt_sys as sys;
 pub struct Condition {
     pub state: sys::virDomainState,
     pub reason: i32,
+    /// It is off and its memory on disk.
+    pub saved: bool,
 }
 
 impl Condition {
@@ -36,8 +39,18 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
                     .into(),
             ),
         ),
-        sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_USER) => {
-            (ObservedState::Degraded, Some("the guest is paused".into()))
+        // By order: at a start, at a restore, or while it runs. What else pauses it is trouble.
+        sys::VIR_DOMAIN_PAUSED
+            if [
+                sys::VIR_DOMAIN_PAUSED_USER,
+                sys::VIR_DOMAIN_PAUSED_MIGRATION,
+                sys::VIR_DOMAIN_PAUSED_SAVE,
+                sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+            ]
+            .into_iter()
+            .any(reason) =>
+        {
+            (ObservedState::Paused, None)
         }
         sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_STARTING_UP) => {
             (ObservedState::Degraded, None)
@@ -49,6 +62,7 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
         sys::VIR_DOMAIN_PMSUSPENDED => {
             (ObservedState::Degraded, Some("the guest has put itself to sleep".into()))
         }
+        sys::VIR_DOMAIN_SHUTOFF if condition.saved => (ObservedState::Suspended, None),
         sys::VIR_DOMAIN_CRASHED => (ObservedState::Stopped, Some("the guest crashed".into())),
         sys::VIR_DOMAIN_SHUTOFF if reason(sys::VIR_DOMAIN_SHUTOFF_CRASHED) => {
             (ObservedState::Stopped, Some("the guest crashed".into()))
@@ -65,27 +79,46 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
 pub enum Way {
     /// Define it anew from the plan, and start it.
     Make,
+    /// Start it with the memory that is on disk.
+    Restore,
     /// An older epoch's body is in the way: remove it, then make.
-    Replace {
-        older: u64,
-    },
-    Resume,
-    /// It runs.
+    Replace { older: u64 },
+    /// It is there: plug, unplug, halt, resume.
+    Adjust,
+    /// It is as it should be, on disk.
     Nothing,
     /// A newer epoch's body is here: the plan is stale.
-    Stale {
-        newer: u64,
-    },
+    Stale { newer: u64 },
 }
 
-/// `held`: this process holds the guest still on purpose, so that it must not be resumed.
-pub fn way(found: Option<(u64, Condition)>, wanted: u64, held: bool) -> Way {
+pub fn way(found: Option<(u64, Condition)>, wanted: u64, power: Power) -> Way {
     match found {
         Some((epoch, _)) if epoch > wanted => Way::Stale { newer: epoch },
         Some((epoch, _)) if epoch < wanted => Way::Replace { older: epoch },
-        Some((_, condition)) if condition.paused() && !held => Way::Resume,
-        Some((_, condition)) if condition.active() => Way::Nothing,
+        Some((_, condition)) if condition.active() => Way::Adjust,
+        Some((_, condition)) if condition.saved && power == Power::Suspended => Way::Nothing,
+        Some((_, condition)) if condition.saved => Way::Restore,
         _ => Way::Make,
+    }
+}
+
+/// What brings a domain that is there where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Movement {
+    None,
+    Resume,
+    Pause,
+    Save,
+}
+
+/// `held`: this process holds the guest still on purpose, so that it must not be resumed.
+pub fn movement(condition: Condition, power: Power, held: bool) -> Movement {
+    match power {
+        _ if !condition.active() => Movement::None,
+        Power::On if condition.paused() && !held => Movement::Resume,
+        Power::Paused if !condition.paused() => Movement::Pause,
+        Power::Suspended => Movement::Save,
+        Power::On | Power::Paused | Power::Off => Movement::None,
     }
 }
 
@@ -93,14 +126,22 @@ pub fn way(found: Option<(u64, Condition)>, wanted: u64, held: bool) -> Way {
 mod tests {
     use super::*;
 
-    const RUNS: Condition = Condition { state: sys::VIR_DOMAIN_RUNNING, reason: 1 };
-    const OFF: Condition = Condition { state: sys::VIR_DOMAIN_SHUTOFF, reason: 1 };
-    const FULL: Condition =
-        Condition { state: sys::VIR_DOMAIN_PAUSED, reason: sys::VIR_DOMAIN_PAUSED_IOERROR as i32 };
+    const RUNS: Condition = Condition { state: sys::VIR_DOMAIN_RUNNING, reason: 1, saved: false };
+    const OFF: Condition = Condition { state: sys::VIR_DOMAIN_SHUTOFF, reason: 1, saved: false };
+    const FULL: Condition = Condition {
+        state: sys::VIR_DOMAIN_PAUSED,
+        reason: sys::VIR_DOMAIN_PAUSED_IOERROR as i32,
+        saved: false,
+    };
     const HELD: Condition =
-        Condition { state: sys::VIR_DOMAIN_PAUSED, reason: sys::VIR_DOMAIN_PAUSED_USER as i32 };
-    const DEAD: Condition =
-        Condition { state: sys::VIR_DOMAIN_SHUTOFF, reason: sys::VIR_DOMAIN_SHUTOFF_CRASHED as i32 };
+        Condition { state: sys::VIR_DOMAIN_PAUSED, reason: sys::VIR_DOMAIN_PAUSED_USER as i32, saved: false };
+    const DEAD: Condition = Condition {
+        state: sys::VIR_DOMAIN_SHUTOFF,
+        reason: sys::VIR_DOMAIN_SHUTOFF_CRASHED as i32,
+        saved: false,
+    };
+
+    const SAVED: Condition = Condition { saved: true, ..OFF };
 
     #[test]
     fn conditions() {
@@ -108,7 +149,8 @@ mod tests {
             (RUNS, ObservedState::Running, None),
             (OFF, ObservedState::Stopped, None),
             (FULL, ObservedState::Degraded, Some("full")),
-            (HELD, ObservedState::Degraded, Some("paused")),
+            (HELD, ObservedState::Paused, None),
+            (SAVED, ObservedState::Suspended, None),
             (DEAD, ObservedState::Stopped, Some("crashed")),
         ] {
             let (found, trouble) = observed(condition);
@@ -120,20 +162,39 @@ mod tests {
 
     #[test]
     fn ways() {
-        for (found, held, expected) in [
-            (None, false, Way::Make),
-            (Some((5, OFF)), false, Way::Make),
-            (Some((5, RUNS)), false, Way::Nothing),
-            (Some((5, HELD)), false, Way::Resume),
-            (Some((5, HELD)), true, Way::Nothing),
-            (Some((5, FULL)), false, Way::Resume),
-            (Some((5, DEAD)), false, Way::Make),
-            (Some((4, RUNS)), false, Way::Replace { older: 4 }),
-            (Some((0, OFF)), false, Way::Replace { older: 0 }),
-            (Some((6, OFF)), false, Way::Stale { newer: 6 }),
-            (Some((6, RUNS)), true, Way::Stale { newer: 6 }),
+        for (found, power, expected) in [
+            (None, Power::On, Way::Make),
+            (Some((5, OFF)), Power::On, Way::Make),
+            (Some((5, OFF)), Power::Suspended, Way::Make),
+            (Some((5, RUNS)), Power::On, Way::Adjust),
+            (Some((5, HELD)), Power::On, Way::Adjust),
+            (Some((5, SAVED)), Power::On, Way::Restore),
+            (Some((5, SAVED)), Power::Paused, Way::Restore),
+            (Some((5, SAVED)), Power::Suspended, Way::Nothing),
+            (Some((5, DEAD)), Power::On, Way::Make),
+            (Some((4, RUNS)), Power::On, Way::Replace { older: 4 }),
+            (Some((0, OFF)), Power::On, Way::Replace { older: 0 }),
+            (Some((6, OFF)), Power::On, Way::Stale { newer: 6 }),
+            (Some((6, RUNS)), Power::On, Way::Stale { newer: 6 }),
         ] {
-            assert_eq!(way(found, 5, held), expected, "{found:?} held={held}");
+            assert_eq!(way(found, 5, power), expected, "{found:?} {power:?}");
+        }
+    }
+
+    #[test]
+    fn movements() {
+        for (condition, power, held, expected) in [
+            (RUNS, Power::On, false, Movement::None),
+            (HELD, Power::On, false, Movement::Resume),
+            (HELD, Power::On, true, Movement::None),
+            (FULL, Power::On, false, Movement::Resume),
+            (RUNS, Power::Paused, false, Movement::Pause),
+            (HELD, Power::Paused, true, Movement::None),
+            (RUNS, Power::Suspended, false, Movement::Save),
+            (HELD, Power::Suspended, false, Movement::Save),
+            (SAVED, Power::On, false, Movement::None),
+        ] {
+            assert_eq!(movement(condition, power, held), expected, "{condition:?} {power:?} held={held}");
         }
     }
 }

@@ -15,6 +15,7 @@ fn part(name: &str, state: PartState, started_us: i64) -> Part {
         finished_us: ended.then_some(NOW - 500_000),
         exit_code: Some(if ended { 3 } else { 0 }),
         oom_killed: false,
+        endpoints: Vec::new(),
     };
     let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 4, role, spec: String::new() };
     Part { id: format!("id-{name}"), tag, state, detail }
@@ -49,6 +50,7 @@ fn parts_make_bodies() {
             [false, true],
             Some("member a is paused"),
         ),
+        (vec![anchor(Running), a(Paused), b(Paused)], ObservedState::Paused, [true, true], None),
         (
             vec![anchor(Running), part("a", Running, 99), b(Running)],
             ObservedState::Degraded,

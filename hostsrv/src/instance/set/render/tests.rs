@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::instance::VolumeAttachment;
+use crate::instance::set::mounts::VOLUMES;
+use amphi_api::instance::Power;
 use amphi_api::wire::BodyDesired;
 use amphi_api::{InstanceId, NetworkId, PortId, ProjectId, VolumeId};
+use bollard::models::MountType;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -37,7 +40,12 @@ fn plan(ports: Vec<PortAttachment>, volume: bool, set: serde_json::Value) -> (Bo
         epoch: 7,
         vcpus: 4,
         memory_mib: 1024,
+        power: Power::On,
         body: BodyDesired::Set { set: set.clone(), images: Vec::new() },
+        rescue: None,
+        root: 1,
+        root_volume: None,
+        attachments: Vec::new(),
         ports,
         volume: volume.then(|| VolumeAttachment {
             id: VolumeId(id(3)),
@@ -59,6 +67,7 @@ fn facts(members: usize, privileged_anchor: bool) -> Facts {
         member_images: (0..members).map(|n| format!("sha256:b{n}")).collect(),
         config_drive: "/s/instances/i/set-7/config-drive".into(),
         authorized_keys: "/s/instances/i/set-7/authorized_keys".into(),
+        volumes: "/s/attached/i".into(),
     }
 }
 
@@ -121,8 +130,9 @@ fn keys_are_mounted_where_no_volume_is() {
         let targets: Vec<_> = bound.filter_map(|mount| mount.target.as_deref()).collect();
         assert!(targets.contains(&"/config-drive"), "{targets:?}");
         assert_eq!(targets.contains(&"/root/.ssh/authorized_keys"), expected, "{mount} {keys}");
-        let read_only = |mount: &Mount| mount.typ != Some(MountType::BIND) || mount.read_only == Some(true);
-        assert!(mounts.iter().all(read_only), "{mounts:?}");
+        // The host's files are; of what is seen below /volumes, each says it for itself.
+        let writable = mounts.iter().filter(|m| m.typ == Some(MountType::BIND) && m.read_only != Some(true));
+        assert_eq!(writable.filter_map(|m| m.target.as_deref()).collect::<Vec<_>>(), [VOLUMES]);
     }
 }
 

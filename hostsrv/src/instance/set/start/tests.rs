@@ -1,5 +1,5 @@
 use super::*;
-use crate::instance::set::labels::Tag;
+use crate::instance::set::labels::{Role, Tag};
 use crate::instance::set::observed::Detail;
 use PartState::{Created, Ended, Paused, Running};
 use amphi_api::InstanceId;
@@ -27,7 +27,8 @@ fn part(name: &str, state: PartState, started: i64) -> Part {
 }
 
 fn says(parts: &[Part], failures: u32) -> String {
-    let plan = decide(&["a", "b"], parts, |_| Record { restarts: failures, failures }, NOW);
+    let wanted = Wanted { names: &["a", "b"], rescue: false, halted: false };
+    let plan = decide(wanted, parts, |_| Record { restarts: failures, failures }, NOW);
     let step = |step: &Step| match step {
         Step::Keep => "keep",
         Step::Create => "create",
@@ -99,10 +100,34 @@ fn a_failing_member_waits_its_time() {
     {
         assert_eq!(says(&parts, failures), format!("remove [] kill [] {wanted}"), "{failures} failures");
     }
-    let plan = decide(&["b"], &parts, |_| Record { restarts: 3, failures: 3 }, NOW);
+    let only = |names| Wanted { names, rescue: false, halted: false };
+    let plan = decide(only(&["b"]), &parts, |_| Record { restarts: 3, failures: 3 }, NOW);
     assert_eq!(plan.members, [Step::Wait { id: "b".to_owned(), until_us: NOW - 1_000_000 + 4_000_000 }]);
     // A clock that was set back does not hold a member for hours.
     let future = [part("anchor", Running, 0), part("a", Ended, 9000)];
-    let plan = decide(&["a"], &future, |_| Record { restarts: 9, failures: 9 }, NOW);
+    let plan = decide(only(&["a"]), &future, |_| Record { restarts: 9, failures: 9 }, NOW);
     assert!(matches!(plan.members[0], Step::Start { .. }));
+}
+
+#[test]
+fn a_rescue_runs_in_the_place_of_members_that_stay() {
+    let rescuer = |state| {
+        let own = part("a", state, 20);
+        let role = Role::Rescuer { index: 0, name: "a".to_owned(), members: Vec::new() };
+        Part { id: "rescuer".to_owned(), tag: Tag { role, ..own.tag }, ..own }
+    };
+    let (anchor, a) = (part("anchor", Running, 0), |state| part("a", state, 10));
+    let step = |rescue, halted, parts: &[Part]| {
+        let wanted = Wanted { names: &["a"], rescue, halted };
+        decide(wanted, parts, |_| Record::default(), NOW)
+    };
+    let plan = step(true, false, &[anchor.clone(), a(Running)]);
+    assert_eq!((plan.kill, plan.remove, plan.members), (vec!["a".to_owned()], vec![], vec![Step::Create]));
+    let plan = step(true, false, &[anchor.clone(), a(Ended), rescuer(Running)]);
+    assert_eq!((plan.kill, plan.remove, plan.members), (vec![], vec![], vec![Step::Keep]));
+    let plan = step(false, false, &[anchor.clone(), a(Ended), rescuer(Running)]);
+    assert_eq!((plan.kill, plan.remove), (vec![], vec!["rescuer".to_owned()]));
+    assert!(matches!(&plan.members[0], Step::Start { id, .. } if id == "a"), "{:?}", plan.members);
+    let plan = step(false, true, &[anchor, a(Paused)]);
+    assert_eq!(plan.members, [Step::Keep], "what is halted by order stays so");
 }

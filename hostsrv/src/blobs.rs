@@ -1,0 +1,152 @@
+//! Bytes to and from the controller, beside the link and with the same papers: images that come, exports that go. Refuses
+//! to look at them: whoever asks checks digests.
+
+use crate::images::BlobFetcher;
+use crate::link::{CONNECT, Papers};
+use crate::reconcile::exports::BlobSink;
+use amphi_api::ImageId;
+use amphi_api::image::Blob;
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::io::ReaderStream;
+
+/// No part of a blob for this long: the transfer is given up.
+const BLOB_STALL: Duration = Duration::from_secs(30);
+/// The same for an upload: a controller that syncs many bytes may be slow to take more.
+const UPLOAD_STALL: Duration = Duration::from_secs(120);
+/// Read ahead of an upload, in bytes.
+const UPLOAD_PIECE: usize = 256 << 10;
+
+/// Fetches and hands over blobs with the same papers.
+pub struct ControllerBlobs {
+    url: String,
+    http: reqwest::Client,
+    /// Without a bound on reading: the answer to an upload comes after its last byte.
+    uploads: reqwest::Client,
+}
+
+impl ControllerBlobs {
+    pub fn new(papers: &Papers) -> anyhow::Result<Self> {
+        let client = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured((*papers.tls).clone())
+                .connect_timeout(CONNECT)
+        };
+        let http = client().read_timeout(BLOB_STALL).build()?;
+        Ok(Self { url: papers.url.clone(), http, uploads: client().build()? })
+    }
+}
+
+#[async_trait::async_trait]
+impl BlobFetcher for ControllerBlobs {
+    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+        let url = format!("{}/hosts/v1/blobs/{sha256}", self.url);
+        let answer = self.http.get(&url).send().await.with_context(|| format!("cannot fetch {url}"))?;
+        if !answer.status().is_success() {
+            bail!("{url} answered {}", answer.status());
+        }
+        Ok(answer.bytes_stream().map(|part| part.map_err(anyhow::Error::from)).boxed())
+    }
+}
+
+#[async_trait::async_trait]
+impl BlobSink for ControllerBlobs {
+    async fn put(&self, image: ImageId, blob: &Blob, file: &Path) -> anyhow::Result<()> {
+        let url = format!("{}/hosts/v1/blobs/{}?export={image}", self.url, blob.sha256);
+        let bytes = tokio::fs::File::open(file).await?;
+        let moved = watch::Sender::new(());
+        let mut moves = moved.subscribe();
+        let pieces = ReaderStream::with_capacity(bytes, UPLOAD_PIECE).inspect(move |_| {
+            moved.send_replace(());
+        });
+        let request = self
+            .uploads
+            .put(&url)
+            .header(reqwest::header::CONTENT_LENGTH, blob.size)
+            .body(reqwest::Body::wrap_stream(pieces))
+            .send();
+        let mut request = std::pin::pin!(request);
+        let answer = loop {
+            // As long as bytes move, and then as long again for the controller to write them to its disk.
+            tokio::select! {
+                answer = &mut request => break answer.with_context(|| format!("cannot upload to {url}"))?,
+                moved = tokio::time::timeout(UPLOAD_STALL, moves.changed()) => match moved {
+                    Ok(Ok(())) => {}
+                    // All pieces are gone, and with them whoever told of them.
+                    Ok(Err(_)) => {
+                        let answer = tokio::time::timeout(UPLOAD_STALL, &mut request).await;
+                        let answer = answer.with_context(|| format!("{url} does not answer"))?;
+                        break answer.with_context(|| format!("cannot upload to {url}"))?;
+                    }
+                    Err(_) => bail!("{url} took nothing for {} s", UPLOAD_STALL.as_secs()),
+                }
+            }
+        };
+        if !answer.status().is_success() {
+            let status = answer.status();
+            bail!("{url} answered {status}: {}", answer.text().await.unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::extract::{Query, State};
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::put;
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    /// Uploads: path and length as told, the image, the bytes.
+    type Taken = Arc<Mutex<Vec<(String, String, usize)>>>;
+
+    async fn take(
+        State(taken): State<Taken>,
+        Query(query): Query<BTreeMap<String, String>>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> (StatusCode, &'static str) {
+        let length = headers["content-length"].to_str().unwrap().to_owned();
+        taken.lock().unwrap().push((query["export"].clone(), length, body.len()));
+        if body.is_empty() { (StatusCode::FORBIDDEN, "not asked for") } else { (StatusCode::CREATED, "") }
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_up_whole_and_a_refusal_is_told() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let taken = Taken::default();
+        let router = Router::new()
+            .route("/hosts/v1/blobs/{sha256}", put(take))
+            .layer(axum::extract::DefaultBodyLimit::disable())
+            .with_state(taken.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let papers = Papers { url, host: amphi_api::HostId::new(), tls: Arc::new(tls) };
+        let blobs = ControllerBlobs::new(&papers).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let put = async |size: usize| {
+            let file = dir.path().join("bytes");
+            std::fs::write(&file, vec![7; size]).unwrap();
+            let (image, sha256) = (ImageId::new(), "0".repeat(64));
+            let done = blobs.put(image, &Blob { sha256, size: size as u64 }, &file).await;
+            (image, done)
+        };
+        let (image, done) = put(3 << 20).await;
+        done.unwrap();
+        assert_eq!(*taken.lock().unwrap(), [(image.to_string(), (3 << 20).to_string(), 3 << 20)]);
+        let error = format!("{:#}", put(0).await.1.unwrap_err());
+        assert!(error.contains("403") && error.contains("not asked for"), "{error}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Renders what a set's containers have mounted: the shared volume, the place of further volumes, the config drive and the
+//! keys. Pure. Refuses to mount anything: Docker does, and for further volumes `volumes`.
+
+use super::render::{DRIVER, Facts};
+use crate::instance::{BodyPlan, VolumeAttachment};
+use amphi_api::set::SetSpec;
+use bollard::models::{
+    Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, MountVolumeOptions,
+    MountVolumeOptionsDriverConfig,
+};
+use std::path::Path;
+
+/// Where members find the config drive: of the places in which cloud-init's ConfigDrive source looks for a directory,
+/// the one outside of cloud-init's own state (`DataSourceConfigDrive.py`; the other is below /var/lib/cloud/seed).
+pub const CONFIG_DRIVE: &str = "/config-drive";
+/// Where sshd looks for root's keys unless its configuration says otherwise. The file takes the place of an image's own.
+pub const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
+
+/// Where further volumes are seen, each below its device's name.
+pub const VOLUMES: &str = "/volumes";
+
+/// The anchor keeps the volumes as long as the set is there, whatever its members do.
+pub fn of_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<Mount> {
+    volume_mount(plan, set).into_iter().chain([further(&facts.volumes)]).collect()
+}
+
+pub fn of_member(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = volume_mount(plan, set).into_iter().collect();
+    mounts.push(further(&facts.volumes));
+    mounts.push(read_only(&facts.config_drive, CONFIG_DRIVE));
+    let hidden = shared_volume(plan).is_some() && is_at_keys(&set.volume_mount);
+    if !plan.ssh_keys.is_empty() && !hidden {
+        mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
+    }
+    mounts
+}
+
+/// The one volume that all members have at `volume_mount`: a set starts from no disk, so the volume that a VM would
+/// start from takes that place.
+pub fn shared_volume(plan: &BodyPlan) -> Option<&VolumeAttachment> {
+    plan.root_volume.as_ref().or(plan.volume.as_ref())
+}
+
+/// The volumes below [`VOLUMES`]: device name, volume, read-only. Beside a root volume the instance's own volume is the
+/// first of them, under the name that it has in a VM.
+pub fn further_volumes(plan: &BodyPlan) -> Vec<(&str, &VolumeAttachment, bool)> {
+    let own =
+        plan.volume.as_ref().filter(|_| plan.root_volume.is_some()).map(|volume| ("vdb", volume, false));
+    let extra = plan.attachments.iter().map(|extra| (extra.device.as_str(), &extra.volume, extra.read_only));
+    own.into_iter().chain(extra).collect()
+}
+
+/// What is mounted below it on the host later is seen in the container too.
+fn further(source: &Path) -> Mount {
+    Mount {
+        target: Some(VOLUMES.to_owned()),
+        source: Some(source.display().to_string()),
+        typ: Some(MountType::BIND),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RSLAVE),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn volume_mount(plan: &BodyPlan, set: &SetSpec) -> Option<Mount> {
+    shared_volume(plan).map(|volume| Mount {
+        target: Some(set.volume_mount.clone()),
+        source: Some(volume.id.to_string()),
+        typ: Some(MountType::VOLUME),
+        volume_options: Some(MountVolumeOptions {
+            // The volume's bytes are the instance's; an image must not fill an empty one.
+            no_copy: Some(true),
+            driver_config: Some(MountVolumeOptionsDriverConfig {
+                name: Some(DRIVER.to_owned()),
+                options: None,
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}
+
+fn read_only(source: &Path, target: &str) -> Mount {
+    Mount {
+        target: Some(target.to_owned()),
+        source: Some(source.display().to_string()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        ..Default::default()
+    }
+}
+
+/// Whether the volume lies over the place of the keys or inside it: then the keys are the volume's own affair.
+fn is_at_keys(volume_mount: &str) -> bool {
+    let volume = Path::new(volume_mount);
+    let keys = Path::new(AUTHORIZED_KEYS);
+    keys.starts_with(volume) || keys.parent().is_some_and(|folder| volume.starts_with(folder))
+}

@@ -1,0 +1,139 @@
+//! What the driver's calls and its tasks share: the parts of this module, and which containers are held still or waited for.
+//! Refuses to decide which of them should run.
+
+use super::engine::Engine;
+use super::files::SetFiles;
+use super::images::Images;
+use super::networks::Networks;
+use super::observed::{Part, PartState, Sightings};
+use super::render::Facts;
+use super::restarts::Restarts;
+use super::volumes::Places;
+use crate::instance::{Bell, BodyPlan, DriverError};
+use amphi_api::InstanceId;
+use amphi_api::set::SetSpec;
+use bollard::query_parameters::StopContainerOptionsBuilder;
+use futures_util::future::{try_join, try_join_all};
+use jiff::Timestamp;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What the driver's calls and its tasks share.
+pub struct Shared {
+    pub engine: Engine,
+    pub images: Images,
+    pub networks: Networks,
+    pub sightings: Sightings,
+    pub restarts: Restarts,
+    pub bell: Bell,
+    pub places: Places,
+    pub state_dir: PathBuf,
+    pub privileged_anchor: bool,
+    /// Containers that are held still for a moment: to be taken for running, and let be.
+    pub still: Mutex<HashSet<String>>,
+    /// Containers for which the bell is already set to ring.
+    pub waking: Mutex<HashSet<String>>,
+}
+
+/// A container that is held still, for as long as this lives.
+pub struct Still<'a> {
+    shared: &'a Shared,
+    id: String,
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.shared.still.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Shared {
+    pub fn keep_still(&self, id: &str) -> Still<'_> {
+        self.still.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        Still { shared: self, id: id.to_owned() }
+    }
+
+    /// All parts of one instance, or of all.
+    pub async fn collect(&self, instance: Option<InstanceId>) -> Result<Vec<Part>, DriverError> {
+        let mut parts = self.sightings.collect(&self.engine, instance).await?;
+        let still = self.still.lock().unwrap_or_else(PoisonError::into_inner);
+        for part in parts.iter_mut().filter(|part| still.contains(&part.id)) {
+            if part.state == PartState::Paused {
+                part.state = PartState::Running;
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Images loaded and named as Docker names them.
+    pub async fn facts(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Facts, DriverError> {
+        let members = plan.runs().images().iter().take(set.members.len()).map(async |image| {
+            let cached = plan.images.get(&image.id).ok_or_else(|| DriverError::ImageBroken {
+                image: image.id,
+                message: "it is not in the host's cache".to_owned(),
+            })?;
+            self.images.ensure(&self.engine, cached).await
+        });
+        let (anchor_image, member_images) =
+            try_join(self.images.ensure_anchor(&self.engine), try_join_all(members)).await?;
+        Ok(Facts {
+            anchor_image,
+            privileged_anchor: self.privileged_anchor,
+            member_images,
+            config_drive: self.files(plan).config_drive(),
+            authorized_keys: self.files(plan).authorized_keys(),
+            volumes: self.places.of(plan.instance),
+        })
+    }
+
+    pub fn files(&self, plan: &BodyPlan) -> SetFiles {
+        SetFiles::new(&self.state_dir, plan)
+    }
+
+    /// Orderly within `grace`, then by force. Docker counts in whole seconds.
+    pub async fn end(&self, id: &str, grace: Duration) -> Result<(), DriverError> {
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let options =
+            StopContainerOptionsBuilder::default().t(i32::try_from(seconds).unwrap_or(i32::MAX)).build();
+        let limit = self.engine.limits.start + grace;
+        let doing = format!("stop container {id}");
+        self.engine
+            .find(&doing, limit, |docker| async move { docker.stop_container(id, Some(options)).await })
+            .await?;
+        Ok(())
+    }
+
+    pub async fn resume(&self, id: &str) -> Result<(), DriverError> {
+        let doing = format!("resume container {id}");
+        self.engine
+            .call(&doing, self.engine.limits.call, |docker| async move { docker.unpause_container(id).await })
+            .await
+    }
+
+    pub async fn pause(&self, id: &str) -> Result<(), DriverError> {
+        let doing = format!("pause container {id}");
+        self.engine
+            .call(&doing, self.engine.limits.call, |docker| async move { docker.pause_container(id).await })
+            .await
+    }
+
+    /// Rings the bell when a member may start again.
+    pub fn wake_at(self: &Arc<Self>, id: String, until_us: i64) {
+        let mut waking = self.waking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waking.insert(id.clone()) {
+            return;
+        }
+        let wait = until_us.saturating_sub(Timestamp::now().as_microsecond());
+        let wait = Duration::from_micros(wait.try_into().unwrap_or(0));
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.waking.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                shared.bell.notify_one();
+            }
+        });
+    }
+}

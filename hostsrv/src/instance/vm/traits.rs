@@ -1,0 +1,154 @@
+//! Owns what is read out of a domain's XML as libvirt gives it back: the words that Amphi left in its metadata, and which
+//! of its devices are ours. Refuses to know the rest of the format: elements of ours carry aliases that say what they are.
+
+use super::disks::{ROOT_ALIAS, VOLUME_ALIAS};
+use super::xml::PORT_ALIAS;
+use amphi_api::{PortId, VolumeId};
+
+/// What a domain says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// 0 if it says nothing: older than every epoch.
+    pub epoch: u64,
+    pub rescued: bool,
+    pub devices: Vec<Device>,
+}
+
+/// A device of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub plug: Plug,
+    /// `vdb`; empty for ports.
+    pub target: String,
+    /// Its element as libvirt wrote it, for taking it out again.
+    pub xml: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plug {
+    Root,
+    Volume(VolumeId),
+    Port(PortId),
+}
+
+impl Traits {
+    /// Reads a whole domain's XML.
+    pub fn read(domain: &str) -> Self {
+        let note = domain.split_once("<amphi:body").map_or("", |(_, rest)| rest);
+        // Only the tag: attributes hold numbers and ids, the free text comes after it.
+        let tag = note.split('>').next().unwrap_or_default();
+        Self {
+            epoch: attribute(tag, "epoch").and_then(|digits| digits.parse().ok()).unwrap_or(0),
+            rescued: attribute(tag, "rescued") == Some("yes"),
+            devices: [elements(domain, "disk"), elements(domain, "interface")]
+                .concat()
+                .into_iter()
+                .filter_map(device)
+                .collect(),
+        }
+    }
+
+    pub fn ports(&self) -> Vec<PortId> {
+        let port = |device: &Device| match device.plug {
+            Plug::Port(id) => Some(id),
+            _ => None,
+        };
+        self.devices.iter().filter_map(port).collect()
+    }
+
+    pub fn volumes(&self) -> Vec<VolumeId> {
+        let volume = |device: &Device| match device.plug {
+            Plug::Volume(id) => Some(id),
+            _ => None,
+        };
+        self.devices.iter().filter_map(volume).collect()
+    }
+
+    /// The disk's name within the domain.
+    pub fn target(&self, plug: Plug) -> Option<&str> {
+        self.devices.iter().find(|device| device.plug == plug).map(|device| device.target.as_str())
+    }
+}
+
+/// What an alias says that a device is; None for those that are not plugged in and out.
+pub fn plug_of(alias: &str) -> Option<Plug> {
+    if alias == ROOT_ALIAS {
+        return Some(Plug::Root);
+    }
+    if let Some(id) = alias.strip_prefix(VOLUME_ALIAS) {
+        return id.parse().ok().map(Plug::Volume);
+    }
+    alias.strip_prefix(PORT_ALIAS)?.parse().ok().map(Plug::Port)
+}
+
+fn device(element: &str) -> Option<Device> {
+    let of = |tag: &str, name| attribute(element.split_once(tag)?.1.split('>').next()?, name);
+    let plug = plug_of(of("<alias", "name")?)?;
+    let target = of("<target", "dev").filter(|_| !matches!(plug, Plug::Port(_))).unwrap_or_default();
+    Some(Device { plug, target: target.to_owned(), xml: element.to_owned() })
+}
+
+/// The outermost elements of a name that cannot hold its like. Text and attributes are escaped, so a tag is a tag.
+fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let (open, close) = (format!("<{name} "), format!("</{name}>"));
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(begin) = rest.find(&open) {
+        let Some(length) = rest[begin..].find(&close) else { break };
+        let end = begin + length + close.len();
+        found.push(&rest[begin..end]);
+        rest = &rest[end..];
+    }
+    found
+}
+
+fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
+    ['"', '\''].iter().find_map(|quote| {
+        let (_, rest) = tag.split_once(&format!(" {name}={quote}"))?;
+        rest.split(*quote).next()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_are_read_back() {
+        for (text, epoch, rescued) in [
+            (
+                r#"<amphi:body xmlns:amphi="urn:amphi:body:1" epoch="7" spec="0"><amphi:name>epoch="9"</amphi:name></amphi:body>"#,
+                7,
+                false,
+            ),
+            ("<amphi:body epoch='12' rescued='yes'/>", 12, true),
+            (r#"<amphi:body><amphi:name> epoch="9"</amphi:name></amphi:body>"#, 0, false),
+            (r#"<amphi:body epoch="-1"/>"#, 0, false),
+            ("", 0, false),
+        ] {
+            let traits = Traits::read(text);
+            assert_eq!((traits.epoch, traits.rescued), (epoch, rescued), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_of_ours_are_known_by_their_alias() {
+        let (volume, port) = (VolumeId::new(), PortId::new());
+        let disk = format!(
+            "<disk type='block' device='disk'>\n<source dev='/dev/loop1' index='2'/><backingStore/><target dev='vdb' bus='virtio'/><alias name='ua-vol-{volume}'/></disk>"
+        );
+        let interface = format!(
+            "<interface type='bridge'><mac address='fa:16:3e:00:00:01'/><target dev='va0'/><alias name='ua-port-{port}'/></interface>"
+        );
+        let text = format!(
+            "<domain><devices>{disk}<disk type='file'><alias name='virtio-disk3'/></disk>{interface}<interface type='user'/></devices></domain>"
+        );
+        let traits = Traits::read(&text);
+        assert_eq!((traits.volumes(), traits.ports()), (vec![volume], vec![port]));
+        assert_eq!(traits.target(Plug::Volume(volume)), Some("vdb"));
+        let xml: Vec<&str> = traits.devices.iter().map(|device| device.xml.as_str()).collect();
+        assert_eq!(xml, [disk, interface]);
+        assert_eq!(plug_of("ua-root"), Some(Plug::Root));
+        assert_eq!((plug_of("ua-config"), plug_of("ua-vol-x")), (None, None));
+    }
+}
