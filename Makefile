@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
-.PHONY: run up down test tempest bench lint install build images
+.PHONY: run up down test tempest bench lint install build images clients
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
@@ -40,3 +40,7 @@ build:
 
 images:
 	$(SUDO) scripts/make-images.sh
+
+# The openstack program and openstacksdk, as PyPI has them, in target/clients.
+clients: install
+	scripts/clients.sh target/clients integration/clients/requirements.txt
