@@ -79,8 +79,9 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
-    let tasks: [Arc<dyn Task>; 5] = [
+    let tasks: [Arc<dyn Task>; 6] = [
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
+        Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::RecycleBin { ops: ops.clone(), keep }),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),

@@ -4,8 +4,9 @@
 //!
 //! The order itself is the fence: whoever gives it says that the host is dead. While its link stands it is refused.
 
-use super::orders::{bury, end_exchange, entomb, instance_claims};
-use super::{Draft, Ops, OpsError, View, sights};
+use super::orders::{bury, end_exchange, entomb, held, instance_claims};
+use super::servers::end_task;
+use super::{Draft, Ops, OpsError, View, ports, sights};
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::host::{Evacuation, EvacuationMoved, EvacuationRefused, EvacuationWaiting, HostState};
@@ -49,6 +50,24 @@ impl Ops {
         Ok(answer)
     }
 
+    /// One instance of a dead host alone.
+    pub async fn evacuate_instance(&self, host: HostId, id: InstanceId) -> Result<(), OpsError> {
+        let fate = self
+            .transact_room(|view| {
+                self.refuse_alive(view, host)?;
+                Ok(decide(view, host, id, self.policy(), Timestamp::now()))
+            })
+            .await?;
+        match fate {
+            Fate::Moved(_) | Fate::Gone => Ok(()),
+            Fate::Waiting(waiting) => Err(OpsError::conflict(format!(
+                "volume {} is out of reach until the host returns",
+                waiting.volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ))),
+            Fate::Refused(refused) => Err(OpsError::conflict(refused.reason)),
+        }
+    }
+
     fn refuse_alive(&self, view: &View, host: HostId) -> Result<(), OpsError> {
         let row = view.hosts.get(host).ok_or_else(|| OpsError::not_found::<HostRecord>(host))?;
         if row.state == HostState::Up || self.links.is_linked(host) {
@@ -71,8 +90,8 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
         bury(view, &mut draft, row, now);
         return (draft, Fate::Gone);
     }
-    let volume = row.volume.and_then(|id| view.volumes.get(id));
-    if let Some(volume) = volume.filter(|v| v.host == dead) {
+    let volumes: Vec<_> = row.volumes().filter_map(|id| view.volumes.get(id)).collect();
+    if let Some(volume) = volumes.iter().find(|v| v.host == dead) {
         let host = view.hosts.get(dead);
         let lost = Lost {
             volume: volume.id,
@@ -99,9 +118,9 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
         volume_gib: 0,
         bodies: bodies.clone(),
         network: !row.ports.is_empty(),
-        volume: volume.is_some(),
+        volume: !volumes.is_empty(),
         pinned: None,
-        volume_host: volume.map(|v| v.host),
+        volume_host: volumes.first().map(|v| v.host),
         excluded: vec![dead],
         ..Request::default()
     };
@@ -112,8 +131,20 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
     let epoch = row.epoch + 1;
     end_exchange(view, &mut draft, row, "host_lost", "its host was lost in between", now);
     entomb(view, &mut draft, dead, Tombstone::Instance { id, epoch: row.epoch }, now);
-    draft.unclaim(dead, instance_claims(row));
-    draft.claim(placement.host, instance_claims(row));
+    end_task(view, &mut draft, row, Some("its host was lost"), now);
+    for (host, claims) in held(row) {
+        draft.unclaim(host, claims);
+    }
+    for port in row.leaving.iter().filter_map(|l| match l {
+        Leaving::Port(id) => view.ports.get(*id),
+        Leaving::Volume(_) => None,
+    }) {
+        ports::release(view, &mut draft, port);
+    }
+    // What is shelved has given its room away; what waited for a word about its size keeps the new one.
+    if row.shelved.as_ref().is_none_or(|s| !s.offloaded) {
+        draft.claim(placement.host, instance_claims(row));
+    }
     draft.update(
         row,
         &InstanceRecord {
@@ -121,6 +152,9 @@ fn decide(view: &View, dead: HostId, id: InstanceId, policy: &Policy, now: Times
             host: Some(placement.host),
             body: bodies[placement.body],
             exchange: None,
+            task: None,
+            resize: None,
+            leaving: Vec::new(),
             observed: None,
             lost: Vec::new(),
             updated_at: now,

@@ -46,7 +46,7 @@ pub use error::{OpsError, OverQuota};
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
 pub use networks::ProviderWish;
-pub use orders::VolumeFate;
+pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
 pub use view::{Row, Table, View};

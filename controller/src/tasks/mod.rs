@@ -2,6 +2,7 @@
 
 pub mod driver;
 mod exchanges;
+mod journal;
 mod ovn;
 mod recycle_bin;
 mod silence;
@@ -10,6 +11,7 @@ mod topology;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
+pub use journal::Journal;
 pub use ovn::Ovn;
 pub use recycle_bin::RecycleBin;
 pub use silence::Silence;

@@ -2,9 +2,8 @@
 
 use super::{Origin, unlocked};
 use crate::model::*;
-use crate::ops::{Draft, Ops, OpsError};
+use crate::ops::{Draft, Ops, OpsError, View, quotas};
 use amphi_api::InstanceId;
-use amphi_api::validate::METADATA_MAX;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -46,7 +45,7 @@ impl Ops {
         id: InstanceId,
         update: &ServerUpdate,
     ) -> Result<(), OpsError> {
-        self.edit(origin, id, |record| {
+        self.edit(origin, id, |_, record| {
             if let Some(name) = &update.name {
                 record.name = name.clone();
             }
@@ -71,7 +70,7 @@ impl Ops {
         id: InstanceId,
         edit: &MetadataEdit,
     ) -> Result<(), OpsError> {
-        self.edit(origin, id, |record| {
+        self.edit(origin, id, |view, record| {
             match edit {
                 MetadataEdit::Replace(all) => record.metadata = all.clone(),
                 MetadataEdit::Merge(some) => record.metadata.extend(some.clone()),
@@ -80,12 +79,8 @@ impl Ops {
                     gone.ok_or_else(|| OpsError::NotFound { noun: "metadata item", id: key.clone() })?;
                 }
             }
-            if record.metadata.len() > METADATA_MAX {
-                return Err(OpsError::Forbidden(format!(
-                    "Maximum number of metadata items exceeds {METADATA_MAX}"
-                )));
-            }
-            Ok(())
+            let count = record.metadata.len() as u64;
+            quotas::check_within(view, record.project, Resource::MetadataItems, 0, count)
         })
         .await
     }
@@ -96,7 +91,7 @@ impl Ops {
         id: InstanceId,
         edit: &TagEdit,
     ) -> Result<(), OpsError> {
-        self.edit(origin, id, |record| {
+        self.edit(origin, id, |_, record| {
             let tags = &mut record.server.tags;
             match edit {
                 TagEdit::Replace(all) => *tags = all.clone(),
@@ -123,12 +118,12 @@ impl Ops {
         &self,
         origin: &Origin,
         id: InstanceId,
-        change: impl Fn(&mut InstanceRecord) -> Result<(), OpsError>,
+        change: impl Fn(&View, &mut InstanceRecord) -> Result<(), OpsError>,
     ) -> Result<(), OpsError> {
         self.transact(|view| {
             let row = unlocked(view, origin, id)?;
             let mut record = (*row.record).clone();
-            change(&mut record)?;
+            change(view, &mut record)?;
             let mut draft = Draft::default();
             if record != *row.record {
                 record.updated_at = Timestamp::now();

@@ -3,9 +3,31 @@
 use super::conclude::conclude;
 use super::{Origin, state};
 use crate::model::*;
-use crate::ops::{Draft, View};
+use crate::ops::status::CHUNK;
+use crate::ops::{Draft, Ops, OpsError, View};
 use jiff::Timestamp;
 use uuid::Uuid;
+
+impl Ops {
+    /// Forgets actions and migrations of instances that have been gone for [`ACTIONS_KEPT`]. For the task.
+    pub async fn forget_actions(&self, now: Timestamp) -> Result<(), OpsError> {
+        let old = |at: Timestamp| now.duration_since(at) >= ACTIONS_KEPT;
+        loop {
+            let forgotten = self.transact(|view| {
+                let gone = |id| view.instances.get(id).is_none();
+                let mut draft = Draft::default();
+                let actions = view.actions.iter().filter(|a| old(a.updated_at) && gone(a.instance));
+                let actions = actions.take(CHUNK).map(|a| draft.delete(a)).count();
+                let moves = view.migrations.iter().filter(|m| old(m.updated_at) && gone(m.instance));
+                let moves = moves.take(CHUNK).map(|m| draft.delete(m)).count();
+                Ok((draft, actions + moves))
+            });
+            if forgotten.await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
 
 /// An action that goes on, in the draft; returns its id.
 pub(in crate::ops) fn begin(

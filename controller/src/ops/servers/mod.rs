@@ -17,7 +17,7 @@ mod snapshot;
 
 pub use attach::AttachWish;
 pub use create::{COUNT_MAX, Created, DeviceSource, DeviceWish, NicWish, NicsWish, ServerWish};
-pub use edit::{MetadataEdit, ServerUpdate, TagEdit};
+pub use edit::{MetadataEdit, ServerUpdate, TAGS_MAX, TagEdit};
 pub use orders::ServerOrder;
 pub use rebuild::RebuildWish;
 pub use resize::ResizeWish;
@@ -95,6 +95,15 @@ fn idle(row: &InstanceRecord, verb: &str, state: &ServerState) -> Result<(), Ops
     }
 }
 
-fn state(view: &View, row: &InstanceRecord, now: Timestamp) -> ServerState {
-    server_state(row, row.host.is_none_or(|host| view.host_up(host)), now)
+/// The state as OpenStack tells it. A snapshot whose image is gone, or there, is no task any more.
+pub fn state(view: &View, row: &InstanceRecord, now: Timestamp) -> ServerState {
+    let up = row.host.is_none_or(|host| view.host_up(host));
+    match &row.task {
+        Some(Pending { task: Task::Snapshot(image), .. })
+            if view.images.get(*image).is_none_or(|i| i.exporting_host().is_none()) =>
+        {
+            server_state(&InstanceRecord { task: None, ..row.clone() }, up, now)
+        }
+        _ => server_state(row, up, now),
+    }
 }

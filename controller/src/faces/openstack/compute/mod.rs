@@ -1,20 +1,34 @@
 //! Compute v2.1 as nova speaks it, below `/compute`: one file per resource. An answer has exactly the fields of the
 //! microversion that was asked for: clients' schemas refuse any other.
 
+mod actions;
 mod aggregates;
 mod availability_zones;
 mod extensions;
 mod flavors;
 mod hypervisors;
+mod instance_actions;
+mod interfaces;
 mod keypairs;
 mod limits;
+mod metadata;
+mod migrations;
 mod quota_sets;
+mod remote_consoles;
+mod server_create;
+mod server_filter;
 mod server_groups;
+mod server_tags;
+mod server_view;
+mod servers;
+#[cfg(test)]
+mod servers_tests;
 mod services;
 #[cfg(test)]
 mod tests;
 mod usage;
 mod versions;
+mod volume_attachments;
 
 use super::Service;
 use super::answers::Refusal;
@@ -45,6 +59,15 @@ pub fn routes() -> Routes {
         limits::routes,
         quota_sets::routes,
         usage::routes,
+        servers::routes,
+        actions::routes,
+        metadata::routes,
+        server_tags::routes,
+        interfaces::routes,
+        volume_attachments::routes,
+        instance_actions::routes,
+        migrations::routes,
+        remote_consoles::routes,
     ]
     .into_iter()
     .fold(Routes::new(Service::Compute), |routes, add| add(routes))

@@ -110,6 +110,7 @@ pub(super) fn decide(
         (Resource::Cores, left * u64::from(wish.flavor.vcpus)),
         (Resource::Ram, left * wish.flavor.ram_mib),
     ];
+    quotas::check_within(view, project, Resource::MetadataItems, 0, wish.metadata.len() as u64)?;
     quotas::check_for(view, project, origin.user, &asked_quota)?;
     let made = bodies::of(view, project, wish, described, &mut draft)?;
     let (root, further) = volumes::of(view, project, wish, made.root_image, &mut draft)?;
