@@ -201,7 +201,7 @@ struct Switch {
 }
 
 impl Switch {
-    /// br-ex carries the uplink and the tunnel's address: a tunnel's local address on a bare device carries nothing in the
+    /// br-ex carries the uplink and the tunnel's address, and stands for the physical network `external`: a tunnel's local address on a bare device carries nothing in the
     /// userspace datapath. br-int is made beforehand, so that ovn-controller finds it with the right datapath.
     fn configure(&self, processes: &Processes) -> Result<()> {
         processes.run(&["ip", "link", "set", "dev", "lo", "up"])?;
@@ -223,6 +223,7 @@ impl Switch {
             "ovs-vsctl", "--timeout=20",
             "set", "Open_vSwitch", ".", &version, &system_id, &hostname, &remote, &encap,
             "external_ids:ovn-encap-type=geneve", "external_ids:ovn-bridge=br-int", "external_ids:ovn-bridge-datapath-type=netdev",
+            "external_ids:ovn-bridge-mappings=external:br-ex",
             "--", "--may-exist", "add-br", "br-ex", "--", "set", "Bridge", "br-ex", "datapath_type=netdev", "fail_mode=standalone", &hwaddr,
             "--", "--may-exist", "add-port", "br-ex", "uplink",
             "--", "set", "Interface", "br-ex", &mtu,
