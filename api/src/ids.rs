@@ -78,6 +78,10 @@ id!(/// A volume: an LV.
     VolumeId);
 id!(/// A point-in-time copy of a volume.
     SnapshotId);
+id!(/// A volume type.
+    VolumeTypeId);
+id!(/// An offer of a volume to another project.
+    VolumeTransferId);
 id!(/// An image of the catalogue.
     ImageId);
 id!(/// One exchange of an instance's body.

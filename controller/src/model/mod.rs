@@ -19,6 +19,10 @@ mod quota;
 mod server_group;
 mod tombstone;
 mod volume;
+mod volume_change;
+mod volume_traits;
+mod volume_transfer;
+mod volume_type;
 
 pub use action::{ACTIONS_KEPT, ActionEvent, ActionKey, ActionRecord, MigrationKind, MigrationRecord};
 pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
@@ -49,6 +53,12 @@ pub use tombstone::{TombstoneKey, TombstoneRecord};
 pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,
 };
+pub use volume_change::{VolumeChange, VolumeRefused, change_volume, check_items};
+pub use volume_traits::{
+    HoldStep, SnapshotTraits, VolumeDoings, VolumeHold, VolumeTraits, image_metadata, snapshot_word,
+};
+pub use volume_transfer::VolumeTransferRecord;
+pub use volume_type::{DEFAULT_VOLUME_TYPE, VolumeTypeRecord};
 
 use amphi_api::ProjectId;
 use serde::Serialize;

@@ -3,7 +3,7 @@
 //! A volume: creating → available ⇄ in use; available → trashed → restored, or purging → gone. Only the host's word
 //! that a tombstone is carried out removes the record.
 
-use super::{Intent, Record};
+use super::{Intent, Record, SnapshotTraits, VolumeTraits};
 use amphi_api::instance::Fault;
 use amphi_api::volume::{SnapshotState, VolumeState};
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, SnapshotId, VolumeId};
@@ -46,6 +46,9 @@ pub struct VolumeRecord {
     pub snapshots: u32,
     #[serde(default)]
     pub observed: Option<VolumeObserved>,
+    /// What is said of it, and who holds it.
+    #[serde(default)]
+    pub traits: VolumeTraits,
     pub created_at: Timestamp,
 }
 
@@ -83,7 +86,7 @@ pub fn volume_state_of(record: &VolumeRecord, host_up: bool) -> VolumeState {
         VolumeState::Creating
     } else if observed.is_some_and(|o| o.size_bytes < record.size_gib * GIB) {
         VolumeState::Extending
-    } else if record.instance.is_some() {
+    } else if record.instance.is_some() || record.traits.hold.is_some() {
         VolumeState::InUse
     } else {
         VolumeState::Available
@@ -100,6 +103,7 @@ pub fn trash_allowed(record: &VolumeRecord) -> Result<(), String> {
     }
     match record.instance {
         Some(instance) => Err(format!("it belongs to instance {instance}; delete that first")),
+        None if record.traits.hold.is_some() => Err("it is attached or reserved".into()),
         None => Ok(()),
     }
 }
@@ -130,6 +134,9 @@ pub struct SnapshotRecord {
     pub intent: Intent,
     #[serde(default)]
     pub fault: Option<Fault>,
+    /// What is said of it.
+    #[serde(default)]
+    pub traits: SnapshotTraits,
     pub created_at: Timestamp,
 }
 
@@ -192,6 +199,7 @@ mod tests {
                 trashed: false,
                 fault: None,
             }),
+            traits: VolumeTraits::default(),
             created_at: Timestamp::UNIX_EPOCH,
         };
         let fault =

@@ -37,6 +37,11 @@ mod subnets;
 pub(crate) mod tests;
 pub mod usage;
 pub mod view;
+mod volume_create;
+pub mod volume_edit;
+mod volume_transfers;
+pub mod volume_types;
+mod volume_upload;
 mod volumes;
 pub mod world;
 
@@ -49,7 +54,12 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
+pub use snapshots::SnapshotWish;
 pub use view::{Row, Table, View};
+pub use volume_create::{VolumeOrigin, VolumeWish};
+pub use volume_edit::SnapshotChange;
+pub use volume_types::{VolumeTypeChange, VolumeTypeSpec};
+pub use volume_upload::UploadWish;
 pub use world::{World, WorldError};
 
 use crate::images::BlobStore;

@@ -100,7 +100,10 @@ pub fn used(view: &View, project: ProjectId, user: Option<UserId>, resource: Res
             Some(user) => view.server_groups.of_project(project).filter(|g| g.user == user).count() as u64,
             None => view.count_with_ahead(&view.server_groups, project) as u64,
         },
-        Resource::Volumes => view.count_with_ahead(&view.volumes, project) as u64,
+        // What was deleted is no longer the project's to see, though its bytes wait in the recycle bin.
+        Resource::Volumes => {
+            (view.count_with_ahead(&view.volumes, project) as u64).saturating_sub(sums.trashed_volumes)
+        }
         Resource::Snapshots => view.count_with_ahead(&view.snapshots, project) as u64,
         // Snapshots count, as they do where cinder's `no_snapshot_gb_quota` is off, its default.
         Resource::Gigabytes => sums.volume_gib + sums.snapshot_gib,

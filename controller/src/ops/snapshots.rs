@@ -3,13 +3,25 @@
 use super::list::find;
 use super::orders::entomb;
 use super::volumes::{room, usable};
-use super::{Draft, ListQuery, Ops, OpsError, sights};
+use super::{Draft, ListQuery, Ops, OpsError, Row, View, quotas, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
 use amphi_api::volume::{Snapshot, SnapshotCreate};
 use amphi_api::wire::Tombstone;
-use amphi_api::{ProjectId, SnapshotId, VolumeId, validate};
+use amphi_api::{ProjectId, SnapshotId, UserId, VolumeId, validate};
 use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// What is asked of a new snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotWish {
+    pub name: String,
+    pub description: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    /// While an instance has the volume, too.
+    pub force: bool,
+    pub user: Option<UserId>,
+}
 
 impl Ops {
     pub async fn create_snapshot(
@@ -19,40 +31,63 @@ impl Ops {
         request: &SnapshotCreate,
     ) -> Result<Snapshot, OpsError> {
         validate::name("name", &request.name)?;
-        let id = self
-            .transact_room(|view| {
-                let row = find(&view.volumes, scope, volume)?;
-                usable(row)?;
-                if !row.made {
-                    return Err(OpsError::conflict("the volume is not made yet"));
-                }
-                let asked = Request {
-                    volume_gib: row.size_gib,
-                    volume: true,
-                    volume_host: Some(row.host),
-                    ..Request::default()
-                };
-                place(&sights(view), &asked, self.policy())?;
-                let mut draft = Draft::default();
-                let record = SnapshotRecord {
-                    id: SnapshotId::new(),
-                    project: scope,
-                    name: request.name.clone(),
-                    volume,
-                    size_gib: row.size_gib,
-                    host: row.host,
-                    made: false,
-                    intent: Intent::Live,
-                    fault: None,
-                    created_at: Timestamp::now(),
-                };
-                draft.create(&record);
-                draft.update(row, &VolumeRecord { snapshots: row.snapshots + 1, ..(*row.record).clone() });
-                draft.claim(row.host, room(row.size_gib));
-                Ok((draft, record.id))
-            })
-            .await?;
+        let wish = SnapshotWish { name: request.name.clone(), force: true, ..SnapshotWish::default() };
+        let id = self.make_snapshot(scope, volume, &wish).await?;
         self.snapshot(scope, id)
+    }
+
+    pub async fn make_snapshot(
+        &self,
+        scope: ProjectId,
+        volume: VolumeId,
+        wish: &SnapshotWish,
+    ) -> Result<SnapshotId, OpsError> {
+        check_items(&wish.metadata)?;
+        self.transact_room(|view| {
+            let row = find(&view.volumes, scope, volume)?;
+            usable(row)?;
+            if !row.made {
+                return Err(OpsError::conflict("the volume is not made yet"));
+            }
+            let word = row.word(super::volume_edit::doings(view, row));
+            if word != "available" && !wish.force {
+                return Err(OpsError::conflict(format!(
+                    "Invalid volume: Volume {volume} status must be available, but current status is: {word}."
+                )));
+            }
+            quotas::check(view, scope, &[(Resource::Snapshots, 1), (Resource::Gigabytes, row.size_gib)])?;
+            let asked = Request {
+                volume_gib: row.size_gib,
+                volume: true,
+                volume_host: Some(row.host),
+                ..Request::default()
+            };
+            place(&sights(view), &asked, self.policy())?;
+            let mut draft = Draft::default();
+            let record = SnapshotRecord {
+                id: SnapshotId::new(),
+                project: scope,
+                name: wish.name.clone(),
+                volume,
+                size_gib: row.size_gib,
+                host: row.host,
+                made: false,
+                intent: Intent::Live,
+                fault: None,
+                traits: SnapshotTraits {
+                    description: wish.description.clone(),
+                    metadata: wish.metadata.clone(),
+                    user: wish.user,
+                    ..SnapshotTraits::default()
+                },
+                created_at: Timestamp::now(),
+            };
+            draft.create(&record);
+            draft.update(row, &VolumeRecord { snapshots: row.snapshots + 1, ..(*row.record).clone() });
+            draft.claim(row.host, room(row.size_gib));
+            Ok((draft, record.id))
+        })
+        .await
     }
 
     pub fn snapshot(&self, scope: ProjectId, id: SnapshotId) -> Result<Snapshot, OpsError> {
@@ -82,16 +117,28 @@ impl Ops {
             if row.intent == Intent::Deleting {
                 return Ok((draft, ()));
             }
-            let user = view.volumes_on(row.host).find(|v| v.source == Some(id) && !v.made);
-            if let Some(user) = user {
-                return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
-            }
-            draft.update(row, &SnapshotRecord { intent: Intent::Deleting, ..(*row.record).clone() });
-            entomb(view, &mut draft, row.host, Tombstone::Snapshot { id }, Timestamp::now());
+            remove(view, &mut draft, row, Timestamp::now())?;
             Ok((draft, ()))
         })
         .await
     }
+}
+
+/// Orders a snapshot gone.
+pub(super) fn remove(
+    view: &View,
+    draft: &mut Draft,
+    row: &Row<SnapshotRecord>,
+    now: Timestamp,
+) -> Result<(), OpsError> {
+    let id = row.id;
+    let user = view.volumes_on(row.host).find(|v| v.source == Some(id) && !v.made);
+    if let Some(user) = user {
+        return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
+    }
+    draft.update(row, &SnapshotRecord { intent: Intent::Deleting, ..(*row.record).clone() });
+    entomb(view, draft, row.host, Tombstone::Snapshot { id }, now);
+    Ok(())
 }
 
 fn snapshot_view(record: &SnapshotRecord) -> Snapshot {

@@ -129,7 +129,10 @@ pub(super) fn drop_from<K: std::hash::Hash + Eq, V: Ord>(
 pub struct Sums {
     pub vcpus: u64,
     pub ram_mib: u64,
+    /// Those in the recycle bin are not in it.
     pub volume_gib: u64,
+    /// Volumes in the recycle bin, or on their way out.
+    pub trashed_volumes: u64,
     pub snapshot_gib: u64,
 }
 
@@ -153,6 +156,8 @@ pub struct View {
     pub instances: Table<InstanceRecord>,
     pub volumes: Table<VolumeRecord>,
     pub snapshots: Table<SnapshotRecord>,
+    pub volume_types: Table<VolumeTypeRecord>,
+    pub volume_transfers: Table<VolumeTransferRecord>,
     pub exchanges: Table<ExchangeRecord>,
     pub tombstones: Table<TombstoneRecord>,
     pub claims: Table<ClaimRecord>,
@@ -250,6 +255,7 @@ impl View {
             vcpus: a.vcpus + b.vcpus,
             ram_mib: a.ram_mib + b.ram_mib,
             volume_gib: a.volume_gib + b.volume_gib,
+            trashed_volumes: a.trashed_volumes + b.trashed_volumes,
             snapshot_gib: a.snapshot_gib + b.snapshot_gib,
         })
     }
@@ -338,6 +344,8 @@ impl View {
             ServerGroupRecord::PREFIX => drop(self.server_groups.put(read!(), version)),
             AggregateRecord::PREFIX => drop(self.aggregates.put(read!(), version)),
             QuotaRecord::PREFIX => drop(self.quotas.put(read!(), version)),
+            VolumeTypeRecord::PREFIX => drop(self.volume_types.put(read!(), version)),
+            VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
@@ -397,13 +405,13 @@ impl View {
                 if before.as_ref().is_none_or(|b| now.matters(b)) {
                     touched.push(now.host);
                 }
-                let (host, part) = (now.host, (now.project, now.size_gib));
+                let (host, part) = (now.host, volume_part(now));
                 if let Some(old) = before.as_ref().map(|b| b.host).filter(|old| *old != host) {
                     drop_from(&mut self.volumes_on, &old, &id);
                     touched.push(old);
                 }
                 self.volumes_on.entry(host).or_default().insert(id);
-                self.tally(before.map(|b| (b.project, b.size_gib)), Some(part), sum_volume);
+                self.tally(before.map(|b| volume_part(&b)), Some(part), sum_volume);
             }
             SnapshotRecord::PREFIX => {
                 let (id, before) = self.snapshots.put(read!(), version);
@@ -450,6 +458,8 @@ impl View {
             ServerGroupRecord::PREFIX => drop(remove(&mut self.server_groups, id)),
             AggregateRecord::PREFIX => drop(remove(&mut self.aggregates, id)),
             QuotaRecord::PREFIX => drop(remove(&mut self.quotas, id)),
+            VolumeTypeRecord::PREFIX => drop(remove(&mut self.volume_types, id)),
+            VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
             ExchangeRecord::PREFIX => drop(remove(&mut self.exchanges, id)),
             PortRecord::PREFIX => {
@@ -483,7 +493,7 @@ impl View {
             VolumeRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.volumes, id) {
                     drop_from(&mut self.volumes_on, &old.host, &old.id);
-                    self.tally(Some((old.project, old.size_gib)), None, sum_volume);
+                    self.tally(Some(volume_part(&old)), None, sum_volume);
                     return vec![old.host];
                 }
             }
@@ -578,8 +588,13 @@ fn sum_instance(sums: &mut Sums, (vcpus, ram_mib): (u64, u64), more: bool) {
     count(&mut sums.ram_mib, ram_mib, more);
 }
 
-fn sum_volume(sums: &mut Sums, gib: u64, more: bool) {
+fn volume_part(record: &VolumeRecord) -> (ProjectId, (u64, u64)) {
+    (record.project, if record.seen() { (record.size_gib, 0) } else { (0, 1) })
+}
+
+fn sum_volume(sums: &mut Sums, (gib, trashed): (u64, u64), more: bool) {
     count(&mut sums.volume_gib, gib, more);
+    count(&mut sums.trashed_volumes, trashed, more);
 }
 
 fn sum_snapshot(sums: &mut Sums, gib: u64, more: bool) {

@@ -1,80 +1,17 @@
-//! Volumes and the recycle bin: create, extend, trash, restore, purge.
+//! Volumes and the recycle bin: extend, trash, restore, purge.
 
 use super::list::find;
 use super::orders::entomb;
-use super::{Draft, ListQuery, Ops, OpsError, View, resolve, sights};
+use super::{Draft, ListQuery, Ops, OpsError, Row, View, quotas, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
 use amphi_api::host::Claims;
-use amphi_api::volume::{Volume, VolumeCreate, VolumeExtend};
+use amphi_api::volume::{Volume, VolumeExtend};
 use amphi_api::wire::Tombstone;
 use amphi_api::{ProjectId, VolumeId, validate};
 use jiff::Timestamp;
 
 impl Ops {
-    pub async fn create_volume(&self, scope: ProjectId, request: &VolumeCreate) -> Result<Volume, OpsError> {
-        request.check()?;
-        let id = self
-            .transact_room(|view| {
-                let mut draft = Draft::default();
-                let source = match request.snapshot {
-                    None => None,
-                    Some(id) => {
-                        let row = find(&view.snapshots, scope, id)
-                            .map_err(|_| OpsError::field("snapshot", format!("no snapshot {id}")))?;
-                        if row.intent == Intent::Deleting || !row.made {
-                            return Err(OpsError::taken(
-                                "snapshot",
-                                format!("snapshot {id} is not available"),
-                            ));
-                        }
-                        draft.touch(row);
-                        Some(row)
-                    }
-                };
-                let size_gib = request.size_gib.or(source.map(|s| s.size_gib)).unwrap_or(0);
-                if let Some(source) = source.filter(|s| size_gib < s.size_gib) {
-                    let least = source.size_gib;
-                    return Err(OpsError::field("size_gib", format!("the snapshot has {least} GiB")));
-                }
-                let pinned = match &request.host {
-                    Some(text) => Some(resolve::host(view, "host", text)?.id),
-                    None => None,
-                };
-                let asked = Request {
-                    volume_gib: size_gib,
-                    volume: true,
-                    pinned,
-                    volume_host: source.map(|s| s.host),
-                    ..Request::default()
-                };
-                let host = place(&sights(view), &asked, self.policy())?.host;
-                let record = VolumeRecord {
-                    id: VolumeId::new(),
-                    project: scope,
-                    name: request.name.clone(),
-                    size_gib,
-                    host,
-                    source: request.snapshot,
-                    source_image: None,
-                    source_volume: None,
-                    untouched: false,
-                    instance: None,
-                    made: false,
-                    trashed_at: None,
-                    intent: Intent::Live,
-                    snapshots: 0,
-                    observed: None,
-                    created_at: Timestamp::now(),
-                };
-                draft.create(&record);
-                draft.claim(host, room(size_gib));
-                Ok((draft, record.id))
-            })
-            .await?;
-        self.volume(scope, id)
-    }
-
     pub fn volume(&self, scope: ProjectId, id: VolumeId) -> Result<Volume, OpsError> {
         let view = self.world().read();
         Ok(volume_view(&view, find(&view.volumes, scope, id)?))
@@ -116,6 +53,8 @@ impl Ops {
                 return Err(OpsError::field("size_gib", format!("must be more than the present {now} GiB")));
             }
             let more = request.size_gib - row.size_gib;
+            quotas::check_within(view, scope, Resource::PerVolumeGigabytes, 0, request.size_gib)?;
+            quotas::check(view, scope, &[(Resource::Gigabytes, more)])?;
             let asked =
                 Request { volume_gib: more, volume: true, volume_host: Some(row.host), ..Request::default() };
             place(&sights(view), &asked, self.policy())?;
@@ -130,11 +69,33 @@ impl Ops {
 
     /// To the recycle bin, where its bytes stay.
     pub async fn trash_volume(&self, scope: ProjectId, id: VolumeId) -> Result<(), OpsError> {
+        self.transact(|view| Ok((trash(view, scope, id, Timestamp::now())?, ()))).await
+    }
+
+    /// To the recycle bin without its snapshots, which go for good. Refused while they exist, unless they are to go.
+    pub async fn delete_volume(&self, scope: ProjectId, id: VolumeId, cascade: bool) -> Result<(), OpsError> {
         self.transact(|view| {
+            let now = Timestamp::now();
             let row = find(&view.volumes, scope, id)?;
-            trash_allowed(row).map_err(|why| OpsError::conflict(format!("volume {id}: {why}")))?;
-            let mut draft = Draft::default();
-            draft.update(row, &VolumeRecord { trashed_at: Some(Timestamp::now()), ..(*row.record).clone() });
+            let word = row.word(super::volume_edit::doings(view, row));
+            if !DELETABLE.contains(&word) {
+                return Err(OpsError::conflict(format!(
+                    "Invalid volume: Volume status must be {}, but current status is: {word}.",
+                    DELETABLE.join(" or ")
+                )));
+            }
+            let live = |s: &&Row<SnapshotRecord>| s.volume == id && s.intent == Intent::Live;
+            let snapshots: Vec<_> = view.snapshots_on(row.host).filter(live).collect();
+            if !snapshots.is_empty() && !cascade {
+                let count = snapshots.len();
+                return Err(OpsError::conflict(format!(
+                    "Invalid volume: Volume has {count} dependent snapshots; delete them first."
+                )));
+            }
+            let mut draft = trash(view, scope, id, now)?;
+            for snapshot in snapshots {
+                super::snapshots::remove(view, &mut draft, snapshot, now)?;
+            }
             Ok((draft, ()))
         })
         .await
@@ -144,6 +105,7 @@ impl Ops {
         self.transact(|view| {
             let row = find(&view.volumes, scope, id)?;
             in_bin(row)?;
+            quotas::check(view, scope, &[(Resource::Volumes, 1), (Resource::Gigabytes, row.size_gib)])?;
             let mut draft = Draft::default();
             draft.update(row, &VolumeRecord { trashed_at: None, ..(*row.record).clone() });
             Ok((draft, ()))
@@ -171,6 +133,21 @@ impl Ops {
         })
         .await
     }
+}
+
+/// What may be deleted (cinder/volume/api.py, `delete`).
+const DELETABLE: [&str; 6] =
+    ["available", "error", "error_restoring", "error_extending", "error_managing", "error_deleting"];
+
+fn trash(view: &View, scope: ProjectId, id: VolumeId, now: Timestamp) -> Result<Draft, OpsError> {
+    let row = find(&view.volumes, scope, id)?;
+    trash_allowed(row).map_err(|why| OpsError::conflict(format!("volume {id}: {why}")))?;
+    if let Some(user) = view.volumes_on(row.host).find(|v| v.source_volume == Some(id) && !v.made) {
+        return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
+    }
+    let mut draft = Draft::default();
+    draft.update(row, &VolumeRecord { trashed_at: Some(now), ..(*row.record).clone() });
+    Ok(draft)
 }
 
 fn in_bin(row: &VolumeRecord) -> Result<(), OpsError> {

@@ -18,6 +18,7 @@ pub mod routes;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod volume;
 pub mod words;
 
 use crate::ops::Ops;
@@ -61,7 +62,14 @@ impl Service {
 
 /// Every route of every service. Each service adds its own here, and nowhere else.
 fn services() -> Vec<Routes> {
-    vec![compute::routes(), identity::routes(), image::routes(), network::routes(), placement::routes()]
+    vec![
+        compute::routes(),
+        identity::routes(),
+        image::routes(),
+        network::routes(),
+        placement::routes(),
+        volume::routes(),
+    ]
 }
 
 /// The table of all routes with what each needs: the policy, as the router enforces it.

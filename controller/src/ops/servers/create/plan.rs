@@ -301,6 +301,7 @@ fn volume_of(
         intent: Intent::Live,
         snapshots: 0,
         observed: None,
+        traits: VolumeTraits::default(),
         created_at: now,
     };
     match plan.start {
@@ -310,7 +311,11 @@ fn volume_of(
             return Ok(id);
         }
         VolumeStart::Blank(_) => {}
-        VolumeStart::Image(id, _) => record.source_image = Some(id),
+        VolumeStart::Image(id, _) => {
+            record.source_image = Some(id);
+            record.traits.bootable = true;
+            record.traits.image = view.images.get(id).map(|row| image_metadata(row)).unwrap_or_default();
+        }
         VolumeStart::Snapshot(id, _) => {
             record.source = Some(id);
             if let Some(row) = view.snapshots.get(id) {
