@@ -35,6 +35,9 @@ pub struct VolumeWish {
     /// Name or id of the host to make it on.
     pub host: Option<String>,
     pub user: Option<UserId>,
+    /// Who asks does not know of hosts: while it holds nothing that could not be made again, it may follow its first
+    /// instance to another one.
+    pub movable: bool,
 }
 
 impl Ops {
@@ -112,7 +115,7 @@ fn decide(
         source: snapshot,
         source_image: image,
         source_volume: volume,
-        untouched: snapshot.is_none() && volume.is_none(),
+        untouched: wish.movable && snapshot.is_none() && volume.is_none(),
         instance: None,
         made: false,
         trashed_at: None,

@@ -1,12 +1,12 @@
 //! What stands before every route: the token and the need of the route, a request id, the base URL.
 
 use super::answers::Refusal;
-use super::routes::Need;
+use super::routes::{Need, PathProject};
 use super::{OpenStack, Service};
 use crate::ops::identity::Caller;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use std::convert::Infallible;
@@ -36,6 +36,11 @@ pub(super) async fn authenticate(
         };
         if let Err(refusal) = need.check(&caller) {
             return refusal.into_response();
+        }
+        // A path below a project that is not the caller's leads nowhere.
+        let named = request.extensions().get::<PathProject>();
+        if named.is_some_and(|PathProject(project)| !caller.may_see(*project)) {
+            return Refusal::new(StatusCode::NOT_FOUND, "The resource could not be found.").into_response();
         }
         request.extensions_mut().insert(caller);
     }

@@ -5,8 +5,9 @@ use super::answers::{Refusal, in_words_of, panicked};
 use super::body::Body;
 use super::gate::{Base, RequestId, authenticate, identify};
 use super::microversion::{Microversion, negotiate};
-use super::{OpenStack, Service};
+use super::{OpenStack, Service, words};
 use crate::ops::identity::Caller;
+use amphi_api::ProjectId;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::handler::Handler;
 use axum::http::{Method, Uri};
@@ -232,9 +233,16 @@ impl Routes {
     }
 }
 
+/// A project that a path names before all else, as cinder's and nova's older paths do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PathProject(pub ProjectId);
+
 /// The request with its path in the usual form.
 fn rewritten(mut request: Request, rewrite: fn(&str) -> Option<String>) -> Request {
     if let Some(path) = rewrite(request.uri().path()) {
+        if let Some(project) = request.uri().path().split('/').find_map(words::id) {
+            request.extensions_mut().insert(PathProject(ProjectId(project)));
+        }
         let text = match request.uri().query() {
             Some(query) => format!("{path}?{query}"),
             None => path,

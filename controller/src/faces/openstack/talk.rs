@@ -45,7 +45,7 @@ impl Talk {
         Self { cloud, router, text: String::new(), seen: Vec::new() }
     }
 
-    /// One request; `line` is `POST /compute/v2.1/flavors`. The version goes to compute and placement alike.
+    /// One request; `line` is `POST /compute/v2.1/flavors`. The version goes to all services that have versions.
     pub async fn ask(
         &self,
         caller: &Caller,
@@ -59,7 +59,7 @@ impl Talk {
             .method(method)
             .uri(path)
             .header("host", "cloud")
-            .header("openstack-api-version", format!("compute {version}, placement {version}"))
+            .header("openstack-api-version", format!("compute {version}, placement {version}, volume {version}"))
             .extension(caller.clone())
             .body(Body::from(bytes))
             .unwrap();

@@ -95,7 +95,8 @@ impl People {
     pub async fn send(&self, token: &str, request: &str, kind: &str, body: Vec<u8>) -> Answer {
         let (method, path) = request.split_once(' ').unwrap();
         let mut builder = Request::builder().method(method).uri(path).header("host", "c:1");
-        builder = builder.header("content-type", kind).header("openstack-api-version", "compute 2.79");
+        builder =
+            builder.header("content-type", kind).header("openstack-api-version", "compute 2.79, volume 3.70");
         if !token.is_empty() {
             builder = builder.header("x-auth-token", token);
         }
@@ -140,6 +141,23 @@ impl People {
             ("security-groups", group),
             ("security-group-rules", rule),
             ("images", image.clone()),
+        ]);
+        let disk = json!({"name": "v", "size": 1});
+        let volume = self.made(&member, "/volume/v3/volumes", "volume", disk.clone()).await;
+        let spare = self.made(&member, "/volume/v3/volumes", "volume", disk).await;
+        let hosts: Vec<_> = self.cloud.ops.world().read().hosts.iter().map(|host| host.id).collect();
+        for host in &hosts {
+            self.cloud.obey(*host).await;
+        }
+        let of = json!({"volume_id": volume, "name": "s"});
+        let snapshot = self.made(&member, "/volume/v3/snapshots", "snapshot", of).await;
+        let offer = json!({"volume_id": spare});
+        let offer = self.made(&member, "/volume/v3/volume-transfers", "transfer", offer).await;
+        self.ours.extend([
+            ("volumes", volume),
+            ("snapshots", snapshot),
+            ("volume-transfers", offer.clone()),
+            ("os-volume-transfer", offer),
         ]);
         let bytes = format!("PUT /image/v2/images/{image}/file");
         let put = self.send(&member, &bytes, "application/octet-stream", vec![0; 1 << 20]).await;

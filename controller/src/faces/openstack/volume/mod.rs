@@ -5,6 +5,8 @@ mod actions;
 mod attachments;
 mod cloud;
 mod filter;
+#[cfg(test)]
+mod golden;
 mod input;
 mod metadata;
 mod quotas;

@@ -200,6 +200,7 @@ async fn create(
             zone: input::text(&fields, &["availability_zone"])?.filter(|zone| !zone.is_empty()),
             host: None,
             user: Some(caller.user),
+            movable: true,
         }
     };
     // cinder, without a size: that of the snapshot or the volume; an image does not say one.
