@@ -5,7 +5,7 @@
 //! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
 
 use super::list::find;
-use super::servers::{Origin, Started, begin, end_task};
+use super::servers::{Origin, Started, begin, end_task, note};
 use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
 use crate::model::*;
@@ -102,7 +102,7 @@ impl Ops {
             let now = Timestamp::now();
             let Some(host) = row.host else {
                 // No host has anything of it that would have to go first.
-                begin(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
+                note(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
                 bury(view, &mut draft, row, now);
                 return Ok((draft, ()));
             };

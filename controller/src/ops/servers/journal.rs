@@ -44,7 +44,7 @@ pub(in crate::ops) fn begin(
 }
 
 /// An action that is over as soon as it is ordered.
-pub(super) fn note(
+pub(in crate::ops) fn note(
     draft: &mut Draft,
     origin: &Origin,
     record: &InstanceRecord,

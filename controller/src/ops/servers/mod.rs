@@ -23,7 +23,7 @@ pub use rebuild::RebuildWish;
 pub use resize::ResizeWish;
 
 pub(super) use conclude::{conclude, freed};
-pub(super) use journal::{Started, begin, end_task};
+pub(super) use journal::{Started, begin, end_task, note};
 
 use super::list::find;
 use super::{OpsError, Row, View};
