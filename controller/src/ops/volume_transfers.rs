@@ -84,6 +84,9 @@ impl Ops {
                 return Err(OpsError::field("auth_key", "Invalid auth key: it does not fit the transfer."));
             }
             let row = view.volumes.get(offer.volume).filter(|row| row.seen()).ok_or_else(gone)?;
+            if row.instance.is_some() || row.traits.hold.is_some() {
+                return Err(OpsError::conflict("Invalid volume: it is attached"));
+            }
             let kind = volume_types::get(view, row.traits.volume_type.unwrap_or(VolumeTypeRecord::DEFAULT));
             let kind = kind.unwrap_or_else(VolumeTypeRecord::default_type);
             if scope != row.project {

@@ -114,14 +114,20 @@ async fn list_in_detail(
     Ok(Json(json!({"attachments": all(&state, &caller, &query, shown)?})))
 }
 
-/// The host's name and the device, from what a connector says of itself.
-fn connector(fields: &input::Fields) -> Result<Option<(Option<String>, Option<String>)>, Refusal> {
+/// What a connector says of itself.
+struct Connector {
+    host_name: Option<String>,
+    device: Option<String>,
+}
+
+fn connector(fields: &input::Fields) -> Result<Option<Connector>, Refusal> {
     let Some((_, value)) = input::given(fields, &["connector"]) else { return Ok(None) };
     let inner = input::argument("connector", value.clone())?;
     if inner.is_empty() {
         return Ok(None);
     }
-    Ok(Some((input::text(&inner, &["host"])?, input::text(&inner, &["mountpoint"])?)))
+    let (host_name, device) = (input::text(&inner, &["host"])?, input::text(&inner, &["mountpoint"])?);
+    Ok(Some(Connector { host_name, device }))
 }
 
 async fn create(
@@ -144,7 +150,11 @@ async fn create(
     let (project, volume_id) = volume_id(&state, &caller, &named)?;
     let id = Uuid::now_v7();
     let mut changes = vec![VolumeChange::Hold { id, server, read_only }];
-    changes.extend(connector.map(|(host_name, device)| VolumeChange::Connect { id, host_name, device }));
+    changes.extend(connector.map(|Connector { host_name, device }| VolumeChange::Connect {
+        id,
+        host_name,
+        device,
+    }));
     state.ops.change_volume(project, volume_id, &changes).await.map_err(said)?;
     let view = state.ops.world().read();
     let row = volume(&view, &caller, &named)?;
@@ -191,7 +201,7 @@ async fn update(
     known(version)?;
     let (project, volume, id) = changeable(&state, &caller, &text)?;
     let connector = connector(&input::fields("attachment", body)?)?;
-    let (host_name, device) =
+    let Connector { host_name, device } =
         connector.ok_or_else(|| Refusal::bad("Must specify 'connector' in the attachment"))?;
     let change = VolumeChange::Connect { id, host_name, device };
     state.ops.change_volume(project, volume, &[change]).await.map_err(said)?;

@@ -214,7 +214,8 @@ fn fits(found: &Value, wanted: &str, part: bool) -> bool {
         }
         Value::Null => matches!(wanted, "" | "None" | "null"),
         Value::Bool(value) => boolean(wanted) == Some(*value),
-        value => value.to_string() == wanted,
+        Value::Number(number) => number.to_string() == wanted,
+        Value::Array(_) | Value::Object(_) => false,
     }
 }
 
