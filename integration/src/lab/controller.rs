@@ -65,9 +65,12 @@ pub fn units(binary: Option<PathBuf>) -> Vec<Unit> {
 
 const CONFIG: &str = "/etc/amphi/controller.toml";
 
+/// `AMPHI_RECYCLE_HOURS` says how long deleted volumes are kept: 0 where a long list of tests runs on a small disk.
 fn config() -> String {
+    let keep = std::env::var("AMPHI_RECYCLE_HOURS").ok().and_then(|text| text.parse::<u32>().ok());
+    let keep = keep.map(|hours| format!("recycle_hours = {hours}\n")).unwrap_or_default();
     format!(
-        "state_dir = \"{STATE_DIR}\"\nlisten = \"127.0.0.1:8774\"\nhosts_listen = \"10.99.0.1:7443\"\nhosts_url = \"https://10.99.0.1:7443\"\novn_nb = \"{OVN_NB}\"\novn_sb = \"{OVN_SB}\"\n"
+        "state_dir = \"{STATE_DIR}\"\nlisten = \"127.0.0.1:8774\"\nhosts_listen = \"10.99.0.1:7443\"\nhosts_url = \"https://10.99.0.1:7443\"\novn_nb = \"{OVN_NB}\"\novn_sb = \"{OVN_SB}\"\n{keep}"
     )
 }
 
