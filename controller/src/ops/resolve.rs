@@ -2,7 +2,7 @@
 
 use super::view::{Row, Table};
 use super::{OpsError, View};
-use crate::model::{BodyRecord, HostRecord, ImageRecord, Record, Visibility};
+use crate::model::{BodyRecord, GIB, HostRecord, ImageRecord, Record, Visibility};
 use amphi_api::image::{ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, BodySpec, VmSpec};
 use amphi_api::set::{MemberSpec, SetSpec};
@@ -117,6 +117,31 @@ pub(super) fn any_image<'a>(
     Ok(row)
 }
 
+/// Whether what a flavor gives is enough for an image that a body starts from. A disk of 0 GiB is as large as the
+/// image.
+pub(super) fn enough_for(row: &ImageRecord, memory_mib: u64, disk_gib: Option<u64>) -> Result<(), OpsError> {
+    let traits = &row.traits;
+    if memory_mib < u64::from(traits.min_ram) {
+        return Err(OpsError::field(
+            "flavorRef",
+            format!(
+                "Flavor's memory is too small for requested image: it has {memory_mib} MiB, the image wants {}",
+                traits.min_ram
+            ),
+        ));
+    }
+    let least = traits.virtual_size.unwrap_or(0).div_ceil(GIB).max(traits.min_disk.into());
+    match disk_gib {
+        Some(gib) if gib > 0 && gib < least => Err(OpsError::field(
+            "flavorRef",
+            format!(
+                "Flavor's disk is too small for requested image: it has {gib} GiB, the image wants {least}"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The body that one image makes: a VM of a disk, a set of one member of a container image, a whole set of a
 /// description, which the caller has read. `root_gib`: the size of a VM's root disk; none: the image's own.
 pub(super) fn body_of_image<'a>(
@@ -169,6 +194,41 @@ pub(super) fn body<'a>(
             let rows: Vec<_> = members.into_iter().map(|(_, row)| row).collect();
             let images = rows.iter().map(|row| row.id).collect();
             Ok((BodyRecord { spec: BodySpec::Set(set.normalized()), images }, rows))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ImageTraits;
+
+    #[test]
+    fn what_an_image_wants_of_a_flavor() {
+        let traits =
+            ImageTraits { min_ram: 512, min_disk: 2, virtual_size: Some(3 * GIB), ..Default::default() };
+        let image = ImageRecord {
+            id: ImageId::new(),
+            project: ProjectId::DEFAULT,
+            name: "i".into(),
+            format: ImageFormat::Raw,
+            cmdline: String::new(),
+            blobs: Default::default(),
+            traits,
+            export: None,
+            closing: false,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let table = [
+            (511, Some(9), false),
+            (512, Some(9), true),
+            (512, Some(3), true),
+            (512, Some(2), false),
+            (512, Some(0), true),
+            (512, None, true),
+        ];
+        for (memory, disk, fits) in table {
+            assert_eq!(enough_for(&image, memory, disk).is_ok(), fits, "{memory} MiB, {disk:?} GiB");
         }
     }
 }

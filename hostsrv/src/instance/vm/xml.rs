@@ -91,7 +91,10 @@ fn os(plan: &BodyPlan) -> Result<Element, DriverError> {
                 .child(Element::new("initrd").text(blob(plan, plan.runs(), BlobRole::Initramfs)?.display()))
                 .child(Element::new("cmdline").text(cmdline.trim_end())))
         }
-        ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os.child(Element::new("boot").attr("dev", "hd"))),
+        // The BIOS speaks on the serial line too: a disk that does not boot says so in the console log.
+        ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os
+            .child(Element::new("boot").attr("dev", "hd"))
+            .child(Element::new("bios").attr("useserial", "yes"))),
         ImageFormat::DockerArchive | ImageFormat::SetDescription | ImageFormat::Other => {
             Err(refused(plan, "a VM starts from a qcow2 or raw disk, or from a kernel with its initramfs"))
         }

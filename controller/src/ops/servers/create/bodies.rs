@@ -35,6 +35,10 @@ pub(super) fn of(
     let mut from_volume = false;
     if let Some(id) = wish.image {
         let row = image(view, project, id, "imageRef")?;
+        // A disk that becomes a volume is as large as that.
+        let local = !wish.devices.iter().any(|d| d.boot_index == Some(0) && !d.local);
+        let disk_gib = (local && !row.format.is_container()).then_some(wish.flavor.disk_gib);
+        resolve::enough_for(row, wish.flavor.ram_mib, disk_gib)?;
         if row.format == ImageFormat::SetDescription {
             let (body, images) = resolve::body_of_image(view, project, id, None, described)?;
             images.into_iter().for_each(|image| draft.guard(image));
