@@ -9,7 +9,6 @@ use crate::storage::{self, VolumeDriver};
 use anyhow::Context;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::UnixListener;
 
 /// Serves until the process ends; prints `ready` once dockerd can ask.
@@ -18,7 +17,7 @@ pub async fn serve(config: &Config, switch: Switch, volumes: Arc<dyn VolumeDrive
     let links = network::Links::open().context("cannot reach the kernel's routing socket")?;
     let records = plugin::Records::open(&config.state_dir, &config.run_dir)?;
     let wiring = network::Wiring { links, switch };
-    let driver = plugin::NetworkDriver { wiring, records, await_flows: Some(AWAIT_FLOWS) };
+    let driver = plugin::NetworkDriver { wiring, records };
     let router = plugin::activation_router(&["NetworkDriver", "IpamDriver", "VolumeDriver"])
         .merge(plugin::network_router(Arc::new(driver)))
         .merge(plugin::ipam_router())
@@ -26,9 +25,6 @@ pub async fn serve(config: &Config, switch: Switch, volumes: Arc<dyn VolumeDrive
     println!("ready");
     plugin::serve(listener, router).await.context("the drivers' socket")
 }
-
-/// How long a container's start waits for OVN to have its port's flows, so that its first packet passes.
-const AWAIT_FLOWS: Duration = Duration::from_secs(2);
 
 /// The socket handed over by the init system (`LISTEN_FDS`), else one of our own in the place of a stale one.
 async fn listen(config: &Config) -> anyhow::Result<UnixListener> {

@@ -9,7 +9,7 @@ use amphi_hostsrv::images::ImageCache;
 use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
-use amphi_hostsrv::network::ovs;
+use amphi_hostsrv::network::{Flows, ovs};
 use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
@@ -84,8 +84,9 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
+    let options = SetOptions { gate: Some(Arc::new(Flows::new(switch.clone()))), ..SetOptions::default() };
     let sets: Arc<dyn BodyDriver> =
-        Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), SetOptions::default())?);
+        Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), options)?);
     let vms: Arc<dyn BodyDriver> = Arc::new(VmDriver::new(
         &config.libvirt,
         &config.state_dir,

@@ -75,7 +75,7 @@ fn containers_keep_their_ports() {
         host.start_switch();
         let wiring = runtime.block_on(async { wiring() });
         prepare_switch(&runtime, &wiring.switch);
-        let mut plugin = Plugin::start(&runtime, &host.dir, None);
+        let mut plugin = Plugin::start(&runtime, &host.dir);
         host.start_docker();
         let observe = || runtime.block_on(wiring.switch.observe()).expect("observable");
 
@@ -229,7 +229,7 @@ fn a_port_of_both_families_has_both_at_its_first_instruction() {
         host.start_switch();
         let wiring = runtime.block_on(async { wiring() });
         prepare_switch(&runtime, &wiring.switch);
-        let _plugin = Plugin::start(&runtime, &host.dir, None);
+        let _plugin = Plugin::start(&runtime, &host.dir);
         host.start_docker();
         create_network(host, "net-a");
         let port = Uuid::new_v4();

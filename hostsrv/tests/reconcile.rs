@@ -22,7 +22,8 @@ use amphi_hostsrv::storage::{
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use uuid::Uuid;
@@ -77,7 +78,8 @@ impl BodyDriver for Bodies {
         if let Some(message) = self.engine.refuse.lock().unwrap().clone() {
             return Err(DriverError::EngineRefused { engine: "fake", doing: "ensure".into(), message });
         }
-        assert_eq!(plan.volume.as_ref().is_some_and(|v| v.mount.is_some()), self.kind == BodyKind::Set);
+        let by_name = plan.volume.as_ref().is_some_and(|v| v.device.as_os_str().is_empty());
+        assert_eq!(by_name, self.kind == BodyKind::Set, "Docker has the shared volume mounted by its name");
         let halted = if plan.power == Power::On { String::new() } else { format!(" {:?}", plan.power) };
         self.note(format!("ensure {}{halted}", plan.epoch));
         let body = ObservedBody {
@@ -144,6 +146,8 @@ impl BodyExport for Bodies {
 #[derive(Default)]
 struct Volumes {
     held: Mutex<BTreeMap<Uuid, ObservedVolume>>,
+    /// How often LVM was asked.
+    looks: AtomicU32,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -161,6 +165,7 @@ impl VolumeDriver for Volumes {
     }
 
     async fn observe(&self) -> Result<Vec<ObservedVolume>, StorageError> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         Ok(self.held.lock().unwrap().values().cloned().collect())
     }
 
@@ -191,6 +196,10 @@ impl VolumeDriver for Volumes {
         volume.device = Some("/dev/fake".into());
         volume.mounted = (how == Attach::Mounted).then(|| "/mnt/fake".into());
         Ok(Attached { device: "/dev/fake".into(), mount: volume.mounted.clone() })
+    }
+
+    async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError> {
+        Ok(self.held.lock().unwrap().get(&id).and_then(|volume| volume.mounted.clone()))
     }
 
     async fn detach(&self, id: Uuid) -> Result<(), StorageError> {
@@ -421,6 +430,28 @@ async fn a_set_comes_grows_restarts_and_goes() {
     host.until("it is buried", |s| s.buried == [tombstone]).await;
     assert_eq!(host.calls(), ["set stop", "set remove 1 but Nothing"]);
     assert_eq!(host.volumes.held.lock().unwrap().len(), 1, "its volume stays");
+}
+
+/// Each look at LVM is a process: none is started where nothing can have changed.
+#[tokio::test]
+async fn lvm_is_asked_when_a_volume_may_have_changed() {
+    let (mut host, id) = running().await;
+    let looked_at = async |host: &mut Host| {
+        host.order(|_| ());
+        let generation = host.desired.generation;
+        host.until("the order is seen", |s| s.generation == generation).await;
+        host.volumes.looks.load(Ordering::Relaxed)
+    };
+    looked_at(&mut host).await;
+    let before = looked_at(&mut host).await;
+    // Neither orders nor work on bodies alone.
+    assert_eq!(looked_at(&mut host).await, before);
+    host.sets.bodies.lock().unwrap().get_mut(&id).unwrap().state = ObservedState::Stopped;
+    host.volumes.held.lock().unwrap().values_mut().for_each(|v| v.mounted = None);
+    looked_at(&mut host).await;
+    host.until("it runs again", |s| is(s, id, BodyState::Running)).await;
+    looked_at(&mut host).await;
+    assert!(looked_at(&mut host).await > before, "attaching changed the volume");
 }
 
 #[tokio::test]

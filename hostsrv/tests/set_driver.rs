@@ -10,11 +10,11 @@ mod verbs;
 
 use amphi_api::image::BlobRole;
 use amphi_api::wire::BodyDesired;
-use amphi_api::{NetworkId, VolumeId};
-use amphi_hostsrv::instance::set::SetOptions;
+use amphi_api::{NetworkId, PortId, VolumeId};
 use amphi_hostsrv::instance::set::render::{Facts, render};
+use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
 use amphi_hostsrv::instance::{
-    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, ObservedState, PortAttachment, Remains,
+    Adjustment, Bell, BodyDriver, BodyPlan, DriverError, ObservedState, PortAttachment, PortGate, Remains,
     VolumeAttachment,
 };
 use bollard::query_parameters::{CreateContainerOptionsBuilder, ListImagesOptions};
@@ -27,8 +27,10 @@ use stage::{Stage, driver};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 #[test]
 fn a_set_lives_and_dies() {
@@ -273,6 +275,55 @@ fn a_hung_and_a_dead_dockerd_are_told_apart() {
         assert!(rang.is_ok(), "the bell rings when the engine is back");
         assert_eq!(stage.observe(), Some(body));
         stage.run(stage.driver.remove(plan.instance, 5, Remains::Nothing));
+    });
+}
+
+/// Opens when told to.
+#[derive(Debug)]
+struct Held {
+    asked: Mutex<Vec<PortId>>,
+    open: Semaphore,
+}
+
+#[async_trait::async_trait]
+impl PortGate for Held {
+    async fn opened(&self, port: PortId) -> bool {
+        self.asked.lock().expect("asked").push(port);
+        self.open.acquire().await.expect("never closed").forget();
+        true
+    }
+}
+
+#[test]
+fn members_start_once_their_network_passes() {
+    on_private_host("members_start_once_their_network_passes", |host| {
+        host.start_switch();
+        let dir = host.dir.clone();
+        let plugin_runtime = Runtime::new().expect("a runtime");
+        serve_plugin(&plugin_runtime, &dir);
+        let stage = Stage::new(host);
+        let mut plan = stage.usual_plan();
+        plan.ports = vec![port(NetworkId::new(), 5, true)];
+        let gate = Arc::new(Held { asked: Mutex::default(), open: Semaphore::new(0) });
+        let gated = {
+            let _context = stage.runtime.enter();
+            let options = SetOptions { gate: Some(gate.clone()), ..SetOptions::default() };
+            SetDriver::new(DOCKER_SOCKET, &dir, Bell::default(), options).expect("a driver")
+        };
+        let ensured = stage.runtime.spawn({
+            let plan = plan.clone();
+            async move { gated.ensure(&plan).await }
+        });
+        eventually("the gate is asked, and the members are made", || {
+            let asked = gate.asked.lock().expect("asked").clone();
+            let made = stage.host.docker(&["ps", "-aq"]).lines().count();
+            if asked == [plan.ports[0].id] && made == 3 { Ok(()) } else { Err((asked, made)) }
+        });
+        let runs = stage.host.docker(&["ps", "--format", "{{.Names}}"]);
+        assert_eq!(runs, stage.container(&plan, "anchor"), "only the anchor runs before the network passes");
+        gate.open.add_permits(1);
+        stage.run(async { ensured.await.expect("no panic") });
+        stage.running();
     });
 }
 

@@ -41,6 +41,9 @@ enum Verb {
         /// How many sets are created, each beside plain containers
         #[arg(long, default_value_t = 15)]
         rounds: usize,
+        /// Measure only these parts
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<amphi_integration::bench::Part>,
     },
     /// End the lab and remove what it made
     Down,
@@ -130,9 +133,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let once = std::env::var_os("AMPHI_ONCE").is_some_and(|v| !v.is_empty() && v != "0");
             return Ok(truth(amphi_integration::run::run(layout, &program, once, show)?));
         }
-        Verb::Bench { rounds } => {
+        Verb::Bench { rounds, only } => {
             let program = own_program()?;
-            amphi_integration::bench::run(layout, &program, rounds, show)?;
+            amphi_integration::bench::run(layout, &program, rounds, &only, show)?;
         }
         Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
         Verb::Down => match Lab::attach(layout.clone()) {

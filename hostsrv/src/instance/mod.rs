@@ -17,6 +17,7 @@ use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, Vol
 use async_trait::async_trait;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,7 +57,8 @@ impl PortAttachment {
     }
 }
 
-/// The volume as a driver hands it on: a block device for a VM, a mounted directory for a set.
+/// The volume as a driver hands it on: a block device for a VM, a mounted directory for a set. Of the volume that a set's
+/// members share only the id is told: Docker has it mounted through the volume driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeAttachment {
     pub id: VolumeId,
@@ -286,6 +288,14 @@ pub enum Adjustment {
     /// Hold still: no write may be under way while a snapshot is taken. One that is halted anyhow stays so after it.
     Pause,
     Resume,
+}
+
+/// The network's side of a body's start: tells when a port that is plugged passes traffic.
+#[async_trait]
+pub trait PortGate: Send + Sync + fmt::Debug {
+    /// Returns once the port's traffic passes, or after a bound of the gate's own: a body has to start while the
+    /// network's control plane is away. False: it was not waited to the end.
+    async fn opened(&self, port: PortId) -> bool;
 }
 
 /// What wakes the reconciler: engines ring it when one of our bodies changes by itself. A driver's constructor takes

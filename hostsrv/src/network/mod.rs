@@ -5,6 +5,7 @@
 //! `iface-id` of ours. Refuses to allocate anything: addresses, MACs and port ids come from
 //! outside. What a port may send is OVN's business.
 
+pub mod gate;
 pub mod link;
 mod offload;
 pub mod ovs;
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use uuid::Uuid;
 
+pub use gate::Flows;
 pub use link::Links;
 pub use ovs::Switch;
 pub use wiring::Wiring;

@@ -16,6 +16,7 @@ use amphi_api::instance::BodyKind;
 use amphi_api::wire::{BodyDesired, HostDesired, InstanceDesired};
 use amphi_api::{ImageId, InstanceId, VolumeId};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -100,7 +101,11 @@ impl Reconciler {
         for step in &steps {
             tracing::debug!(target: "reconcile", ?item, ?step, "begins");
             let began = Instant::now();
-            match self.carry_out(item, step, desired).await {
+            let outcome = self.carry_out(item, step, desired).await;
+            if !step.leaves_volumes() {
+                self.touched_volumes();
+            }
+            match outcome {
                 Ok(()) => {
                     let ms = began.elapsed().as_millis() as u64;
                     tracing::info!(target: "reconcile", ?item, ?step, ms, "done");
@@ -134,7 +139,6 @@ impl Reconciler {
                 Some(error) => held.failed(error.code(), error.to_string(), Instant::now()),
             }
         }
-        self.ended.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         self.bell.notify_one();
     }
 
@@ -178,7 +182,15 @@ impl Reconciler {
                 let begun = super::ledger::Begun { restarts: *restarts, ..ledger.begun(id) };
                 Ok(ledger.note(id, begun)?)
             }
-            (Step::EnsureVolume { volume }, ..) => self.ensure_volume(desired, *volume).await,
+            (Step::EnsureVolume { volume }, ..) => {
+                // The ledger's sync, due before the body, passes while LVM works.
+                let noted = async {
+                    let body = instance.filter(|i| i.power.wants_body());
+                    body.map_or(Ok(()), |instance| self.note_begun(instance))
+                };
+                let (made, noted) = tokio::join!(self.ensure_volume(desired, *volume), noted);
+                made.and(noted)
+            }
             (Step::TellGrown { kind, volume }, Item::Instance(id), _) => {
                 let bytes = desired.volumes.iter().find(|v| v.id == *volume).map_or(0, |v| v.size_bytes);
                 Ok(self
@@ -220,22 +232,26 @@ impl Reconciler {
     async fn ensure(&self, item: Item, instance: &InstanceDesired) -> Result<(), WorkError> {
         let kind = instance.body.kind();
         let driver = self.body_driver(kind)?.clone();
+        // Docker asks for a set's shared volume through the volume driver when a container starts, and waits there for
+        // the mount that is under way here: the mount and the making of the first container share their time.
+        let late = instance.root_volume.or(instance.volume).filter(|_| kind == BodyKind::Set);
         let (plan, hands) = tokio::try_join!(
             self.resolve(instance, &instance.body, instance.epoch),
-            self.attach(instance, kind)
+            self.attach(instance, kind, late)
         )?;
         let Hands { volume, root_volume, attachments } = hands;
         let plan = BodyPlan { volume, root_volume, attachments, ..plan };
-        {
-            // On disk before the engine hears of it: should the engine fall silent, the body still counts.
-            let mut ledger = self.ledger();
-            let mut begun = ledger.begun(instance.id);
-            if !begun.kinds.contains(&kind) {
-                begun.kinds.push(kind);
+        self.note_begun(instance)?;
+        let attached = async {
+            match late {
+                Some(id) => self.attach_one(id, kind).await.map(drop),
+                None => Ok(()),
             }
-            ledger.note(instance.id, begun)?;
-        }
-        driver.ensure(&plan).await?;
+        };
+        let (attached, ensured) = tokio::join!(attached, driver.ensure(&plan));
+        // Where both failed, the volume's trouble is the cause.
+        attached?;
+        ensured?;
         let mut memory = self.memory();
         let held = memory.entry(item).or_default();
         if let Some(since) = held.switching_since.take() {
@@ -244,15 +260,40 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Every volume of the instance, as its kind of body needs it.
-    async fn attach(&self, instance: &InstanceDesired, kind: BodyKind) -> Result<Hands, WorkError> {
-        let one = async |id: VolumeId| {
-            let how = match kind {
-                BodyKind::Set => Attach::Mounted,
-                BodyKind::Vm => Attach::Device,
-            };
-            let attached = self.drivers.volumes.attach(id.0, how).await?;
-            Ok::<_, WorkError>(VolumeAttachment { id, device: attached.device, mount: attached.mount })
+    /// On disk before the engine hears of a body: should the engine fall silent, the body still counts.
+    fn note_begun(&self, instance: &InstanceDesired) -> Result<(), WorkError> {
+        let kind = instance.body.kind();
+        let mut ledger = self.ledger();
+        let mut begun = ledger.begun(instance.id);
+        if !begun.kinds.contains(&kind) {
+            begun.kinds.push(kind);
+        }
+        Ok(ledger.note(instance.id, begun)?)
+    }
+
+    async fn attach_one(&self, id: VolumeId, kind: BodyKind) -> Result<VolumeAttachment, WorkError> {
+        let how = match kind {
+            BodyKind::Set => Attach::Mounted,
+            BodyKind::Vm => Attach::Device,
+        };
+        let attached = self.drivers.volumes.attach(id.0, how).await;
+        // LVM is asked while the engine makes the body, so that the status need not wait for it at the end.
+        self.touched_volumes();
+        self.bell.notify_one();
+        let attached = attached?;
+        Ok(VolumeAttachment { id, device: attached.device, mount: attached.mount })
+    }
+
+    /// Every volume of the instance, as its kind of body needs it; `late` is named and not attached yet.
+    async fn attach(
+        &self,
+        instance: &InstanceDesired,
+        kind: BodyKind,
+        late: Option<VolumeId>,
+    ) -> Result<Hands, WorkError> {
+        let one = async |id: VolumeId| match late == Some(id) {
+            true => Ok(VolumeAttachment { id, device: PathBuf::new(), mount: None }),
+            false => self.attach_one(id, kind).await,
         };
         let mut hands = Hands::default();
         if let Some(id) = instance.volume {

@@ -52,8 +52,8 @@ pub struct Reconciler {
     ledger: Mutex<Ledger>,
     memory: Mutex<BTreeMap<Item, Memory>>,
     bell: Bell,
-    /// Counts tasks that have ended.
-    ended: AtomicU64,
+    /// Counts what may have changed a volume.
+    touched: AtomicU64,
     status: watch::Sender<Arc<HostStatus>>,
     troubles: watch::Sender<Arc<Troubles>>,
 }
@@ -72,7 +72,7 @@ impl Reconciler {
             ledger: Mutex::new(ledger),
             memory: Mutex::default(),
             bell,
-            ended: AtomicU64::new(0),
+            touched: AtomicU64::new(0),
             status: watch::Sender::new(Arc::default()),
             troubles: watch::Sender::new(Arc::default()),
         })
@@ -127,14 +127,18 @@ impl Reconciler {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A volume may have changed: the next look asks LVM again.
+    fn touched_volumes(&self) {
+        self.touched.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Runs until the process ends. `ready` is told after the first look at every engine.
     pub async fn run(self: Arc<Self>, ready: impl FnOnce()) {
         let mut ready = Some(ready);
         let mut observer = Observer::default();
         loop {
             let busy_before = self.busy();
-            let ended = self.ended.load(Ordering::Acquire);
-            let world = observer.look(&self.drivers, &self.memory, ended).await;
+            let world = observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await;
             self.remember_troubles(&world);
             let started = self.act(&world, &busy_before);
             self.publish(&world);

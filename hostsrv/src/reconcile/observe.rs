@@ -1,13 +1,11 @@
 //! One look at all engines. Each answers or is noted as silent; none can hold up another beyond its own bound.
 
-use super::memory::Memory;
-use super::plan::{Item, Observed};
+use super::plan::Observed;
 use super::{Drivers, Troubles};
 use crate::instance::ObservedBody;
 use crate::storage::ObservedVolume;
 use amphi_api::instance::BodyKind;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -39,23 +37,18 @@ impl World {
 #[derive(Default)]
 pub struct Observer {
     volumes: Option<(Instant, BTreeMap<Uuid, ObservedVolume>)>,
-    /// How many tasks had ended when that look began.
-    ended_before: u64,
+    /// How often volumes had been touched when that look began.
+    touched_before: u64,
 }
 
 impl Observer {
-    /// `ended` counts the tasks that have ended: any of them may have changed a volume.
-    pub async fn look(
-        &mut self,
-        drivers: &Drivers,
-        memory: &Mutex<BTreeMap<Item, Memory>>,
-        ended: u64,
-    ) -> World {
+    /// `touched` counts what may have changed a volume, each at its end.
+    pub async fn look(&mut self, drivers: &Drivers, touched: u64) -> World {
         let mut world = World::default();
         let looks =
             drivers.bodies.iter().map(|(kind, driver)| async move { (*kind, driver.observe().await) });
         let (bodies, volumes) =
-            tokio::join!(futures_util::future::join_all(looks), self.look_at_volumes(drivers, memory, ended));
+            tokio::join!(futures_util::future::join_all(looks), self.look_at_volumes(drivers, touched));
         for (kind, result) in bodies {
             match result {
                 Ok(bodies) => {
@@ -77,13 +70,10 @@ impl Observer {
     async fn look_at_volumes(
         &mut self,
         drivers: &Drivers,
-        memory: &Mutex<BTreeMap<Item, Memory>>,
-        ended: u64,
+        touched: u64,
     ) -> Result<BTreeMap<Uuid, ObservedVolume>, String> {
-        let busy = memory.lock().unwrap_or_else(PoisonError::into_inner).values().any(|m| m.busy);
-        let dirty = busy || self.ended_before != ended;
         if let Some((at, volumes)) = &self.volumes
-            && !dirty
+            && self.touched_before == touched
             && at.elapsed() < VOLUMES_GOOD_FOR
         {
             return Ok(volumes.clone());
@@ -92,7 +82,7 @@ impl Observer {
             Ok(list) => {
                 let volumes: BTreeMap<_, _> = list.into_iter().map(|v| (v.id, v)).collect();
                 self.volumes = Some((Instant::now(), volumes.clone()));
-                self.ended_before = ended;
+                self.touched_before = touched;
                 Ok(volumes)
             }
             Err(error) => {

@@ -292,6 +292,10 @@ impl VolumeDriver for LvmDriver {
         }
     }
 
+    async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError> {
+        Ok(self.is_mounted(id).await?.then(|| self.mount_point(id)))
+    }
+
     async fn detach(&self, id: Uuid) -> Result<(), StorageError> {
         let _lock = self.locks.lock(&[id]).await?;
         let report = self.lvm.report().await?;

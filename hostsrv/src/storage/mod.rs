@@ -197,6 +197,10 @@ pub trait VolumeDriver: Send + Sync {
 
     async fn attach(&self, id: Uuid, how: Attach) -> Result<Attached, StorageError>;
 
+    /// Where the volume is mounted by this host, as the kernel alone tells, within microseconds. Nothing is ever
+    /// mounted that is not ready or is in the bin.
+    async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError>;
+
     /// Unmounts and deactivates; an unknown volume counts as detached.
     async fn detach(&self, id: Uuid) -> Result<(), StorageError>;
 

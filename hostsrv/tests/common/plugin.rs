@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use amphi_hostsrv::network::plugin::{
     NetworkDriver, Records, activation_router, bind, ipam_router, network_router, serve,
@@ -19,20 +18,19 @@ const SOCKET: &str = "/run/docker/plugins/amphi.sock";
 pub struct Plugin<'a> {
     runtime: &'a Runtime,
     dir: PathBuf,
-    await_flows: Option<Duration>,
     server: JoinHandle<()>,
 }
 
 impl<'a> Plugin<'a> {
-    pub fn start(runtime: &'a Runtime, dir: &Path, await_flows: Option<Duration>) -> Plugin<'a> {
-        Plugin { runtime, dir: dir.to_owned(), await_flows, server: Plugin::spawn(runtime, dir, await_flows) }
+    pub fn start(runtime: &'a Runtime, dir: &Path) -> Plugin<'a> {
+        Plugin { runtime, dir: dir.to_owned(), server: Plugin::spawn(runtime, dir) }
     }
 
-    fn spawn(runtime: &Runtime, dir: &Path, await_flows: Option<Duration>) -> JoinHandle<()> {
+    fn spawn(runtime: &Runtime, dir: &Path) -> JoinHandle<()> {
         let _context = runtime.enter();
         let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
         let router = activation_router(&["NetworkDriver", "IpamDriver"])
-            .merge(network_router(Arc::new(NetworkDriver { wiring: wiring(), records, await_flows })))
+            .merge(network_router(Arc::new(NetworkDriver { wiring: wiring(), records })))
             .merge(ipam_router());
         let listener = runtime.block_on(bind(Path::new(SOCKET))).expect("a free socket");
         tokio::spawn(async move { serve(listener, router).await.expect("serves") })
@@ -42,7 +40,7 @@ impl<'a> Plugin<'a> {
         self.server.abort();
         let ended = self.runtime.block_on(&mut self.server);
         assert!(ended.is_err_and(|error| error.is_cancelled()));
-        self.server = Plugin::spawn(self.runtime, &self.dir, self.await_flows);
+        self.server = Plugin::spawn(self.runtime, &self.dir);
     }
 }
 

@@ -50,7 +50,7 @@ pub fn serve_plugin(runtime: &Runtime, dir: &Path) {
     });
     let _context = runtime.enter();
     let records = Records::open(&dir.join("state"), &dir.join("run")).expect("directories");
-    let network = Arc::new(NetworkDriver { wiring: wiring(), records, await_flows: None });
+    let network = Arc::new(NetworkDriver { wiring: wiring(), records });
     let router = activation_router(&["NetworkDriver", "IpamDriver", "VolumeDriver"])
         .merge(network_router(network))
         .merge(ipam_router())

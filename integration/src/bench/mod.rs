@@ -22,6 +22,17 @@ use crate::lab::{Lab, Layout, UnitStatus, UpOptions};
 const HOST: &str = "h1";
 const NAME: &str = "bench";
 
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Creating a set, beside plain containers.
+    Create,
+    /// Exchanging a body, there and back.
+    Exchange,
+    /// What the daemons take while nothing happens.
+    Rest,
+}
+
 /// One number, with what was promised of it.
 pub struct Figure {
     pub name: &'static str,
@@ -36,8 +47,14 @@ struct Bench<'a> {
     runtime: &'a Runtime,
 }
 
-/// Brings a lab up, measures, prints, takes it down.
-pub fn run(layout: Layout, program: &Path, rounds: usize, mut unit: impl FnMut(&UnitStatus)) -> Result<()> {
+/// Brings a lab up, measures `only` these parts (none: all), prints, takes it down.
+pub fn run(
+    layout: Layout,
+    program: &Path,
+    rounds: usize,
+    only: &[Part],
+    mut unit: impl FnMut(&UnitStatus),
+) -> Result<()> {
     let lab = Lab::up(&UpOptions::new(layout.clone(), program.to_owned(), 1), |u| unit(u))?;
     let client = crate::run::client(&layout)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,19 +64,26 @@ pub fn run(layout: Layout, program: &Path, rounds: usize, mut unit: impl FnMut(&
         .context("start a runtime")?;
     let bench = Bench { lab: &lab, client: &client, runtime: &runtime };
     let before = load();
-    let figures = bench.all(rounds)?;
+    let figures = bench.figures(rounds, |part| only.is_empty() || only.contains(&part))?;
     lab.down()?;
     print(&figures, &before);
     Ok(())
 }
 
 impl Bench<'_> {
-    fn all(&self, rounds: usize) -> Result<Vec<Figure>> {
+    fn figures(&self, rounds: usize, wanted: impl Fn(Part) -> bool) -> Result<Vec<Figure>> {
         rest::widen(self.lab)?;
         self.prepare()?;
-        let mut figures = create::measure(self, rounds)?;
-        figures.extend(exchange::measure(self)?);
-        figures.extend(rest::measure(self)?);
+        let mut figures = Vec::new();
+        if wanted(Part::Create) {
+            figures.extend(create::measure(self, rounds)?);
+        }
+        if wanted(Part::Exchange) {
+            figures.extend(exchange::measure(self)?);
+        }
+        if wanted(Part::Rest) {
+            figures.extend(rest::measure(self)?);
+        }
         Ok(figures)
     }
 

@@ -11,7 +11,7 @@ use super::volumes::Places;
 use super::{ENGINE, events, export, ports, start};
 use crate::instance::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
-    Remains, folders,
+    PortGate, Remains, folders,
 };
 use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, Power};
@@ -41,6 +41,8 @@ pub struct SetOptions {
     /// knows; elsewhere runc refuses a privileged container. Anchors need no privilege to work: Docker applies their
     /// sysctls.
     pub privileged_anchor: bool,
+    /// What the first member's start waits for once the anchor is plugged. Default: nothing, as where no OVN runs.
+    pub gate: Option<Arc<dyn PortGate>>,
 }
 
 impl Default for SetOptions {
@@ -49,6 +51,7 @@ impl Default for SetOptions {
             limits: Limits::default(),
             busybox: PathBuf::from("/bin/busybox"),
             privileged_anchor: has_every_capability(),
+            gate: None,
         }
     }
 }
@@ -81,6 +84,7 @@ impl SetDriver {
             still: Mutex::default(),
             state_dir,
             privileged_anchor: options.privileged_anchor,
+            gate: options.gate,
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();

@@ -9,11 +9,11 @@ use super::observed::{Part, PartState, Sightings};
 use super::render::Facts;
 use super::restarts::Restarts;
 use super::volumes::Places;
-use crate::instance::{Bell, BodyPlan, DriverError};
+use crate::instance::{Bell, BodyPlan, DriverError, PortAttachment, PortGate};
 use amphi_api::InstanceId;
 use amphi_api::set::SetSpec;
 use bollard::query_parameters::StopContainerOptionsBuilder;
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::{join_all, try_join, try_join_all};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -31,6 +31,7 @@ pub struct Shared {
     pub places: Places,
     pub state_dir: PathBuf,
     pub privileged_anchor: bool,
+    pub gate: Option<Arc<dyn PortGate>>,
     /// Containers that are held still for a moment: to be taken for running, and let be.
     pub still: Mutex<HashSet<String>>,
     /// Containers for which the bell is already set to ring.
@@ -90,6 +91,13 @@ impl Shared {
 
     pub fn files(&self, plan: &BodyPlan) -> SetFiles {
         SetFiles::new(&self.state_dir, plan)
+    }
+
+    /// Returns when every port passes traffic, or the gate has waited long enough.
+    pub async fn pass(&self, ports: &[PortAttachment]) {
+        if let Some(gate) = &self.gate {
+            join_all(ports.iter().map(|port| gate.opened(port.id))).await;
+        }
     }
 
     /// Orderly within `grace`, then by force. Docker counts in whole seconds.

@@ -196,6 +196,7 @@ pub async fn execute(
     }
     if let Some(replug) = replug {
         ports::change(shared, plan, replug.anchor, &replug.difference).await?;
+        shared.pass(&plan.ports).await;
     }
     drop(networks);
     if replug.is_some_and(|replug| !replug.difference.leave.is_empty()) {
@@ -206,7 +207,15 @@ pub async fn execute(
     let made = join_all(made.map(|(_, member)| create(shared, &member.container)));
     let anchor = super::labels::anchor_name(plan.instance);
     // Both to their end, whatever the other says: a call cut short would leave its container half made.
-    let (anchor, made) = join(bring_up(shared, &steps.anchor, &anchor), made).await;
+    let anchor = async {
+        bring_up(shared, &steps.anchor, &anchor).await?;
+        if steps.plugs() {
+            // The anchor sends nothing; the members' first packets shall pass.
+            shared.pass(&plan.ports).await;
+        }
+        Ok::<_, DriverError>(())
+    };
+    let (anchor, made) = join(anchor, made).await;
     anchor?;
     made.into_iter().collect::<Result<(), _>>()?;
     let mut waiting = Vec::new();

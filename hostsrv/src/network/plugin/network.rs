@@ -2,11 +2,11 @@
 //! start is CreateEndpoint, Join; for its end Leave, DeleteEndpoint. Every call may come twice.
 //!
 //! CreateEndpoint only checks and records; Join makes the veth pair and plugs it, so that Docker
-//! moves a working device into the container before its first instruction.
+//! moves a plugged device into the container before its first instruction. It does not wait for
+//! OVN's flows: whoever starts the container does (`network::gate`), beside its own work.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -28,10 +28,6 @@ const ENDPOINT: &str = "amphi-endpoint";
 pub struct NetworkDriver {
     pub wiring: Wiring,
     pub records: Records,
-    /// How long a Join may wait for ovn-controller to install the port's flows, so that the
-    /// container's first packet passes. A Join goes on without them at the end: containers have to
-    /// start while OVN's databases are away. None where no OVN runs.
-    pub await_flows: Option<Duration>,
 }
 
 type Answer = Result<Json<Value>, Refusal>;
@@ -138,12 +134,6 @@ async fn join(State(driver): Driver, body: Bytes) -> Answer {
         ("amphi-docker-network".to_owned(), request.network.clone()),
     ]);
     let guest = driver.wiring.attach(&record.spec, labels).await?;
-    if let Some(within) = driver.await_flows {
-        let device = host_device(record.spec.port);
-        if let Err(error) = driver.wiring.switch.wait_installed(&device, within).await {
-            tracing::warn!(%error, port = %record.spec.port, "joined without OVN's flows");
-        }
-    }
     let routes: Vec<Value> = record
         .routes
         .iter()

@@ -83,6 +83,13 @@ pub enum Step {
     Export,
 }
 
+impl Step {
+    /// Whether volumes are after it as they were before; of [`Step::Ensure`], after its attaching.
+    pub fn leaves_volumes(&self) -> bool {
+        matches!(self, Step::Ensure | Step::NoteRestarts { .. } | Step::PrepareNext | Step::PrepareDesired)
+    }
+}
+
 /// What is known of the world, for the planner.
 pub struct Observed<'a> {
     pub bodies: &'a [ObservedBody],
