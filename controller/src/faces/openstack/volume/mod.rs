@@ -23,7 +23,7 @@ use super::gate::Base;
 use super::microversion::range;
 use super::routes::{Need, Routes};
 use super::words::{self, hex};
-use crate::model::{SnapshotRecord, VolumeRecord};
+use crate::model::{Intent, SnapshotRecord, VolumeRecord};
 use crate::ops::identity::Caller;
 use crate::ops::{OpsError, Row, View};
 use amphi_api::{ProjectId, SnapshotId, VolumeId};
@@ -120,7 +120,12 @@ fn volume_id(state: &OpenStack, caller: &Caller, id: &str) -> Result<(ProjectId,
 /// A snapshot that the caller may see.
 fn snapshot<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<&'a Row<SnapshotRecord>, Refusal> {
     let found = words::id(id).and_then(|id| view.snapshots.get(SnapshotId(id)));
-    found.filter(|row| caller.may_see(row.project)).ok_or_else(|| Refusal::not_found("snapshot", id))
+    found.filter(|row| caller.may_see(row.project) && shown(view, row)).ok_or_else(|| Refusal::not_found("snapshot", id))
+}
+
+/// One that goes with its volume is out of sight as the volume is.
+fn shown(view: &View, row: &SnapshotRecord) -> bool {
+    row.intent == Intent::Live || view.volumes.get(row.volume).is_some_and(|volume| volume.seen())
 }
 
 fn snapshot_id(state: &OpenStack, caller: &Caller, id: &str) -> Result<(ProjectId, SnapshotId), Refusal> {

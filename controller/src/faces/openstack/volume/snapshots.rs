@@ -44,7 +44,7 @@ fn listed(
         None => Box::new(view.snapshots.iter()),
     };
     let mut shown: Vec<Map<String, Value>> = Vec::new();
-    for row in rows {
+    for row in rows.filter(|row| super::shown(&view, row)) {
         if let Value::Object(mut map) =
             if detail { sight.snapshot_in_detail(row) } else { sight.snapshot(row) }
         {
