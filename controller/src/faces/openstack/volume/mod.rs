@@ -120,7 +120,9 @@ fn volume_id(state: &OpenStack, caller: &Caller, id: &str) -> Result<(ProjectId,
 /// A snapshot that the caller may see.
 fn snapshot<'a>(view: &'a View, caller: &Caller, id: &str) -> Result<&'a Row<SnapshotRecord>, Refusal> {
     let found = words::id(id).and_then(|id| view.snapshots.get(SnapshotId(id)));
-    found.filter(|row| caller.may_see(row.project) && shown(view, row)).ok_or_else(|| Refusal::not_found("snapshot", id))
+    found
+        .filter(|row| caller.may_see(row.project) && shown(view, row))
+        .ok_or_else(|| Refusal::not_found("snapshot", id))
 }
 
 /// One that goes with its volume is out of sight as the volume is.
