@@ -58,6 +58,8 @@ pub enum VolumeState {
     Extending,
     /// In the recycle bin: restored with its bytes until it is purged.
     Trashed,
+    /// Ordered out of the recycle bin; the host has not yet said that it is.
+    Restoring,
     /// Ordered gone for good; the host has not yet said so.
     Purging,
     /// Its host does not answer: the bytes are there and out of reach until it returns.

@@ -207,12 +207,30 @@ fn rules_in_their_short_form() {
     server.amphi(&["security-group", "create", "web", "--allow", "tcp:0"]).with(2).says("1 to 65535");
 }
 
+fn volume(state: &str) -> Value {
+    json!({"id": id(6), "project": id(0), "name": "data", "size_gib": 1, "state": state, "host": id(9),
+           "host_name": "h1", "trashed_at": "2026-01-02T03:04:05Z", "created_at": "2026-01-02T03:04:05Z"})
+}
+
+#[test]
+fn a_restore_waits_for_the_host() {
+    let server = Fake::start(move |asked, before| match (asked.line.as_str(), before) {
+        ("GET /v1/recycle-bin", _) => (200, json!({"volumes": [volume("trashed")]})),
+        (line, _) if line.starts_with("POST") => (202, volume("restoring")),
+        (_, 0 | 1) => (200, volume("restoring")),
+        _ => (200, volume("available")),
+    });
+    server
+        .amphi(&["recycle-bin", "restore", "data"])
+        .with(0)
+        .says("volume data: restoring")
+        .says("available")
+        .prints("restored volume data");
+    assert_eq!(server.lines().iter().filter(|l| **l == format!("GET /v1/volumes/{}", id(6))).count(), 3);
+}
+
 #[test]
 fn a_purge_waits_until_the_volume_is_gone() {
-    let volume = |state: &str| {
-        json!({"id": id(6), "project": id(0), "name": "data", "size_gib": 1, "state": state, "host": id(9),
-               "host_name": "h1", "trashed_at": "2026-01-02T03:04:05Z", "created_at": "2026-01-02T03:04:05Z"})
-    };
     let server = Fake::start(move |asked, before| match (asked.line.as_str(), before) {
         ("GET /v1/recycle-bin", _) => (200, json!({"volumes": [volume("trashed")]})),
         (line, _) if line.starts_with("DELETE") => (202, Value::Null),

@@ -24,6 +24,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// The exit code when the store has failed for good: `EX_IOERR` of sysexits.h. A supervisor that starts the controller
+/// again lets it read what the disk really has.
+const STORE_FAILED: i32 = 74;
 /// How long requests under way may take to end after the order to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -70,7 +73,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let links = Arc::new(Links::default());
     let settings =
         Settings { hosts_url: config.hosts_url.clone(), ca_sha256: ca.sha256(), policy: config.policy() };
-    let ops = Ops::new(store, world.clone(), links.clone(), blobs.clone(), settings);
+    let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs.clone(), settings);
     if !ops.identity_ready() {
         ops.bootstrap_identity(&admin_password(&config)?).await?;
     }
@@ -120,6 +123,11 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         _ = interrupt.recv() => {}
         ended = &mut native_face => anyhow::bail!("the native face ended: {ended:?}"),
         ended = &mut hosts_face => anyhow::bail!("the hosts' face ended: {ended:?}"),
+        error = store.failed() => {
+            tracing::error!(%error, code = STORE_FAILED, "the store has failed for good; the controller ends itself, start it again");
+            // At once: closing a disk that fails may take for ever, and nothing here is worth that.
+            std::process::exit(STORE_FAILED);
+        }
     }
     tracing::info!("stopping");
     stop.cancel();

@@ -301,6 +301,7 @@ async fn a_full_disk_refuses_and_goes_on_when_there_is_space() {
         }
     };
     assert_eq!(revision, held.1 + 1);
+    assert!(store.failed().now_or_never().is_none(), "what passes is no failure for good");
     let before = store.range("/").await.unwrap();
     drop(store);
     assert_eq!(SledStore::open(&disk.store()).unwrap().range("/").await.unwrap(), before);
@@ -320,6 +321,8 @@ async fn a_disk_that_is_gone_is_refused_for_good_and_loses_nothing() {
         assert!(n == 20 && matches!(error, StoreError::Unavailable { .. }), "{n} {error}");
     }
     assert_eq!(keys(&store).await, 20);
+    let told = tokio::time::timeout(Duration::from_secs(10), store.failed()).await;
+    assert!(matches!(told, Ok(StoreError::Unavailable { .. })), "{told:?}");
     drop(store);
     disk.unmount();
     disk.mount();

@@ -77,7 +77,8 @@ pub async fn await_ready(session: &Session, volume: Volume) -> Result<Volume, Fa
     let waiting = session.waiting(format!("volume {}", volume.name));
     let settled = |v: Option<&Volume>| {
         v.is_none_or(|v| {
-            !matches!(v.state, VolumeState::Creating | VolumeState::Extending | VolumeState::Trashed)
+            use VolumeState::{Creating, Extending, Restoring, Trashed};
+            !matches!(v.state, Creating | Extending | Restoring | Trashed)
         })
     };
     let client = session.client()?;

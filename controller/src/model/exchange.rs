@@ -3,6 +3,10 @@
 //! preparing → switching → done; preparing → failed (nothing changed); switching → rolling back → failed. Each phase
 //! is left in one commit together with the instance's new epoch, so that a controller's death between two phases
 //! changes nothing: whoever looks next finds the same step.
+//!
+//! Preparing is for a body that runs, to keep the outage short. One that is stopped, or in trouble that the other kind
+//! of body may not share (its image is broken, its engine refuses it), is switched without it: the exchange may be the
+//! cure. Trouble that any body would share (its volume, the network, a silent engine) ends the exchange with that reason.
 
 use super::Record;
 use super::instance::{BodyRecord, InstanceObserved, InstanceRecord};
@@ -111,7 +115,9 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
     let waited = sight.now.duration_since(began);
     let current = sight.instance.current();
     let lasting = |fault: Option<&Fault>| {
-        fault.filter(|f| sight.now.duration_since(f.since.max(began)) >= FAULT_PATIENCE).cloned()
+        // The host's clock may be ahead: then what counts is when its word was recorded here.
+        let since = |f: &Fault| f.since.min(sight.instance.updated_at).max(began);
+        fault.filter(|f| sight.now.duration_since(since(f)) >= FAULT_PATIENCE).cloned()
     };
     let late = |what: &str, limit: SignedDuration| Fault {
         code: "engine_timeout".into(),
@@ -124,7 +130,11 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
             if current.is_some_and(|o| o.next_ready) || sight.instance.power == Power::Off {
                 return ExchangeStep::Switch;
             }
-            match lasting(current.and_then(|o| o.next_fault.as_ref())) {
+            let running = current.is_some_and(|o| o.state == BodyState::Running);
+            // The host makes nothing ready beside a body that does not run: it mends that one first.
+            let trouble = lasting(current.and_then(|o| o.fault.as_ref())).filter(|_| !running);
+            match lasting(current.and_then(|o| o.next_fault.as_ref())).or(trouble) {
+                Some(fault) if !running && of_the_body(&fault) => ExchangeStep::Switch,
                 Some(fault) => ExchangeStep::Fail(fault),
                 None if waited >= PREPARE_DEADLINE => {
                     ExchangeStep::Fail(late("the new body was not made ready", PREPARE_DEADLINE))
@@ -147,7 +157,8 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
         // The old body is back, or the instance's own fault says why not: the exchange itself is over either way.
         ExchangePhase::RollingBack => {
             let reason = sight.exchange.fault.clone().unwrap_or_else(|| late("it failed", SWITCH_DEADLINE));
-            if settled(sight.instance, current) || waited >= SWITCH_DEADLINE {
+            let trouble = lasting(current.and_then(|o| o.fault.as_ref()));
+            if settled(sight.instance, current) || trouble.is_some() || waited >= SWITCH_DEADLINE {
                 ExchangeStep::Fail(reason)
             } else {
                 ExchangeStep::Wait
@@ -155,6 +166,11 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
         }
         ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
     }
+}
+
+/// Whether the trouble is the present body's own, so that one of the other kind may not have it.
+fn of_the_body(fault: &Fault) -> bool {
+    matches!(fault.code.as_str(), "image_broken" | "engine_refused" | "engine_timeout" | "guest_trouble")
 }
 
 /// The body of the present epoch is where its power should be.
@@ -229,6 +245,33 @@ mod tests {
                 30,
                 |s| matches!(s, ExchangeStep::Fail(f) if f.code == "image_broken"),
             ),
+            ("the present body is broken, just now", P::Preparing, faulty(0), 5, |s| *s == ExchangeStep::Wait),
+            ("the present body is broken: the other may not be", P::Preparing, faulty(-500), 20, |s| {
+                *s == ExchangeStep::Switch
+            }),
+            (
+                "the volume is broken: any body's trouble",
+                P::Preparing,
+                Box::new(move |o| {
+                    faulty(0)(o);
+                    o.fault.as_mut().unwrap().code = "volume_missing".into();
+                }),
+                20,
+                |s| matches!(s, ExchangeStep::Fail(f) if f.code == "volume_missing"),
+            ),
+            (
+                "the present body runs and complains: the next is still made ready",
+                P::Preparing,
+                Box::new(move |o| {
+                    faulty(0)(o);
+                    o.state = BodyState::Running;
+                }),
+                30,
+                |s| *s == ExchangeStep::Wait,
+            ),
+            ("a fault of a host whose clock is ahead", P::Preparing, next_faulty(5000), 30, |s| {
+                matches!(s, ExchangeStep::Fail(_))
+            }),
             ("an old fault of before", P::Preparing, next_faulty(-500), 5, |s| *s == ExchangeStep::Wait),
             (
                 "too late",
@@ -248,10 +291,12 @@ mod tests {
             ("never runs", P::Switching, absent(), 180, |s| matches!(s, ExchangeStep::RollBack(_))),
             ("old body back", P::RollingBack, nothing(), 1, |s| matches!(s, ExchangeStep::Fail(_))),
             ("old body not back", P::RollingBack, absent(), 1, |s| *s == ExchangeStep::Wait),
+            ("old body not back either", P::RollingBack, faulty(0), 5, |s| *s == ExchangeStep::Wait),
+            ("old body cannot come back", P::RollingBack, faulty(0), 20, |s| matches!(s, ExchangeStep::Fail(_))),
             ("over", P::Done, nothing(), 1, |s| *s == ExchangeStep::Wait),
         ];
         for (what, phase, change, second, want) in table {
-            let mut instance = sample();
+            let mut instance = InstanceRecord { updated_at: at(0), ..sample() };
             let mut seen = observed(2, BodyState::Running);
             change(&mut seen);
             instance.observed = Some(seen);

@@ -1,7 +1,7 @@
 //! Volumes and snapshots.
 //!
-//! A volume: creating → available ⇄ in use; available → trashed → restored, or purging → gone. Only the host's word
-//! that a tombstone is carried out removes the record.
+//! A volume: creating → available ⇄ in use; available → trashed → restoring → available, or purging → gone. Only the
+//! host's word that a tombstone is carried out removes the record, and only its word ends the restoring.
 
 use super::{Intent, Record, SnapshotTraits, VolumeTraits};
 use amphi_api::instance::Fault;
@@ -63,6 +63,13 @@ pub struct VolumeObserved {
 }
 
 impl VolumeRecord {
+    /// The record once it is ordered out of the recycle bin. Its last order was to go there: whatever the host said before,
+    /// it counts as held in the bin until the host says otherwise.
+    pub fn restored(&self) -> Self {
+        let observed = self.observed.clone().map(|seen| VolumeObserved { trashed: true, ..seen });
+        Self { trashed_at: None, observed, ..self.clone() }
+    }
+
     /// Whether the host's desired state differs between the two.
     pub fn matters(&self, before: &Self) -> bool {
         (self.size_gib, self.host, self.made, self.trashed_at, self.intent, self.source)
@@ -84,6 +91,8 @@ pub fn volume_state_of(record: &VolumeRecord, host_up: bool) -> VolumeState {
         VolumeState::Error
     } else if !record.made {
         VolumeState::Creating
+    } else if observed.is_some_and(|o| o.trashed) {
+        VolumeState::Restoring
     } else if observed.is_some_and(|o| o.size_bytes < record.size_gib * GIB) {
         VolumeState::Extending
     } else if record.instance.is_some() || record.traits.hold.is_some() {
@@ -207,6 +216,7 @@ mod tests {
         let observed =
             |size, fault| Some(VolumeObserved { size_bytes: size, present: true, trashed: false, fault });
         let id = InstanceId::new();
+        let in_bin = Some(Timestamp::UNIX_EPOCH);
         type Change = Box<dyn Fn(&mut VolumeRecord)>;
         let table: Vec<(Change, bool, VolumeState)> = vec![
             (Box::new(|_| ()), true, VolumeState::Available),
@@ -216,6 +226,19 @@ mod tests {
             (Box::new(move |v| v.observed = observed(GIB, None)), true, VolumeState::Extending),
             (Box::new(move |v| v.observed = observed(GIB, Some(fault.clone()))), true, VolumeState::Error),
             (Box::new(|v| v.trashed_at = Some(Timestamp::UNIX_EPOCH)), false, VolumeState::Trashed),
+            (Box::new(move |v| v.trashed_at = in_bin), true, VolumeState::Trashed),
+            (
+                // The order to trash was followed by the one to restore before the host said a word.
+                Box::new(move |v| *v = VolumeRecord { trashed_at: in_bin, ..v.clone() }.restored()),
+                true,
+                VolumeState::Restoring,
+            ),
+            (
+                Box::new(move |v| *v = VolumeRecord { instance: Some(id), ..v.restored() }),
+                true,
+                VolumeState::Restoring,
+            ),
+            (Box::new(|v| *v = v.restored()), false, VolumeState::Unreachable),
             (Box::new(|v| v.intent = Intent::Deleting), true, VolumeState::Purging),
         ];
         for (at, (change, up, want)) in table.into_iter().enumerate() {

@@ -100,6 +100,7 @@ impl VolumeRecord {
             VolumeState::Creating => "creating",
             VolumeState::Extending => "extending",
             VolumeState::Trashed | VolumeState::Purging => "deleting",
+            VolumeState::Restoring => "maintenance",
             VolumeState::Error | VolumeState::Unreachable => "error",
             VolumeState::InUse if traits.detaching || doings.leaving => "detaching",
             VolumeState::InUse => match traits.hold.as_ref().map(|hold| hold.step) {

@@ -101,13 +101,14 @@ impl Ops {
         .await
     }
 
+    /// Out of the recycle bin: `restoring` until the host says that it is.
     pub async fn restore_volume(&self, scope: ProjectId, id: VolumeId) -> Result<Volume, OpsError> {
         self.transact(|view| {
             let row = find(&view.volumes, scope, id)?;
             in_bin(row)?;
             quotas::check(view, scope, &[(Resource::Volumes, 1), (Resource::Gigabytes, row.size_gib)])?;
             let mut draft = Draft::default();
-            draft.update(row, &VolumeRecord { trashed_at: None, ..(*row.record).clone() });
+            draft.update(row, &row.restored());
             Ok((draft, ()))
         })
         .await?;

@@ -169,6 +169,11 @@ impl Disk {
         written
     }
 
+    /// Whether it refuses everything from now on.
+    pub fn has_failed(&self) -> bool {
+        self.jobs.is_none()
+    }
+
     /// Makes a new database with these contents beside `path` and puts it into its place. Durable when this returns;
     /// cut short, [`Disk::settle`] finds the old one. `keep` names what becomes of the old one; without it, it goes.
     pub fn replace(path: &Path, contents: &Contents, keep: Option<&Path>) -> Result<Self, StoreError> {

@@ -113,4 +113,7 @@ pub trait Store: Send + Sync + 'static {
     async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
     /// Ends the lease and deletes its keys.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+    /// Waits until the engine will never commit again as long as it is open, and says why. Reads go on, of what was
+    /// committed; whoever opened it decides what follows. What passes by itself (a full disk) is no such failure.
+    async fn failed(&self) -> StoreError;
 }

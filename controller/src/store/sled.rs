@@ -12,7 +12,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Longest a call waits for the writer: a disk that takes longer is a broken disk.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +26,8 @@ const LEAP: Revision = 1 << 32;
 pub struct SledStore {
     memory: Arc<RwLock<Memory>>,
     commands: mpsc::Sender<Command>,
+    /// Why nothing is committed any more.
+    failure: watch::Receiver<Option<StoreError>>,
     writer: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -69,12 +71,13 @@ impl SledStore {
         };
         let memory = Arc::new(RwLock::new(Memory::restored(contents)));
         let (commands, queue) = mpsc::channel();
-        let mut writer = Writer::new(disk, memory.clone(), export, lock);
+        let (told, failure) = watch::channel(None);
+        let mut writer = Writer::new(disk, memory.clone(), export, lock, told);
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&queue))
             .map_err(unavailable("start the writer"))?;
-        Ok(Self { memory, commands, writer: Some(writer) })
+        Ok(Self { memory, commands, failure, writer: Some(writer) })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Memory> {
@@ -86,7 +89,6 @@ impl SledStore {
     }
 
     async fn ask<T>(&self, make: impl FnOnce(Answer<T>) -> Command) -> Result<T, StoreError> {
-        let gone = || StoreError::Unavailable { doing: "commit", message: "the writer has ended".into() };
         let (answer, answered) = oneshot::channel();
         self.commands.send(make(answer)).map_err(|_| gone())?;
         match tokio::time::timeout(DEADLINE, answered).await {
@@ -100,6 +102,11 @@ impl SledStore {
             }),
         }
     }
+}
+
+/// The writer ends with the store, or by a panic.
+fn gone() -> StoreError {
+    StoreError::Unavailable { doing: "commit", message: "the writer has ended".into() }
 }
 
 /// A database is born whole, by a rename, so that one without contents is known to be broken; one that is behind its
@@ -171,5 +178,11 @@ impl Store for SledStore {
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.ask(|answer| Command::Revoke(lease, answer)).await
+    }
+
+    async fn failed(&self) -> StoreError {
+        let mut failure = self.failure.clone();
+        let told = failure.wait_for(Option::is_some).await;
+        told.ok().and_then(|failure| failure.clone()).unwrap_or_else(gone)
     }
 }

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Most commits that share one sync.
 const BATCH: usize = 256;
@@ -42,6 +42,7 @@ pub struct Writer {
     refusing: bool,
     memory: Arc<RwLock<Memory>>,
     export: Export,
+    failure: watch::Sender<Option<StoreError>>,
     _lock: File,
 }
 
@@ -71,9 +72,16 @@ impl Pending {
 }
 
 impl Writer {
-    pub fn new(disk: Disk, memory: Arc<RwLock<Memory>>, export: PathBuf, lock: File) -> Self {
+    /// `failure` is told when this disk will never take a batch again.
+    pub fn new(
+        disk: Disk,
+        memory: Arc<RwLock<Memory>>,
+        export: PathBuf,
+        lock: File,
+        failure: watch::Sender<Option<StoreError>>,
+    ) -> Self {
         let export = Export { path: export, unexported: 0, since: None, not_before: None, under_way: None };
-        Self { disk, refusing: false, memory, export, _lock: lock }
+        Self { disk, refusing: false, memory, export, failure, _lock: lock }
     }
 
     /// Until the last sender is gone or a stop comes; then all that waits is written first.
@@ -213,6 +221,9 @@ impl Writer {
             (Err(error), false) => tracing::error!(%error, "the store refuses commits"),
             (Ok(()), true) => tracing::warn!("the store takes commits again"),
             _ => {}
+        }
+        if let (Err(error), true) = (&written, self.disk.has_failed()) {
+            self.failure.send_if_modified(|told| told.replace(error.clone()).is_none());
         }
         written
     }

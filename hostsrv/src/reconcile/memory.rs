@@ -49,6 +49,8 @@ impl Memory {
             self.failures = 0;
             self.unfinished = 0;
             self.next_fault = None;
+            // Told again if the new order meets it too; an exchange must not take the old body's trouble for the new one's.
+            self.fault = None;
         }
         self.order = order;
         self.busy = true;
@@ -128,5 +130,8 @@ mod tests {
         assert!(memory.may_try(&1, now + Duration::from_millis(250)) && memory.may_try(&2, now));
         memory.settled();
         assert!(memory.may_try(&1, now));
+        memory.failed("x", "y".into(), now);
+        memory.begin(2);
+        assert!(memory.fault.is_none(), "a new order does not carry the old one's trouble");
     }
 }

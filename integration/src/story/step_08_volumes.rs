@@ -53,6 +53,9 @@ pub fn play(stage: &Stage) -> Result<()> {
     })?;
     stage.check("`amphi recycle-bin restore`: back with its bytes", || {
         stage.amphi.run(&["recycle-bin", "restore", "copy"])?;
+        // The command has waited for the host: nothing is left to wait for.
+        let tags = engines.lv(&lv)?.tags;
+        ensure!(!tags.iter().any(|t| t.starts_with("amphi.trash=")), "still trash on the host: {tags:?}");
         read(stage, copy.id)
     })?;
     stage.check("`amphi recycle-bin purge`: gone for good", || {

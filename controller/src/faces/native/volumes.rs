@@ -85,7 +85,7 @@ pub async fn bin(
     Ok(Json(VolumeList { volumes: native.ops.recycle_bin(scope, &params.into())? }))
 }
 
-/// Take a volume out of the recycle bin, with its bytes.
+/// Take a volume out of the recycle bin, with its bytes. It is `restoring` until its host has done so.
 #[utoipa::path(post, path = "/recycle-bin/{id}/restore", tag = "recycle-bin", params(("id" = Uuid, Path)),
     responses((status = 202, body = Volume), WriteRefusals))]
 pub async fn restore(

@@ -120,6 +120,68 @@ async fn a_body_that_does_not_run_is_rolled_back() {
     assert_eq!(cloud.show(&made).state, InstanceState::Running);
 }
 
+/// The host says of the instance's body at its present epoch that it does not run, and why.
+async fn broken(cloud: &Cloud, host: HostId, code: &str) {
+    let mut status = cloud.obedient(host);
+    status.instances[0].state = BodyState::Absent;
+    status.instances[0].next_ready = false;
+    status.instances[0].fault = Some(Fault { code: code.into(), ..fault(0) });
+    cloud.ops.status(host, status).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_body_is_cured_by_the_other_kind() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    broken(&cloud, h1, "image_broken").await;
+    assert_eq!(cloud.show(&before).state, InstanceState::Error);
+    let exchange = cloud.ops.create_exchange(P, before.id, &to(BodyKind::Vm)).await.unwrap();
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::Preparing, "it may be mended yet");
+    backdate(&cloud, &exchange).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::Switching);
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &exchange), ExchangePhase::Done);
+    let after = cloud.show(&before);
+    assert_eq!((after.state, after.body), (InstanceState::Running, BodyKind::Vm));
+}
+
+#[tokio::test]
+async fn two_broken_bodies_end_it_early_with_the_new_ones_reason() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    let exchange = cloud.ops.create_exchange(P, before.id, &to(BodyKind::Vm)).await.unwrap();
+    for (code, next) in [
+        ("image_broken", ExchangePhase::Switching),
+        ("engine_refused", ExchangePhase::RollingBack),
+        ("image_broken", ExchangePhase::Failed),
+    ] {
+        broken(&cloud, h1, code).await;
+        backdate(&cloud, &exchange).await;
+        cloud.ops.step_exchanges().await.unwrap();
+        assert_eq!(phase(&cloud, &exchange), next);
+    }
+    let failed = cloud.ops.exchange(P, exchange.id).unwrap();
+    assert_eq!(failed.fault.unwrap().code, "engine_refused");
+    let after = cloud.show(&before);
+    assert_eq!((after.state, after.body), (InstanceState::Error, before.body));
+}
+
+#[tokio::test]
+async fn trouble_that_any_body_would_have_ends_it() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    let exchange = cloud.ops.create_exchange(P, before.id, &to(BodyKind::Vm)).await.unwrap();
+    broken(&cloud, h1, "volume_missing").await;
+    backdate(&cloud, &exchange).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    let failed = cloud.ops.exchange(P, exchange.id).unwrap();
+    assert_eq!((failed.phase, failed.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "volume_missing"));
+    assert_eq!(cloud.show(&before).epoch, before.epoch);
+}
+
 #[tokio::test]
 async fn a_lost_host_or_a_deletion_ends_it() {
     let (cloud, h1, h2) = Cloud::furnished().await;

@@ -80,6 +80,9 @@ impl Store for BreakableStore {
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.sled.lease_revoke(lease).await
     }
+    async fn failed(&self) -> StoreError {
+        self.sled.failed().await
+    }
 }
 
 pub struct Cloud {

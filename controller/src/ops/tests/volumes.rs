@@ -56,7 +56,13 @@ async fn a_volume_from_order_to_purge() {
         ErrorCode::Conflict,
         "a snapshot"
     );
-    cloud.ops.restore_volume(P, volume.id).await.unwrap();
+    cloud.obey(h1).await;
+    let in_bin = cloud.obedient(h1);
+    let restored = cloud.ops.restore_volume(P, volume.id).await.unwrap();
+    assert_eq!(restored.state, VolumeState::Restoring, "the host has not said that it did");
+    cloud.ops.status(h1, in_bin).await.unwrap();
+    assert_eq!(state(volume.id), VolumeState::Restoring, "it says that it has not");
+    cloud.obey(h1).await;
     assert_eq!(state(volume.id), VolumeState::Available);
     assert_eq!(
         cloud.ops.purge_volume(P, volume.id).await.unwrap_err().code(),
