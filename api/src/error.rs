@@ -28,6 +28,8 @@ pub enum ErrorCode {
     TooLarge,
     /// 415: not `application/json`.
     UnsupportedMediaType,
+    /// 507: no space is left for the bytes; nothing of them was kept.
+    StorageFull,
     /// 503: something this needs does not answer now; trying again later is right.
     Unavailable,
     /// 500: a fault of ours.
@@ -47,6 +49,7 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::Unavailable => 503,
+            Self::StorageFull => 507,
             Self::Internal => 500,
         }
     }

@@ -265,7 +265,7 @@ impl Power {
 /// Why something is not as ordered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct Fault {
-    /// A stable word for machines: `image_broken`, `volume_group_full`, `engine_down`, `engine_refused`, `engine_timeout`, `network_down`, `internal`.
+    /// A stable word for machines: `image_broken`, `volume_group_full`, `host_down`, `engine_down`, `engine_refused`, `engine_timeout`, `network_down`, `internal`.
     pub code: String,
     /// What happened and what to do next.
     pub message: String,

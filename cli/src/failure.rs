@@ -67,7 +67,7 @@ fn exit_code(error: &ClientError) -> u8 {
         ClientError::Api { detail, .. } => match detail.code {
             ErrorCode::NotFound => 3,
             ErrorCode::Unavailable => 5,
-            ErrorCode::Internal | ErrorCode::NoRoom => 1,
+            ErrorCode::Internal | ErrorCode::NoRoom | ErrorCode::StorageFull => 1,
             ErrorCode::InvalidField
             | ErrorCode::MalformedBody
             | ErrorCode::Unauthenticated
@@ -91,6 +91,9 @@ fn advice(error: &ClientError) -> Option<String> {
         ClientError::Api { detail, .. } => match detail.code {
             ErrorCode::Unauthenticated => {
                 Some("check AMPHI_TOKEN against the controller's admin-token".to_owned())
+            }
+            ErrorCode::StorageFull => {
+                Some("delete images, or give the controller's disk more room".to_owned())
             }
             ErrorCode::Internal => Some("the controller's log says more".to_owned()),
             _ => None,
@@ -131,6 +134,7 @@ mod tests {
             (api(ErrorCode::NotFound), 3),
             (api(ErrorCode::NoRoom), 1),
             (api(ErrorCode::Internal), 1),
+            (api(ErrorCode::StorageFull), 1),
             (api(ErrorCode::Unavailable), 5),
             (ClientError::NoSuch { noun: "host", name: "h9".into() }, 3),
             (ClientError::Setup { what: String::new() }, 2),

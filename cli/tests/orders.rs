@@ -230,6 +230,47 @@ fn a_restore_waits_for_the_host() {
 }
 
 #[test]
+fn a_deletion_on_a_dead_host_says_what_it_waits_for() {
+    let server = Fake::start(|asked, _| match asked.line.split(' ').next() {
+        Some("DELETE") => (202, Value::Null),
+        _ if asked.line.ends_with("/instances") => {
+            (200, json!({"instances": [instance(1, "web", "unknown")]}))
+        }
+        _ => {
+            let mut waits = instance(1, "web", "deleting");
+            waits["fault"] = json!({"code": "host_down", "message": "host 'h1' does not answer: later",
+                                    "since": "2026-01-02T03:04:05Z"});
+            (200, waits)
+        }
+    });
+    server
+        .amphi(&["instance", "delete", "web"])
+        .with(1)
+        .says("deleting on h1: host_down: host 'h1' does not answer: later")
+        .says("next:  the order stands; if h1 is dead for good: amphi host evacuate h1");
+    let looks = server.lines().iter().filter(|l| **l == format!("GET /v1/instances/{}", id(1))).count();
+    assert_eq!(looks, 1, "at once");
+    server.amphi(&["instance", "delete", "web", "--no-wait"]).with(0).prints("web is being deleted");
+}
+
+#[test]
+fn a_purge_that_waits_for_its_host_gives_up() {
+    let server = Fake::start(move |asked, _| match asked.line.split(' ').next() {
+        Some("DELETE") => (202, Value::Null),
+        _ if asked.line.ends_with("/recycle-bin") => (200, json!({"volumes": [volume("trashed")]})),
+        _ => {
+            let mut waits = volume("purging");
+            waits["fault"] = json!("its host does not answer");
+            (200, waits)
+        }
+    });
+    server
+        .amphi(&["recycle-bin", "purge", "data"])
+        .with(1)
+        .says("volume data is purging: its host does not answer");
+}
+
+#[test]
 fn a_purge_waits_until_the_volume_is_gone() {
     let server = Fake::start(move |asked, before| match (asked.line.as_str(), before) {
         ("GET /v1/recycle-bin", _) => (200, json!({"volumes": [volume("trashed")]})),

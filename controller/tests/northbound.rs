@@ -1,12 +1,10 @@
 //! The projection against a real ovsdb-server with OVN's own schema: what it refuses, we must not render.
 
 use amphi_api::network::{Direction, Family};
-use amphi_api::{
-    FloatingIpId, NetworkId, PortId, QosRuleId, RouterId, RuleId, SecurityGroupId, SubnetId,
-};
+use amphi_api::{FloatingIpId, NetworkId, PortId, QosRuleId, RouterId, RuleId, SecurityGroupId, SubnetId};
 use amphi_controller::network::{
-    FloatingSpec, GroupSpec, LegSpec, LimitSpec, NetworkSpec, Northbound, PortKind, PortSpec, RouterSpec, RuleSpec,
-    SubnetSpec, Topology,
+    FloatingSpec, GroupSpec, LegSpec, LimitSpec, NetworkSpec, Northbound, PortKind, PortSpec, RouterSpec,
+    RuleSpec, SubnetSpec, Topology,
 };
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

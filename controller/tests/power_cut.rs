@@ -2,6 +2,7 @@
 //! must be there afterwards, whole. Needs root and a loop device; mounts live in a namespace that goes with the test.
 
 use amphi_controller::store::{Compare, Op, SledStore, Store, StoreError, Txn};
+use futures_util::FutureExt as _;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::BTreeMap;

@@ -42,7 +42,9 @@ pub fn tell(layout: Layout) -> Result<bool> {
 pub fn run(layout: Layout, program: &Path, once: bool, unit: impl FnMut(&UnitStatus)) -> Result<bool> {
     let began = Instant::now();
     end_on_signal(layout.clone())?;
-    let lab = or_park(Lab::up(&UpOptions::new(layout.clone(), program.to_owned(), 2), unit));
+    // Joining is the story's first step.
+    let options = UpOptions { join: false, ..UpOptions::new(layout.clone(), program.to_owned(), 2) };
+    let lab = or_park(Lab::up(&options, unit));
     println!("lab up in {:.1} s", began.elapsed().as_secs_f32());
     let outcome = or_park(client(&layout).and_then(|client| story::run(&lab, &client, &Told(Lines))));
     if !once {

@@ -15,7 +15,9 @@ fn the_story_holds_and_leaves_nothing() {
         std::os::unix::fs::symlink(images.canonicalize().expect("images"), layout.images())
             .expect("link images");
     }
-    let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 2);
+    // Joining is the story's first step.
+    let program = env!("CARGO_BIN_EXE_amphi-lab").into();
+    let options = UpOptions { join: false, ..UpOptions::new(layout.clone(), program, 2) };
     let lab = Lab::up(&options, |_| {}).expect("lab up");
     let client = run::client(&layout).expect("client");
     let outcome = story::run(&lab, &client, &story::Lines).expect("the story begins");

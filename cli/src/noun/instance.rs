@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// How long an instance may stay in a bad state before a wait gives up: the fault shown may still be the one from
 /// before the order, and an engine that restarts is back within this.
-const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -158,13 +158,22 @@ fn progress(instance: &Instance) -> String {
     text
 }
 
+/// Ordered gone, and there is no host to carry it out.
+fn awaits_host(instance: &Instance) -> bool {
+    instance.state == InstanceState::Deleting
+        && instance.fault.as_ref().is_some_and(|fault| fault.code == "host_down")
+}
+
 fn failed(instance: &Instance) -> Failure {
+    let (id, host) = (instance.id, instance.host_name.as_deref().unwrap_or_default());
     let next = match instance.state {
-        InstanceState::Error => "it is tried again by itself; see: amphi instance show",
-        _ => "if its host is dead: amphi host evacuate; see: amphi instance show",
+        InstanceState::Error => format!("it is tried again by itself; see: amphi instance show {id}"),
+        InstanceState::Deleting => {
+            format!("the order stands; if {host} is dead for good: amphi host evacuate {host}")
+        }
+        _ => format!("if {host} is dead: amphi host evacuate {host}; see: amphi instance show {id}"),
     };
-    Failure::new(1, format!("instance {} is {}", instance.name, progress(instance)))
-        .next(format!("{next} {}", instance.id))
+    Failure::new(1, format!("instance {} is {}", instance.name, progress(instance))).next(next)
 }
 
 async fn delete(session: &Session, text: &str, with_volume: bool) -> Result<(), Failure> {
@@ -173,13 +182,15 @@ async fn delete(session: &Session, text: &str, with_volume: bool) -> Result<(), 
     client.delete_instance(instance.id, with_volume).await?;
     if let Some(deadline) = session.wait() {
         let waiting = session.waiting(format!("instance {}", instance.name));
-        let stuck = |i: &Instance| i.state == InstanceState::Error;
+        let stuck = |i: &Instance| i.state == InstanceState::Error || awaits_host(i);
         let left =
             client.wait_instance_gone(instance.id, stuck, deadline, |i| waiting.state(&progress(i))).await?;
         drop(waiting);
         if let Some(left) = left {
             return Err(failed(&left));
         }
+    } else {
+        return session.note(&format!("instance {} is being deleted", instance.name));
     }
     let volume = match instance.volume {
         Some(_) if with_volume => "; its volume is in the recycle bin".to_owned(),

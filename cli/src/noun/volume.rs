@@ -1,6 +1,7 @@
 //! `amphi volume`.
 
 use crate::failure::Failure;
+use crate::noun::instance::GRACE;
 use crate::noun::snapshot;
 use crate::session::Session;
 use crate::table::{age, bytes, moment, or_dash, pairs, rows, word};
@@ -8,6 +9,7 @@ use amphi_api::volume::{SnapshotCreate, SnapshotState, Volume, VolumeCreate, Vol
 use amphi_api::{SnapshotId, VolumeId};
 use clap::Subcommand;
 use jiff::Timestamp;
+use std::time::Instant;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -106,7 +108,17 @@ pub async fn await_gone(
 ) -> Result<(), Failure> {
     let Some(deadline) = session.wait() else { return Ok(()) };
     let waiting = session.waiting(format!("volume {name}"));
-    let ended = |v: Option<&Volume>| v.is_none_or(|v| enough(v) || v.state == VolumeState::Error);
+    // What is ordered gone and has a fault waits for something: its host, most often.
+    let stuck =
+        |v: &Volume| v.state == VolumeState::Error || (v.state == VolumeState::Purging && v.fault.is_some());
+    let mut stuck_since: Option<Instant> = None;
+    let ended = |v: Option<&Volume>| {
+        let since = v.filter(|v| stuck(v)).map(|_| *stuck_since.get_or_insert_with(Instant::now));
+        if since.is_none() {
+            stuck_since = None;
+        }
+        v.is_none_or(&enough) || since.is_some_and(|since| since.elapsed() >= GRACE)
+    };
     let client = session.client()?;
     let seen = client.wait_volume(id, ended, deadline, |v| waiting.state(&word(v.state))).await?;
     match seen {

@@ -26,14 +26,20 @@ pub enum BlobError {
     WrongDigest { expected: String, found: String },
     #[error("the upload broke off after {received} bytes: {reason}; nothing was kept")]
     Interrupted { received: u64, reason: String },
-    #[error("more than {BLOB_MAX} bytes; nothing was kept")]
-    TooLarge,
+    #[error("more than {limit} bytes; nothing was kept")]
+    TooLarge { limit: u64 },
+    #[error("cannot {doing}: no space is left on the image store's disk; nothing was kept")]
+    Full { doing: &'static str },
     #[error("cannot {doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
 }
 
 fn io(doing: &'static str) -> impl FnOnce(std::io::Error) -> BlobError {
-    move |source| BlobError::Io { doing, source }
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    move |source| match source.kind() {
+        StorageFull | QuotaExceeded => BlobError::Full { doing },
+        _ => BlobError::Io { doing, source },
+    }
 }
 
 /// A blob that was put.
@@ -59,12 +65,13 @@ fn qcow2_size(head: &[u8]) -> Option<u64> {
 pub struct BlobStore {
     blobs: PathBuf,
     uploads: PathBuf,
+    limit: u64,
 }
 
 impl BlobStore {
     /// Opens `dir`; what a crash left of uploads goes.
     pub async fn open(dir: &Path) -> Result<Self, BlobError> {
-        let store = Self { blobs: dir.join("blobs"), uploads: dir.join("uploads") };
+        let store = Self { blobs: dir.join("blobs"), uploads: dir.join("uploads"), limit: BLOB_MAX };
         match tokio::fs::remove_dir_all(&store.uploads).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(io("clear old uploads")(error));
@@ -75,6 +82,11 @@ impl BlobStore {
             tokio::fs::create_dir_all(dir).await.map_err(io("make the blob store"))?;
         }
         Ok(store)
+    }
+
+    /// Takes no blob of more bytes than these.
+    pub fn with_limit(self, limit: u64) -> Self {
+        Self { limit, ..self }
     }
 
     fn path(&self, sha256: &str) -> Result<PathBuf, BlobError> {
@@ -100,8 +112,8 @@ impl BlobStore {
         while let Some(part) = bytes.next().await {
             let part = part.map_err(|e| BlobError::Interrupted { received: size, reason: e.to_string() })?;
             size += part.len() as u64;
-            if size > BLOB_MAX {
-                return Err(BlobError::TooLarge);
+            if size > self.limit {
+                return Err(BlobError::TooLarge { limit: self.limit });
             }
             hash.update(&part);
             md5.update(&part);
@@ -212,10 +224,14 @@ mod tests {
         let broken = futures_util::stream::iter([Ok(Bytes::from_static(b"x")), Err("the line broke")]);
         let broken = store.put(broken, None).await;
         assert!(matches!(broken, Err(BlobError::Interrupted { received: 1, .. })), "{broken:?}");
+        let small = BlobStore::open(dir.path()).await.unwrap().with_limit(5);
+        let large = small.put(parts(&["hello", "!"]), None).await;
+        assert!(matches!(large, Err(BlobError::TooLarge { limit: 5 })), "{large:?}");
+        assert_eq!(small.put(parts(&["hello"]), None).await.unwrap(), put, "not a byte too many");
         assert_eq!(
             std::fs::read_dir(dir.path().join("uploads")).unwrap().count(),
             0,
-            "nothing is left of either"
+            "nothing is left of them"
         );
 
         for bad in ["", "../../etc/passwd", &HELLO[1..], &HELLO.to_uppercase()] {

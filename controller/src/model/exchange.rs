@@ -245,7 +245,9 @@ mod tests {
                 30,
                 |s| matches!(s, ExchangeStep::Fail(f) if f.code == "image_broken"),
             ),
-            ("the present body is broken, just now", P::Preparing, faulty(0), 5, |s| *s == ExchangeStep::Wait),
+            ("the present body is broken, just now", P::Preparing, faulty(0), 5, |s| {
+                *s == ExchangeStep::Wait
+            }),
             ("the present body is broken: the other may not be", P::Preparing, faulty(-500), 20, |s| {
                 *s == ExchangeStep::Switch
             }),
@@ -292,7 +294,9 @@ mod tests {
             ("old body back", P::RollingBack, nothing(), 1, |s| matches!(s, ExchangeStep::Fail(_))),
             ("old body not back", P::RollingBack, absent(), 1, |s| *s == ExchangeStep::Wait),
             ("old body not back either", P::RollingBack, faulty(0), 5, |s| *s == ExchangeStep::Wait),
-            ("old body cannot come back", P::RollingBack, faulty(0), 20, |s| matches!(s, ExchangeStep::Fail(_))),
+            ("old body cannot come back", P::RollingBack, faulty(0), 20, |s| {
+                matches!(s, ExchangeStep::Fail(_))
+            }),
             ("over", P::Done, nothing(), 1, |s| *s == ExchangeStep::Wait),
         ];
         for (what, phase, change, second, want) in table {

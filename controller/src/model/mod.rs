@@ -38,8 +38,8 @@ pub use image_change::{ChangeRefused, ImageChange, change_image};
 pub use image_traits::{ImageMember, ImageTraits, MemberStatus, StagedBlob, Visibility, format_of};
 pub use instance::{
     Attachment, BodyRecord, FlavorCopy, InstanceObserved, InstanceRecord, Intent, Leaving, Lock, Pending,
-    Resize, ServerState, ServerTraits, Shelved, Task, VmState, server_fault, server_state, state_of,
-    vm_state,
+    Resize, ServerState, ServerTraits, Shelved, Task, VmState, fault_of, server_fault, server_state,
+    state_of, vm_state,
 };
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{

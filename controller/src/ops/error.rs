@@ -33,6 +33,9 @@ pub enum OpsError {
     TooMany { seconds: u64 },
     #[error("the body is larger than {0} bytes")]
     TooLarge(u64),
+    /// No room for bytes on this machine.
+    #[error("{0}")]
+    StorageFull(String),
     /// Something that this needs does not answer now.
     #[error("{0}")]
     Unavailable(String),
@@ -80,6 +83,7 @@ impl OpsError {
             Self::Forbidden(_) => ErrorCode::Forbidden,
             Self::TooMany { .. } => ErrorCode::Unavailable,
             Self::TooLarge(_) => ErrorCode::TooLarge,
+            Self::StorageFull(_) => ErrorCode::StorageFull,
             Self::Unavailable(_) => ErrorCode::Unavailable,
             Self::Internal(_) => ErrorCode::Internal,
         }

@@ -2,7 +2,7 @@
 
 use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
-use crate::images::{BLOB_MAX, BlobError, Put};
+use crate::images::{BlobError, Put};
 use crate::model::{
     ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, Record, StagedBlob,
     change_image, format_of,
@@ -30,7 +30,8 @@ impl From<BlobError> for OpsError {
                 OpsError::field(DIGEST_HEADER, error.to_string())
             }
             BlobError::Interrupted { .. } => OpsError::field("", error.to_string()),
-            BlobError::TooLarge => OpsError::TooLarge(BLOB_MAX),
+            BlobError::TooLarge { limit } => OpsError::TooLarge(limit),
+            BlobError::Full { .. } => OpsError::StorageFull(error.to_string()),
             BlobError::Unknown { .. } => OpsError::Internal(error.to_string()),
             BlobError::Io { .. } => OpsError::Unavailable(error.to_string()),
         }
@@ -143,10 +144,11 @@ impl Ops {
         let put = self.blobs.put(bytes, None).await?;
         let staged = StagedBlob {
             virtual_size: virtual_size(format, &put),
-            blob: Blob { sha256: put.sha256, size: put.size },
+            blob: Blob { sha256: put.sha256.clone(), size: put.size },
             md5: put.md5,
         };
-        self.change_image(scope, id, &[ImageChange::Stage(staged)]).await
+        let staged = self.change_image(scope, id, &[ImageChange::Stage(staged)]).await;
+        staged.inspect_err(|_| self.drop_unnamed(vec![put.sha256]))
     }
 
     /// Bytes that waited become the image's.
@@ -171,7 +173,6 @@ impl Ops {
         .await
     }
 
-    /// The bytes of a digest that a record names, and their number.
     /// The set that an image describes; none: it is an image of another kind, or not there.
     pub(super) async fn described_set(&self, id: ImageId) -> Result<Option<SetSpec>, OpsError> {
         let blob = {
@@ -189,6 +190,7 @@ impl Ops {
         Ok(Some(set))
     }
 
+    /// The bytes of a digest that a record names, and their number.
     pub async fn read_blob(&self, sha256: &str) -> Result<(tokio::fs::File, u64), OpsError> {
         Ok(self.blobs.read(sha256).await?)
     }
@@ -230,7 +232,7 @@ impl Ops {
         let _kept = self.uploads.read().await;
         let put = self.blobs.put(bytes, expected.as_deref()).await?;
         let blob = Blob { sha256: put.sha256.clone(), size: put.size };
-        self.transact(|view| {
+        let named = self.transact(|view| {
             let row = find(&view.images, scope, id)?;
             check(row)?;
             let mut draft = Draft::default();
@@ -252,8 +254,9 @@ impl Ops {
                 }
             }
             Ok((draft, ()))
-        })
-        .await?;
+        });
+        // Another upload was faster, or the image has gone: the bytes are nobody's then.
+        named.await.inspect_err(|_| self.drop_unnamed(vec![put.sha256.clone()]))?;
         self.image(scope, id)
     }
 
@@ -286,7 +289,12 @@ impl Ops {
             })
             .await?;
         refusal?;
-        // An upload of the same bytes may take minutes: what it waits for is not this request.
+        self.drop_unnamed(blobs);
+        Ok(())
+    }
+
+    /// Removes those of the blobs that no image names, once no upload is under way. That may take minutes: nobody waits.
+    fn drop_unnamed(&self, blobs: Vec<String>) {
         let (world, store, uploads) = (self.world.clone(), self.blobs.clone(), self.uploads.clone());
         tokio::spawn(async move {
             let _alone = uploads.write().await;
@@ -301,7 +309,6 @@ impl Ops {
                 }
             }
         });
-        Ok(())
     }
 }
 

@@ -172,7 +172,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         members: current.map(|o| o.members.clone()).unwrap_or_default(),
         metadata: record.metadata.clone(),
         failover: record.failover,
-        fault: current.and_then(|o| o.fault.clone()),
+        fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
         lost: record.lost.clone(),
         created_at: record.created_at,
         updated_at: record.updated_at,

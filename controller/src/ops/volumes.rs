@@ -175,6 +175,11 @@ pub(super) fn room(volume_gib: u64) -> Claims {
 
 pub(super) fn volume_view(view: &View, record: &VolumeRecord) -> Volume {
     let observed = record.observed.as_ref();
+    let silent = record.intent == Intent::Deleting && !view.host_up(record.host);
+    let fault = match silent {
+        true => Some("its host does not answer: it is purged when the host returns".to_owned()),
+        false => observed.and_then(|o| o.fault.as_ref()).map(|f| f.message.clone()),
+    };
     Volume {
         id: record.id,
         project: record.project,
@@ -185,7 +190,7 @@ pub(super) fn volume_view(view: &View, record: &VolumeRecord) -> Volume {
         host: record.host,
         host_name: view.host_name(record.host).unwrap_or_default(),
         instance: record.instance,
-        fault: observed.and_then(|o| o.fault.as_ref()).map(|f| f.message.clone()),
+        fault,
         trashed_at: record.trashed_at,
         created_at: record.created_at,
     }

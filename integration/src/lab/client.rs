@@ -31,13 +31,15 @@ pub struct UpOptions {
     pub hosts: u8,
     /// Leaves out everything of ours: engines, switch and OVN only.
     pub engines_only: bool,
+    /// Hands every host a join token. Without it the hosts wait for [`Lab::join`], everything else on them up.
+    pub join: bool,
     /// Size of each host's LVM physical volume, a sparse file.
     pub pv_bytes: u64,
 }
 
 impl UpOptions {
     pub fn new(layout: Layout, program: PathBuf, hosts: u8) -> Self {
-        Self { layout, program, hosts, engines_only: false, pv_bytes: 20 << 30 }
+        Self { layout, program, hosts, engines_only: false, join: true, pv_bytes: 20 << 30 }
     }
 }
 
@@ -109,8 +111,9 @@ impl Lab {
         std::thread::scope(|scope| {
             for node in &nodes {
                 let (sender, layout) = (sender.clone(), &self.layout);
+                let enough = if options.join { |_: &[UnitStatus]| false } else { awaits_join };
                 scope.spawn(move || {
-                    let followed = follow(layout, node, |unit| drop(sender.send(Ok(unit.clone()))));
+                    let followed = follow(layout, node, enough, |unit| drop(sender.send(Ok(unit.clone()))));
                     drop(followed.map_err(|error| sender.send(Err(error))));
                 });
             }
@@ -122,7 +125,7 @@ impl Lab {
                         if unit.node == CONTROLLER
                             && unit.name == "controller"
                             && unit.state == "ready"
-                            && let Err(error) = self.open_the_door(&nodes)
+                            && let Err(error) = self.open_the_door(if options.join { &nodes } else { &[] })
                         {
                             failure.get_or_insert(error);
                             let _ = call(&self.layout.control(), &Request::Down, Duration::from_secs(5));
@@ -140,7 +143,7 @@ impl Lab {
         })
     }
 
-    /// Writes `env` for clients, and a join token for every host.
+    /// Writes `env` for clients, and a join token for each of these hosts.
     fn open_the_door(&self, nodes: &[String]) -> Result<()> {
         let address = fs::read_to_string(self.layout.api_address()).context("read the API's address")?;
         let secret = |name: &str| -> Result<String> {
@@ -154,14 +157,28 @@ impl Lab {
         fs::write(&path, environment(&url, &token, &secret("admin-password")?))
             .with_context(|| format!("write {}", path.display()))?;
         for node in nodes.iter().filter(|n| host_number(n).is_some()) {
-            let join = super::join::token(&url, &token, node)?;
-            let (path, partial) =
-                (self.layout.join_token(node), self.layout.node(node).join("join-token.new"));
-            fs::write(&partial, join)
-                .and_then(|()| fs::rename(&partial, &path))
-                .with_context(|| format!("write {}", path.display()))?;
+            self.hand(node, &super::join::token(&url, &token, node)?)?;
         }
         Ok(())
+    }
+
+    /// The host's agent finds it and joins with it.
+    fn hand(&self, node: &str, token: &str) -> Result<()> {
+        let (path, partial) = (self.layout.join_token(node), self.layout.node(node).join("join-token.new"));
+        fs::write(&partial, token)
+            .and_then(|()| fs::rename(&partial, &path))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Whether the host has yet to join; see [`UpOptions::join`].
+    pub fn awaits_join(&self, node: &str) -> Result<bool> {
+        Ok(awaits_join(&self.status(node)?.units))
+    }
+
+    /// Has the host's agent join with this token, and waits until everything on the host serves.
+    pub fn join(&self, node: &str, token: &str) -> Result<()> {
+        self.hand(node, token)?;
+        follow(&self.layout, node, |_| false, |_| ())
     }
 
     /// A lab that somebody else holds or that was detached.
@@ -222,7 +239,7 @@ impl Lab {
     /// Powers the node on again over the disks it had, and waits until everything on it serves.
     pub fn restore(&self, node: &str, mut progress: impl FnMut(&UnitStatus)) -> Result<()> {
         self.supervisor(&Request::Return { host: node.to_owned() })?;
-        follow(&self.layout, node, |unit| progress(unit))
+        follow(&self.layout, node, |_| false, |unit| progress(unit))
     }
 
     /// Drops everything between two parties, or only what `a` sends to `b`.
@@ -340,8 +357,25 @@ pub fn end(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Hears of a node's units until all are up; the error of a lost one carries the end of its log.
-fn follow(layout: &Layout, node: &str, mut each: impl FnMut(&UnitStatus)) -> Result<()> {
+fn is_up(unit: &UnitStatus) -> bool {
+    matches!(unit.state.as_str(), "ready" | "done")
+}
+
+/// All is up but for what waits for the join token.
+fn awaits_join(units: &[UnitStatus]) -> bool {
+    let of = |name: &str| units.iter().find(|u| u.name == name).map(|u| u.state.as_str());
+    of(super::host::JOIN) == Some("starting")
+        && of(super::host::AGENT) == Some("waiting")
+        && units.iter().filter(|u| u.name != super::host::JOIN && u.name != super::host::AGENT).all(is_up)
+}
+
+/// Hears of a node's units until all are up, or what was heard is enough; the error of a lost one carries the end of its log.
+fn follow(
+    layout: &Layout,
+    node: &str,
+    enough: impl Fn(&[UnitStatus]) -> bool,
+    mut each: impl FnMut(&UnitStatus),
+) -> Result<()> {
     let alive = || {
         let Reply::Parties(parties) = call(&layout.control(), &Request::Parties, Duration::from_secs(10))?
         else {
@@ -373,12 +407,11 @@ fn follow(layout: &Layout, node: &str, mut each: impl FnMut(&UnitStatus)) -> Res
         }
         last.retain(|u| u.name != unit.name);
         last.push(unit);
+        if enough(&last) {
+            return Ok(());
+        }
     }
-    let missing: Vec<_> = last
-        .iter()
-        .filter(|u| !matches!(u.state.as_str(), "ready" | "done"))
-        .map(|u| u.name.as_str())
-        .collect();
+    let missing: Vec<_> = last.iter().filter(|u| !is_up(u)).map(|u| u.name.as_str()).collect();
     ensure!(!last.is_empty() && missing.is_empty(), "{node} ended while starting {}", missing.join(", "));
     Ok(())
 }

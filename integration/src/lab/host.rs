@@ -119,17 +119,23 @@ pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>
             Ready::Socket("/run/docker/plugins/amphi.sock"),
         ));
         units.push(Unit::daemon(
-            "hostsrv",
-            &["join", "dockerd", "libvirtd", "ovn-controller", "volume-group"],
+            AGENT,
+            &[JOIN, "dockerd", "libvirtd", "ovn-controller", "volume-group"],
             &[&program, "--config", CONFIG, "run"],
             Ready::Line("ready"),
         ));
-        units.push(Unit::step("join", &["config", "ovn-controller"], move |p| join(p, &program, &token)));
+        units.push(Unit::step(JOIN, &["config", "ovn-controller"], move |p| join(p, &program, &token)));
     }
     Ok(units)
 }
 
-const CONFIG: &str = "/etc/amphi/hostsrv.toml";
+/// The agent's settings.
+pub const CONFIG: &str = "/etc/amphi/hostsrv.toml";
+/// The unit that joins, and the one that runs from then on.
+pub const JOIN: &str = "join";
+pub const AGENT: &str = "hostsrv";
+/// How long a host waits for its join token. Whoever starts a lab to join by hand has the other hosts' start in between.
+const TOKEN_LIMIT: Duration = Duration::from_secs(300);
 
 fn config(name: &str) -> Result<String> {
     Ok(format!(
@@ -144,8 +150,8 @@ fn join(processes: &Processes, program: &str, token: &Path) -> Result<()> {
     if std::fs::read_dir(pki).is_ok_and(|mut entries| entries.next().is_some()) {
         return Ok(());
     }
-    let written = poll(Duration::from_secs(60), || token.exists(), || Ok(()))?;
-    ensure!(written, "no join token at {} within 60 s", token.display());
+    let written = poll(TOKEN_LIMIT, || token.exists(), || Ok(()))?;
+    ensure!(written, "no join token at {} within {TOKEN_LIMIT:?}", token.display());
     let text = std::fs::read_to_string(token).context("read the join token")?;
     processes.run(&[program, "--config", CONFIG, "join", text.trim()])?;
     std::fs::remove_file(token).context("remove the used join token")

@@ -35,6 +35,7 @@ pub use clean::{leftovers, sweep};
 pub use client::{Lab, UpOptions, end, supervisor_pid};
 pub use exec::{Background, Output};
 pub use guardian::guard;
+pub use host::CONFIG as AGENT_CONFIG;
 pub use layout::Layout;
 pub use node::run_node;
 pub use program::own_program;

@@ -12,6 +12,10 @@ use crate::lab::{Background, Lab, Output, own_program};
 /// Longest any command may take; those that wait have limits of their own below it.
 const LIMIT: Duration = Duration::from_secs(320);
 
+/// The CLI's exit code for what did not come true.
+pub const FAILED: i32 = 1;
+/// The CLI's exit code for what does not exist.
+pub const NO_SUCH: i32 = 3;
 /// The CLI's exit code for an order that is refused and changed nothing.
 pub const REFUSED: i32 = 4;
 
@@ -32,6 +36,11 @@ impl Cli {
         let program = directory.join("amphi");
         ensure!(program.exists(), "{} is not built", program.display());
         Ok(Self { program, variables: read_env(&lab.layout().env())? })
+    }
+
+    /// Another program that was built with it.
+    pub fn sibling(&self, name: &str) -> String {
+        self.program.with_file_name(name).to_string_lossy().into_owned()
     }
 
     /// Runs it to its end, whatever that is.

@@ -46,7 +46,7 @@ struct Step {
 /// In order; the first is step 1.
 const STEPS: &[Step] = &[
     Step {
-        title: "Two hosts join over mutual TLS and show what they are",
+        title: "Two hosts join with a token over mutual TLS and show what they are",
         needs: &[],
         play: step_01_hosts::play,
     },

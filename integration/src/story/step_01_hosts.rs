@@ -1,11 +1,13 @@
 //! Step 1: the hosts joined with tokens over mutual TLS, and what each says of itself holds against the host itself.
 
-use amphi_api::host::{Acceleration, EngineName, Host, HostState, VolumeActivation};
+use amphi_api::host::{Acceleration, EngineName, Host, HostState, JoinToken, VolumeActivation};
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::residue;
 use super::stage::{AWAY, CONTROLLER, HOME, SOON, Stage, same};
+use crate::lab::AGENT_CONFIG;
 use crate::wait::{seen, until};
 
 #[derive(Deserialize)]
@@ -14,6 +16,7 @@ struct Hosts {
 }
 
 pub fn play(stage: &Stage) -> Result<()> {
+    join(stage)?;
     stage.check("both hosts are up", || {
         until("h1 and h2 up", SOON, || {
             let hosts = stage.ask(stage.client.hosts())?;
@@ -46,6 +49,46 @@ pub fn play(stage: &Stage) -> Result<()> {
         before.push((party.to_owned(), residue::on(stage.lab, party)?));
     }
     stage.notes.borrow_mut().before = before;
+    Ok(())
+}
+
+/// `amphi host join-token` on the cloud's side, `amphi-hostsrv join` on the host's. A token is good once, and not for ever.
+/// A lab that was up before the story has its hosts already: then only the tokens that must fail are tried.
+fn join(stage: &Stage) -> Result<()> {
+    for host in [HOME, AWAY] {
+        if !stage.lab.awaits_join(host)? {
+            continue;
+        }
+        stage.check(&format!("{host} joins with a token of its own, which is good once"), || {
+            let known: Hosts = stage.amphi.json(&["host", "list"])?;
+            ensure!(known.hosts.iter().all(|h| h.name != host), "{host} is listed before it joined");
+            let token = stage.amphi.run(&["host", "join-token", "--host", host])?;
+            stage.lab.join(host, token.trim())?;
+            refused(stage, host, token.trim(), "used already")
+        })?;
+    }
+    stage.check("an expired token is refused", || {
+        let token: JoinToken = stage.amphi.json(&["host", "join-token", "--host", HOME, "--ttl", "1"])?;
+        until("the token's time to pass", SOON, || {
+            Ok(seen(Timestamp::now() > token.expires_at, || token.expires_at.to_string()))
+        })?;
+        refused(stage, HOME, &token.token, "expired")
+    })
+}
+
+/// A second agent on the host, with settings and keys of its own, does not get in with this token.
+fn refused(stage: &Stage, host: &str, token: &str, why: &str) -> Result<()> {
+    const DIRECTORY: &str = "/run/amphi-stranger";
+    let settings = format!("{DIRECTORY}/hostsrv.toml");
+    let state = format!("s|^state_dir = .*|state_dir = \"{DIRECTORY}\"|");
+    stage.lab.run(host, &["mkdir", "--parents", DIRECTORY])?;
+    stage.lab.run(host, &["sed", "-e", &state, "-e", &format!("w {settings}"), AGENT_CONFIG])?;
+    let agent = stage.amphi.sibling("amphi-hostsrv");
+    let output = stage.lab.exec(host, &[&agent, "--config", &settings, "join", token], SOON)?;
+    let kept = stage.lab.exec(host, &["find", DIRECTORY, "-name", "host.pem"], SOON)?.stdout;
+    stage.lab.run(host, &["rm", "--recursive", DIRECTORY])?;
+    ensure!(!output.ok() && kept.is_empty(), "{host}: a second agent joined: {}{kept}", output.stdout);
+    ensure!(output.stderr.contains(why), "{host}: expected {why:?}, saw: {}", output.stderr);
     Ok(())
 }
 

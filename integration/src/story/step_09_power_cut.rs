@@ -8,7 +8,7 @@ use amphi_api::instance::{Instance, InstanceState};
 use amphi_api::volume::VolumeState;
 use anyhow::{Context, Result, ensure};
 
-use super::cli::REFUSED;
+use super::cli::{FAILED, NO_SUCH, REFUSED};
 use super::descriptions::{plain_set, plain_vm};
 use super::engines::{Engines, chassis_of};
 use super::stage::{AWAY, HOME, SOON, Stage, UP, address, same};
@@ -17,6 +17,8 @@ use crate::wait::{seen, until};
 
 /// Instances without a volume and without a host of their choice: these move.
 pub const MOVE: [&str; 2] = ["drift", "drift-vm"];
+/// Deleted while its host is dead.
+const DOOMED: &str = "doomed";
 /// Instances whose volume is on the host: these wait.
 pub const STAY: [&str; 3] = ["web", "neighbour", "vm"];
 
@@ -48,6 +50,13 @@ pub fn play(stage: &Stage) -> Result<()> {
             same("state of far", &InstanceState::Running, &stage.instance("far")?.state)
         },
     )?;
+    stage.check("`amphi instance delete` says at once that the dead host is waited for", || {
+        let complaint = stage.amphi.fails(&["instance", "delete", DOOMED], FAILED)?;
+        for word in ["host_down", "the order stands", "amphi host evacuate"] {
+            ensure!(complaint.contains(word), "expected {word:?} in: {complaint}");
+        }
+        stage.in_state(DOOMED, InstanceState::Deleting, SOON).map(drop)
+    })?;
     stage.check("`amphi host evacuate`: those without a volume move, the others wait for theirs", || {
         let evacuation: Evacuation = stage.amphi.json(&["host", "evacuate", HOME])?;
         // An instance that a failed step left behind is not this step's affair.
@@ -58,6 +67,7 @@ pub fn play(stage: &Stage) -> Result<()> {
         same("moved", &all(&MOVE), &fates(evacuation.moved.iter().map(|m| m.name.as_str()).collect()))?;
         same("waiting", &all(&STAY), &fates(evacuation.waiting.iter().map(|w| w.name.as_str()).collect()))?;
         ensure!(evacuation.refused.is_empty(), "refused: {:?}", evacuation.refused);
+        stage.amphi.fails(&["instance", "show", DOOMED], NO_SUCH)?;
         for wait in &evacuation.waiting {
             same(
                 &format!("volumes of {}", wait.name),
@@ -102,6 +112,7 @@ fn drift(stage: &Stage) -> Result<()> {
         let instance = stage.create(&request)?;
         same(&format!("host of {}", instance.name), &Some(HOME.to_owned()), &instance.host_name)?;
     }
+    stage.create(&plain_set(DOOMED, Some(HOME)))?;
     booted(stage, MOVE[1])?;
     stage.amphi.run(&["instance", "delete", "ballast"])?;
     let far = stage.member("far", "front")?;

@@ -62,7 +62,7 @@ pub async fn put(
     }
     let pieces = timed(body);
     state.blobs.put(pieces, Some(&sha256)).await.map_err(|error| match error {
-        BlobError::NoDigest { .. } | BlobError::WrongDigest { .. } | BlobError::TooLarge => {
+        BlobError::NoDigest { .. } | BlobError::WrongDigest { .. } | BlobError::TooLarge { .. } => {
             Refusal::new(ErrorCode::InvalidField, error.to_string())
         }
         error => Refusal::new(ErrorCode::Unavailable, error.to_string()),

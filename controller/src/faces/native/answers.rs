@@ -77,6 +77,7 @@ const WRITE: &[(&str, &str)] = &[
     ("415", "the body is not `application/json`"),
     ("500", "a fault of the controller"),
     ("503", "something this needs does not answer now; try again later"),
+    ("507", "no space is left for the bytes that were sent"),
 ];
 
 impl IntoResponses for ReadRefusals {

@@ -1,7 +1,7 @@
 //! The face by its routes: what it refuses and how, and that what it says of itself is current.
 
 use super::{Native, openapi, router};
-use crate::ops::tests::Cloud;
+use crate::ops::tests::{BLOB_LIMIT, Cloud};
 use amphi_api::{ErrorBody, ErrorCode};
 use axum::Router;
 use axum::body::Body;
@@ -297,6 +297,70 @@ async fn blobs_by_role_and_digest() {
     assert_eq!(initramfs.json()["state"], "active");
     assert_eq!(call(&face, "DELETE", &format!("/v1/images/{id}"), None).await.status, StatusCode::NO_CONTENT);
     drop(cloud);
+}
+
+async fn raw_image(face: &Router) -> String {
+    let made = post(face, "/v1/images", &json!({"name": "disk", "format": "raw"})).await;
+    made.json()["id"].as_str().unwrap_or_else(|| panic!("{}", made.json())).to_owned()
+}
+
+async fn put_disk(face: &Router, image: &str, body: Body) -> Answer {
+    let request = Request::put(format!("/v1/images/{image}/blobs/disk"))
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .header("content-type", "application/octet-stream");
+    send(face, request.body(body).unwrap()).await
+}
+
+fn files(cloud: &Cloud, below: &str) -> usize {
+    std::fs::read_dir(cloud.dir.path().join("images").join(below)).unwrap().count()
+}
+
+#[tokio::test]
+async fn a_blob_over_the_limit_is_refused_and_nothing_is_kept() {
+    let (cloud, face) = furnished().await;
+    let image = raw_image(&face).await;
+    // In parts, so that nobody can know the size before.
+    let parts = |bytes: u64| {
+        let parts = (0..bytes.div_ceil(1 << 20)).map(move |at| {
+            let left = (bytes - (at << 20)).min(1 << 20);
+            Ok::<_, std::io::Error>(vec![7u8; left as usize])
+        });
+        Body::from_stream(futures_util::stream::iter(parts))
+    };
+    let refused = put_disk(&face, &image, parts(BLOB_LIMIT + 1)).await;
+    assert_eq!(refused.refusal(), (413, ErrorCode::TooLarge, None));
+    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("8388608 bytes"));
+    assert_eq!((files(&cloud, "uploads"), files(&cloud, "blobs")), (0, 0));
+    let path = format!("/v1/images/{image}");
+    assert_eq!(call(&face, "GET", &path, None).await.json()["state"], "queued");
+    let taken = put_disk(&face, &image, parts(BLOB_LIMIT)).await;
+    assert_eq!((taken.status, taken.json()["state"].clone()), (StatusCode::OK, json!("active")));
+}
+
+/// A small file system over the image store, for this thread and those it starts from now on. Needs root.
+#[tokio::test]
+async fn a_full_disk_is_told_and_nothing_is_kept() {
+    let run = |words: &[&str]| {
+        let output = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("a mount namespace: needs root");
+    run(&["mount", "--make-rprivate", "/"]);
+    let (cloud, face) = furnished().await;
+    let images = cloud.dir.path().join("images");
+    let at = images.to_str().unwrap();
+    run(&["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", at]);
+    for dir in ["uploads", "blobs"] {
+        std::fs::create_dir(images.join(dir)).unwrap();
+    }
+    let image = raw_image(&face).await;
+    let full = put_disk(&face, &image, Body::from(vec![7u8; 3 << 20])).await;
+    assert_eq!(full.refusal(), (507, ErrorCode::StorageFull, None));
+    assert!(full.json()["error"]["message"].as_str().unwrap().contains("no space is left"));
+    assert_eq!((files(&cloud, "uploads"), files(&cloud, "blobs")), (0, 0));
+    let small = put_disk(&face, &image, Body::from(vec![7u8; 100 << 10])).await;
+    assert_eq!((small.status, small.json()["state"].clone()), (StatusCode::OK, json!("active")));
+    run(&["umount", "--lazy", at]);
 }
 
 #[tokio::test]

@@ -111,6 +111,8 @@ impl From<OpsError> for Refusal {
             OpsError::Unavailable(message) => {
                 Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
             }
+            // glance/api/v2/image_data.py, `upload`: a full store is told as a body too large.
+            OpsError::StorageFull(message) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
             OpsError::TooMany { seconds } => Self {
                 retry_after: Some(u32::try_from(seconds).unwrap_or(u32::MAX)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())

@@ -10,7 +10,7 @@ mod traits;
 
 pub use observed::InstanceObserved;
 pub use server::{Pending, ServerState, Task, VmState, server_fault, server_state, vm_state};
-pub use state::state_of;
+pub use state::{fault_of, state_of};
 pub use traits::{Attachment, FlavorCopy, Leaving, Lock, Resize, ServerTraits, Shelved};
 
 use super::Record;

@@ -1,7 +1,8 @@
 //! The state of an instance as the native face tells it: pure.
 
 use super::{InstanceRecord, Intent};
-use amphi_api::instance::{InstanceState, Power};
+use crate::model::HostRecord;
+use amphi_api::instance::{Fault, InstanceState, Power};
 use amphi_api::wire::BodyState;
 
 /// What clients see of an instance whose host is up or not.
@@ -34,6 +35,21 @@ pub fn state_of(record: &InstanceRecord, host_up: bool) -> InstanceState {
         Power::Paused if record.settled() => InstanceState::Paused,
         Power::Suspended if record.settled() => InstanceState::Suspended,
         Power::Paused | Power::Suspended => InstanceState::Stopping,
+    }
+}
+
+/// What clients are told is wrong: what its host says of the body, or that there is no host to carry out a deletion.
+pub fn fault_of(record: &InstanceRecord, host: Option<&HostRecord>) -> Option<Fault> {
+    match host.filter(|host| record.intent == Intent::Deleting && !host.is_up()) {
+        Some(host) => Some(Fault {
+            code: "host_down".into(),
+            message: format!(
+                "host '{}' does not answer: the deletion is carried out when it returns, or at once when it is evacuated",
+                host.name
+            ),
+            since: host.state_since,
+        }),
+        None => record.current().and_then(|o| o.fault.clone()),
     }
 }
 

@@ -136,6 +136,7 @@ pub(in crate::ops) fn refuse_unavailable(view: &View, volume: &Row<VolumeRecord>
                 VolumeState::Unreachable => "unreachable",
                 VolumeState::Extending => "extending",
                 VolumeState::Trashed | VolumeState::Purging => "deleting",
+                VolumeState::Restoring => "maintenance",
                 VolumeState::Error | VolumeState::Available | VolumeState::Creating => "error",
             };
             let id = volume.id;

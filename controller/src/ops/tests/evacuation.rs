@@ -26,6 +26,8 @@ async fn what_can_moves_and_what_cannot_says_why() {
     let before = cloud.obedient(h1);
     cloud.down(h1).await;
     assert_eq!(cloud.show(&free).state, InstanceState::Unknown);
+    let waits = cloud.show(&going);
+    assert_eq!((waits.state, waits.fault.unwrap().code.as_str()), (InstanceState::Deleting, "host_down"));
     let answer = cloud.ops.evacuate(h1).await.unwrap();
     let mut moved: Vec<_> = answer.moved.iter().map(|m| (m.name.as_str(), m.epoch)).collect();
     moved.sort();

@@ -178,7 +178,10 @@ async fn trouble_that_any_body_would_have_ends_it() {
     backdate(&cloud, &exchange).await;
     cloud.ops.step_exchanges().await.unwrap();
     let failed = cloud.ops.exchange(P, exchange.id).unwrap();
-    assert_eq!((failed.phase, failed.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "volume_missing"));
+    assert_eq!(
+        (failed.phase, failed.fault.unwrap().code.as_str()),
+        (ExchangePhase::Failed, "volume_missing")
+    );
     assert_eq!(cloud.show(&before).epoch, before.epoch);
 }
 

@@ -4,6 +4,7 @@ use amphi_api::host::HostState;
 use amphi_api::instance::{Fault, InstanceState};
 use amphi_api::volume::VolumeState;
 use amphi_api::wire::Tombstone;
+use jiff::SignedDuration;
 
 #[tokio::test]
 async fn from_order_to_grave() {
@@ -142,6 +143,25 @@ async fn join_tokens() {
     // A host that lost its certificate joins again, as itself.
     let token = secret(&cloud.ops.create_join_token(&only).await.unwrap().token);
     assert_eq!(cloud.ops.join(&token, "h1").await.unwrap(), h1);
+    // Time passes; what is expired goes when a new one is made.
+    let token = secret(&cloud.ops.create_join_token(&only).await.unwrap().token);
+    let expire = cloud.ops.transact(|view| {
+        let mut draft = Draft::default();
+        for row in view.joins.iter() {
+            let past = Timestamp::now() - SignedDuration::from_secs(1);
+            draft.update(row, &crate::model::JoinRecord { expires_at: past, ..(*row.record).clone() });
+        }
+        Ok((draft, ()))
+    });
+    expire.await.unwrap();
+    let expired = cloud.ops.join(&token, "h1").await.unwrap_err();
+    assert_eq!(
+        (expired.code(), expired.to_string()),
+        (ErrorCode::Forbidden, "not a valid join token: expired".into())
+    );
+    assert_eq!(cloud.ops.world().read().joins.len(), 1);
+    cloud.ops.create_join_token(&only).await.unwrap();
+    assert_eq!(cloud.ops.world().read().joins.len(), 1, "the new one");
     for bad in [
         JoinTokenCreate { host: Some("h 1".into()), ttl_seconds: None },
         JoinTokenCreate { host: None, ttl_seconds: Some(0) },

@@ -4,6 +4,7 @@ mod catalogue;
 mod create;
 mod evacuation;
 mod exchange;
+mod images;
 mod life;
 mod servers;
 mod volumes;
@@ -89,8 +90,12 @@ pub struct Cloud {
     pub ops: Arc<Ops>,
     pub links: Arc<PlayedLinks>,
     pub store: Arc<BreakableStore>,
-    dir: Arc<tempfile::TempDir>,
+    /// Its store is in `store`, its images in `images`.
+    pub dir: Arc<tempfile::TempDir>,
 }
+
+/// The largest blob that a test's cloud takes, in bytes.
+pub const BLOB_LIMIT: u64 = 8 << 20;
 
 pub fn spec(name: &str) -> HostSpec {
     let engine = |name| Engine { name, version: "1".into(), trouble: None };
@@ -135,7 +140,8 @@ impl Cloud {
 
     async fn on(store: Arc<BreakableStore>, dir: Arc<tempfile::TempDir>, links: Arc<PlayedLinks>) -> Self {
         let world = World::open(store.clone()).await.unwrap();
-        let blobs = Arc::new(BlobStore::open(&dir.path().join("images")).await.unwrap());
+        let blobs =
+            Arc::new(BlobStore::open(&dir.path().join("images")).await.unwrap().with_limit(BLOB_LIMIT));
         let settings = Settings {
             hosts_url: "https://127.0.0.1:7443".into(),
             ca_sha256: "00".repeat(32),
