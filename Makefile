@@ -1,6 +1,6 @@
 # The README's commands. Everything here runs as root; anybody else goes through sudo.
 SHELL := /bin/bash
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,CI)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
 .PHONY: run up down test tempest bench lint install build images clients
@@ -21,7 +21,8 @@ test: install images
 	$(SUDO) cargo nextest run --workspace
 	$(SUDO) scripts/uml-lane.sh
 
-# Tempest's own tests against the lab that `make up` has started; TEMPEST is the runner, beside its list and pins.
+# Tempest's own tests against the lab that `AMPHI_RECYCLE_HOURS=0 make up` has started (hundreds of volumes would fill the
+# bin); TEMPEST is the runner, beside its list and pins.
 tempest: install
 	scripts/tempest.sh
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tempest's core list against the lab that `make up` has started, once for each kind of body; or with KIND=vm or KIND=set
+# Tempest's core list against the lab that `AMPHI_RECYCLE_HOURS=0 make up` has started (volumes that are deleted would
+# stay in the recycle bin, and fill the hosts), once for each kind of body; or with KIND=vm or KIND=set
 # for one. Everything else that the runner takes (LIST, CONCURRENCY, RUNLOG, JSON …) is passed on.
 #   TEMPEST=/path/tempest-run.sh   the runner, with requirements.lock and tempest-core.txt beside it
 set -euo pipefail
@@ -7,7 +8,7 @@ cd "$(dirname "$0")/.."
 runner=${TEMPEST:-../shared/openstack/tempest-run.sh}
 lab=${AMPHI_LAB_DIR:-target/lab}
 [ -f "$runner" ] || { echo "tempest.sh: no runner at $runner; say where it is: TEMPEST=/path/tempest-run.sh" >&2; exit 2; }
-[ -f "$lab/env" ] || { echo "tempest.sh: no lab is up in $lab; start one with: make up" >&2; exit 2; }
+[ -f "$lab/env" ] || { echo "tempest.sh: no lab is up in $lab; start one with: AMPHI_RECYCLE_HOURS=0 make up" >&2; exit 2; }
 scripts/clients.sh target/tempest "$(dirname "$runner")/requirements.lock"
 VENV=$(realpath target/tempest)
 export VENV
