@@ -68,7 +68,7 @@ fn decide(
             let root_gib = row.server.flavor.as_ref().map(|f| f.disk_gib).filter(|gib| *gib > 0);
             let (body, found) = resolve::body_of_image(view, row.project, image, root_gib, described)?;
             for image in &found {
-                resolve::enough_for(image, row.memory_mib.into(), root_gib)?;
+                resolve::enough_for(image, row.memory_mib, root_gib)?;
             }
             found.into_iter().for_each(|image| draft.guard(image));
             let kind = body.kind();

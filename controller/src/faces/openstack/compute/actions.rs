@@ -13,7 +13,6 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
-use std::future::Future;
 
 const PATH: &str = "/v2.1/servers/{id}/action";
 /// Most lines of a console that are handed out at once.
@@ -21,7 +20,8 @@ const LINES_MAX: u32 = crate::ops::LOG_LINES_MAX;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     use Need::{Admin, Member};
-    let plain: [(&'static str, Need, fn() -> ServerOrder); 12] = [
+    type Plain = (&'static str, Need, fn() -> ServerOrder);
+    let plain: [Plain; 12] = [
         ("os-start", Member, || ServerOrder::Start),
         ("os-stop", Member, || ServerOrder::Stop),
         ("pause", Member, || ServerOrder::Pause),
@@ -85,12 +85,10 @@ fn object(call: &Call, known: &[&str]) -> Result<Map<String, Value>, Refusal> {
     }
 }
 
-fn ordered(call: Call, order: ServerOrder) -> impl Future<Output = Answer> + Send {
-    async move {
-        let (origin, id) = origin(&call)?;
-        call.state.ops.order_server(&origin, id, order).await.map_err(refused)?;
-        Ok(accepted())
-    }
+async fn ordered(call: Call, order: ServerOrder) -> Answer {
+    let (origin, id) = origin(&call)?;
+    call.state.ops.order_server(&origin, id, order).await.map_err(refused)?;
+    Ok(accepted())
 }
 
 /// nova answers 400 where no host is found for an order about a server that is there.

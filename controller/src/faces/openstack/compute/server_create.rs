@@ -121,8 +121,11 @@ pub(super) fn password() -> String {
         .collect()
 }
 
+/// What an object of a body holds.
+type Fields = Map<String, Value>;
+
 /// The server, and the scheduler's hints beside it.
-fn outer(body: Value) -> Result<(Map<String, Value>, Map<String, Value>), Refusal> {
+fn outer(body: Value) -> Result<(Fields, Fields), Refusal> {
     let Value::Object(mut outer) = body else {
         return Err(Refusal::bad("Invalid input: an object with the key 'server' is required"));
     };

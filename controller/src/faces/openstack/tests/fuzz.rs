@@ -166,7 +166,7 @@ fn envelope(route: &Route) -> String {
         return action.to_owned();
     }
     let nouns = route.path.split('/').filter(|s| !s.is_empty() && !s.starts_with('{'));
-    let noun = nouns.last().unwrap_or_default().replace('-', "_");
+    let noun = { nouns }.next_back().unwrap_or_default().replace('-', "_");
     let noun = noun.strip_prefix("os_").unwrap_or(&noun).to_owned();
     let noun = noun.strip_suffix("ies").map(|n| format!("{n}y")).unwrap_or(noun);
     noun.strip_suffix('s').unwrap_or(&noun).to_owned()

@@ -38,7 +38,7 @@ fn body(route: &Route) -> Value {
         return Value::Null;
     }
     let nouns = route.path.split('/').filter(|s| !s.is_empty() && !s.starts_with('{'));
-    let noun = nouns.last().unwrap_or_default().replace('-', "_");
+    let noun = { nouns }.next_back().unwrap_or_default().replace('-', "_");
     let noun = noun.strip_suffix("ies").map(|n| format!("{n}y")).unwrap_or(noun);
     json!({ noun.strip_suffix('s').unwrap_or(&noun): {"name": "renamed", "description": "changed"} })
 }
