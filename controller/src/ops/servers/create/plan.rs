@@ -137,6 +137,9 @@ pub(in crate::ops) fn launch(
             started.task(draft, &mut record, Task::Build, "create");
         }
         Err(no_room) if plan.no_room == NoRoomIs::Told => {
+            // It rests on what is promised, some of which is on its way only: what comes to nothing makes this be
+            // decided anew.
+            view.hosts.iter().filter_map(|h| view.claim_row(h.id)).for_each(|row| draft.guard(&row));
             let before = record.clone();
             let started = Started { view, origin, before: &before, now };
             started.failed(draft, &record, "create", "No valid host was found.");
