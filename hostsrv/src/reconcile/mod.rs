@@ -243,7 +243,9 @@ impl Reconciler {
             let (item, steps) = match *tombstone {
                 // An instance that is desired here at a higher epoch has its stale bodies removed by its own plan.
                 Instance { id, .. } if desired.instances.iter().any(|i| i.id == id) => continue,
-                Instance { id, epoch } => (Item::Instance(id), plan::burial(id, epoch, seen)),
+                Instance { id, epoch } => {
+                    (Item::Instance(id), plan::burial(id, epoch, seen, &self.ledger().begun(id)))
+                }
                 Volume { id } => (Item::Volume(id), plan::purge(id.0, seen)),
                 Snapshot { id } => (Item::Snapshot(id), plan::purge(id.0, seen)),
             };

@@ -1,5 +1,6 @@
 //! The steps for an instance that is desired here: its body, and the volumes in its hands.
 
+use super::burials::bodiless;
 use super::volumes::{is_attached, lacks};
 use super::{GRACE, Observed, Remembered, Step};
 use crate::instance::{ObservedBody, ObservedState, Remains};
@@ -103,6 +104,12 @@ pub fn instance(
             let attached = volumes.iter().filter(|v| held(seen, v).is_some_and(is_attached));
             steps.extend(attached.map(|v| Step::DetachVolume { volume: v.id }));
         }
+    }
+    if steps.is_empty() {
+        // What the other kind left when it failed before it had a body.
+        let others = bodiless(desired.id, seen, &memory.begun).filter(|other| *other != kind);
+        let epoch = desired.epoch;
+        steps.extend(others.map(|kind| Step::Remove { kind, epoch, remains: Remains::Roots }));
     }
     steps
 }

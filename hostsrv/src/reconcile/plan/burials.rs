@@ -4,10 +4,12 @@ use super::{GRACE_DELETE, Observed, Step};
 use crate::instance::{ObservedState, Remains};
 use crate::reconcile::ledger::Begun;
 use amphi_api::InstanceId;
+use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, Tombstone};
 
-/// The steps for what a tombstone names among bodies.
-pub fn burial(id: InstanceId, epoch: u64, seen: &Observed<'_>) -> Vec<Step> {
+/// The steps for what a tombstone names among bodies. A kind that was begun and left no body may have left files all the
+/// same: an image that could not be loaded is found out after them.
+pub fn burial(id: InstanceId, epoch: u64, seen: &Observed<'_>, begun: &Begun) -> Vec<Step> {
     let mut steps = Vec::new();
     for body in seen.bodies.iter().filter(|b| b.instance == id && b.epoch <= epoch) {
         if body.state != ObservedState::Stopped {
@@ -15,7 +17,19 @@ pub fn burial(id: InstanceId, epoch: u64, seen: &Observed<'_>) -> Vec<Step> {
         }
         steps.push(Step::Remove { kind: body.kind, epoch: body.epoch, remains: Remains::Nothing });
     }
+    let bodiless = bodiless(id, seen, begun);
+    steps.extend(bodiless.map(|kind| Step::Remove { kind, epoch, remains: Remains::Nothing }));
     steps
+}
+
+/// Kinds that were begun for the instance and of which its engine holds no body.
+pub(super) fn bodiless(
+    id: InstanceId,
+    seen: &Observed<'_>,
+    begun: &Begun,
+) -> impl Iterator<Item = BodyKind> {
+    let lacks = move |kind: &BodyKind| !seen.bodies.iter().any(|b| b.instance == id && b.kind == *kind);
+    begun.kinds.iter().copied().filter(|kind| seen.answered.contains(kind)).filter(lacks)
 }
 
 /// Which tombstones are carried out: nothing of what they name is left, as far as every engine has answered.
@@ -31,8 +45,12 @@ pub fn buried(
         .filter(|tombstone| match tombstone {
             Tombstone::Instance { id, epoch } => {
                 // A kind that was begun here must have answered; a kind never begun here cannot hold anything.
-                begun(*id).kinds.iter().all(|k| seen.answered.contains(k))
+                let begun = begun(*id);
+                begun.kinds.iter().all(|k| seen.answered.contains(k))
                     && !seen.bodies.iter().any(|b| b.instance == *id && b.epoch <= *epoch)
+                    // What is desired here anew looks after itself.
+                    && (desired.instances.iter().any(|i| i.id == *id)
+                        || bodiless(*id, seen, &begun).next().is_none())
             }
             Tombstone::Volume { id } => gone(&id.0),
             Tombstone::Snapshot { id } => gone(&id.0),

@@ -223,6 +223,16 @@ fn instances() {
             }),
             &[],
         ),
+        (
+            "the other kind failed before it had a body",
+            world().with(Set, 5, Running).and(|w| w.memory.begun.kinds = vec![Vm, Set]),
+            &["remove vm 5"],
+        ),
+        (
+            "the same, with something more urgent to do",
+            world().and(|w| w.memory.begun.kinds = vec![Vm, Set]),
+            &["volume", "ensure"],
+        ),
     ];
     for (what, world, steps) in table {
         assert_eq!(world.plan(), steps, "{what}");
@@ -368,9 +378,15 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
     let w = world().with(Set, 4, Running);
     let id = w.desired.id;
     let mut seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
-    let steps: Vec<_> = burial(id, 4, &seen).iter().map(name).collect();
-    assert_eq!(steps, ["stop set", "bury set 4"]);
-    assert!(burial(id, 3, &seen).is_empty(), "a tombstone for an older epoch spares the newer body");
+    let begun = Begun { kinds: vec![Set], restarts: 0 };
+    let steps = |epoch, seen: &Observed<'_>, begun: &Begun| -> Vec<_> {
+        burial(id, epoch, seen, begun).iter().map(name).collect()
+    };
+    assert_eq!(steps(4, &seen, &begun), ["stop set", "bury set 4"]);
+    assert!(steps(3, &seen, &begun).is_empty(), "a tombstone for an older epoch spares the newer body");
+    let both = Begun { kinds: vec![Set, Vm], restarts: 0 };
+    let left = ["stop set", "bury set 4", "bury vm 4"];
+    assert_eq!(steps(4, &seen, &both), left, "a kind that never had a body may have left files");
 
     let volume = Tombstone::Volume { id: w.volume.id };
     let desired = HostDesired {
@@ -382,8 +398,12 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
         snapshots: vec![],
         tombstones: vec![Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }, volume],
     };
-    let begun = |_| Begun { kinds: vec![Set], restarts: 0 };
+    let begun = |_| begun.clone();
     assert_eq!(buried(&desired, &seen, begun), [Tombstone::Instance { id, epoch: 3 }]);
+    let neither = Observed { bodies: &[], answered: &w.answered, volumes: None };
+    assert!(buried(&desired, &neither, begun).is_empty(), "its files have not been looked after");
+    let both = [Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }];
+    assert_eq!(buried(&desired, &neither, |_| Begun::default()), both);
     let silent = BTreeSet::from([Vm]);
     seen.answered = &silent;
     assert!(buried(&desired, &seen, begun).is_empty(), "a silent engine may still hold it");
