@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
-.PHONY: run up down test tempest bench lint install build images clients
+.PHONY: run up down test tempest bench fuzz lint install build images clients
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
@@ -27,7 +27,12 @@ tempest: install
 	scripts/tempest.sh
 
 bench: install build images
+	target/debug/amphi-lab bench-services
 	$(LAB) bench
+
+# The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
+fuzz: install build
+	target/debug/amphi-lab fuzz
 
 lint:
 	cargo fmt --all --check

@@ -10,7 +10,7 @@ stamp="$(sha256sum <"$pins" | cut -d' ' -f1) $(python3 --version)"
 if [ "$(cat "$venv/.stamp" 2>/dev/null || true)" = "$stamp" ]; then
   exit 0
 fi
-echo "installing OpenStack's clients into $venv"
+echo "installing what $pins names into $venv"
 rm -rf "$venv"
 python3 -m venv "$venv"
 "$venv/bin/pip" --quiet --disable-pip-version-check install --requirement "$pins"

@@ -132,6 +132,7 @@ pub struct JoinTokenCreate {
     pub host: Option<String>,
     /// How long it is good, in seconds; 1 to 604,800. Default 3,600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 604_800)]
     pub ttl_seconds: Option<u64>,
 }
 

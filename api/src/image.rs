@@ -59,10 +59,12 @@ impl ImageFormat {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     pub format: ImageFormat,
     /// Kernel command line of a `kernel-initramfs` image, beside the console that Amphi sets.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(max_length = 2000)]
     pub cmdline: String,
 }
 

@@ -38,9 +38,11 @@ impl fmt::Display for BodyKind {
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Name or id of a disk or kernel image in the catalogue.
+    #[schema(min_length = 1, max_length = 255)]
     pub image: String,
     /// Size of the root disk, in GiB, for disk images; 1 to 2,048. Default: the image's own size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 2048)]
     pub root_gib: Option<u64>,
 }
 
@@ -80,6 +82,7 @@ impl BodySpec {
 pub struct InstanceVolume {
     /// A new volume of this size, in GiB. Either this or `id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 65_536)]
     pub size_gib: Option<u64>,
     /// Name of the new volume. Default: the instance's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,6 +97,7 @@ pub struct InstanceVolume {
 #[serde(deny_unknown_fields)]
 pub struct InstanceNetwork {
     /// Name or id.
+    #[schema(min_length = 1, max_length = 255)]
     pub network: String,
     /// Default: a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,18 +122,24 @@ pub enum FailoverPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     /// Virtual CPUs, 1 to 256.
+    #[schema(minimum = 1, maximum = 256)]
     pub vcpus: u32,
     /// Memory, 16 to 4,194,304 MiB.
+    #[schema(minimum = 16, maximum = 4_194_304)]
     pub memory_mib: u64,
     /// Acceptable bodies, the preferred first; each kind at most once.
+    #[schema(min_items = 1, max_items = 2)]
     pub bodies: Vec<BodySpec>,
     /// Networks, eth0's first. At most 8.
     #[serde(default)]
+    #[schema(max_items = 8)]
     pub networks: Vec<InstanceNetwork>,
     /// Names or ids; they hold for every port. At most 16.
     #[serde(default)]
+    #[schema(max_items = 16)]
     pub security_groups: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<InstanceVolume>,
@@ -138,6 +148,7 @@ pub struct InstanceCreate {
     pub user_data: Option<String>,
     /// Public keys in authorized_keys form. At most 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
     pub ssh_keys: Vec<String>,
     /// At most 128 pairs of 255 characters, as nova has it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -6,16 +6,19 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
-use utoipa::ToSchema;
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// What a network is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     pub subnet: SubnetSpec,
     /// Largest frame payload, in bytes. Default 1442: what geneve leaves of an Ethernet underlay's 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 576, maximum = 9000)]
     pub mtu: Option<u32>,
 }
 
@@ -33,7 +36,7 @@ pub struct SubnetSpec {
     pub gateway: Option<IpAddr>,
     /// Name servers handed to guests. At most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<String>)]
+    #[schema(value_type = Vec<String>, max_items = 8)]
     pub dns: Vec<IpAddr>,
     /// Whether the network answers DHCP. Default true.
     #[serde(default = "yes")]
@@ -133,8 +136,10 @@ pub struct Port {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SecurityGroupCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     #[serde(default)]
+    #[schema(max_items = 256)]
     pub rules: Vec<RuleSpec>,
 }
 
@@ -152,9 +157,11 @@ pub struct RuleSpec {
     pub number: Option<u8>,
     /// First port of the range; tcp and udp only. Neither `port_min` nor `port_max`: every port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub port_min: Option<u16>,
     /// Last port of the range; default `port_min`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub port_max: Option<u16>,
     /// From (ingress) or to (egress) these addresses only. Default: anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -267,9 +274,30 @@ pub struct SecurityGroup {
     pub created_at: Timestamp,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
     pub id: RuleId,
     #[serde(flatten)]
     pub spec: RuleSpec,
+}
+
+/// The spec's own fields and the id. Derived, it would be a spec, which takes no further field, with a further field.
+impl PartialSchema for Rule {
+    fn schema() -> RefOr<Schema> {
+        let mut rule = RuleSpec::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut rule {
+            object.properties.insert("id".to_owned(), Ref::from_schema_name(RuleId::name()).into());
+            object.required.push("id".to_owned());
+            object.additional_properties = None;
+            object.description = None;
+        }
+        rule
+    }
+}
+
+impl ToSchema for Rule {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((RuleId::name().into_owned(), RuleId::schema()));
+        RuleSpec::schemas(schemas);
+    }
 }

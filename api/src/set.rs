@@ -23,6 +23,7 @@ pub struct SetSpec {
     #[serde(default, skip_serializing_if = "AnchorSpec::is_default")]
     pub anchor: AnchorSpec,
     /// 1 to 64 members. Their names and their indexes are each unique.
+    #[schema(min_items = 1, max_items = 64)]
     pub members: Vec<MemberSpec>,
     /// Where the instance's volume appears in every member. Default `/data`.
     #[serde(default = "default_mount")]
@@ -54,9 +55,11 @@ pub struct MemberSpec {
     /// Start order: lower starts first. Unique in the set.
     pub index: u32,
     /// Name or id of a container image in the catalogue.
+    #[schema(min_length = 1, max_length = 255)]
     pub image: String,
     /// Replaces the image's entry point and command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 512)]
     pub command: Vec<String>,
     /// Environment variables beside the image's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -72,9 +75,11 @@ pub struct MemberSpec {
 pub struct MemberOptions {
     /// CPU, percent of the set's: 80 in a set of 4 vCPU is 3.2 cores. 1 to 100; all members together at most 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
     pub cpu: Option<u32>,
     /// Memory, percent of the set's. 1 to 100; all members together at most 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
     pub mem: Option<u32>,
 }
 

@@ -10,9 +10,11 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
     /// 1 to 65,536 GiB. May be left out with `snapshot`: then the snapshot's size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 65_536)]
     pub size_gib: Option<u64>,
     /// Begin with this snapshot's bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,12 +40,14 @@ impl VolumeCreate {
 #[serde(deny_unknown_fields)]
 pub struct VolumeExtend {
     /// The new size, in GiB.
+    #[schema(minimum = 1, maximum = 65_536)]
     pub size_gib: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotCreate {
+    #[schema(min_length = 1, max_length = 255)]
     pub name: String,
 }
 

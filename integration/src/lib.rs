@@ -1,7 +1,9 @@
 //! The lab: a controller and several real hosts on one machine, isolated from it and from everything else.
 //! Owns how they are started, broken and taken down; refuses to know what is done on them (that is `story/` and the tests).
 
+pub mod alone;
 pub mod bench;
+pub mod fuzz;
 pub mod lab;
 pub mod run;
 pub mod story;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
+use amphi_integration::fuzz;
 use amphi_integration::lab::{
     Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
@@ -44,6 +45,26 @@ enum Verb {
         /// Measure only these parts
         #[arg(long, value_enum, value_delimiter = ',')]
         only: Vec<amphi_integration::bench::Part>,
+    },
+    /// Measure the controller alone, on disk, with hosts in memory, by OpenStack's calls; one line `name: value` per figure
+    BenchServices {
+        /// Hosts in memory
+        #[arg(long, default_value_t = 20)]
+        hosts: usize,
+        /// Servers beyond those of the single measures
+        #[arg(long, default_value_t = 2000)]
+        servers: usize,
+    },
+    /// Try the native face with requests made out of its own description, on a controller alone with hosts in memory
+    Fuzz {
+        /// A run of the same seed, with --examples, makes the same requests; default: another one each time
+        #[arg(long)]
+        seed: Option<u32>,
+        /// Requests of each kind for each route, in place of a time
+        #[arg(long)]
+        examples: Option<u32>,
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
     },
     /// End the lab and remove what it made
     Down,
@@ -136,6 +157,16 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Bench { rounds, only } => {
             let program = own_program()?;
             amphi_integration::bench::run(layout, &program, rounds, &only, show)?;
+        }
+        Verb::BenchServices { hosts, servers } => {
+            amphi_integration::bench::services::run(&own_program()?, hosts, servers)?;
+        }
+        Verb::Fuzz { seed, examples, seconds } => {
+            let program = own_program()?;
+            let programs = program.parent().context("the program has no directory")?;
+            let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
+            let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
+            println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
         }
         Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
         Verb::Down => match Lab::attach(layout.clone()) {

@@ -5,6 +5,7 @@ mod bare;
 mod create;
 mod exchange;
 mod rest;
+pub mod services;
 
 use std::path::Path;
 

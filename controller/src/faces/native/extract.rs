@@ -1,6 +1,7 @@
 //! What comes in: JSON bodies, ids in paths, queries; each refused in the face's own words, with the field's name.
 
 use super::answers::Failure;
+use super::shape;
 use crate::ops::ListQuery;
 use amphi_api::ErrorCode;
 use amphi_api::validate::BODY_MAX;
@@ -66,6 +67,11 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
         malformed(message).at(field)
     })?;
     json.end().map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
+    let again = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+    shape::check::<T>(again).map_err(|error| {
+        let path = error.path().to_string();
+        malformed(error.inner().to_string()).at(if path == "." { "" } else { &path })
+    })?;
     Ok(value)
 }
 
@@ -116,6 +122,7 @@ pub struct ListParams {
     /// Exactly this name.
     name: Option<String>,
     /// 1 to 1,000 entries. Default: all.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// Only what comes after this id.
     marker: Option<String>,

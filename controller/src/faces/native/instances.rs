@@ -122,6 +122,7 @@ pub async fn restart(
 #[into_params(parameter_in = Query)]
 pub struct LogParams {
     /// The last so many lines; 1 to 10,000. Default 1,000.
+    #[param(minimum = 1, maximum = 10_000)]
     lines: Option<u32>,
     /// A set's member. Default: its first.
     member: Option<String>,

@@ -10,6 +10,7 @@ mod hosts;
 mod images;
 mod instances;
 mod networks;
+mod shape;
 mod snapshots;
 #[cfg(test)]
 mod tests;
