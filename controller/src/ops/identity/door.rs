@@ -5,9 +5,9 @@ use super::guesses::{Guesses, Knock};
 use crate::model::identity::Digest;
 use crate::ops::OpsError;
 use crate::tokens::random;
-use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
-use argon2::{Algorithm, Argon2, Params, Version};
-use std::sync::{Arc, OnceLock};
+use argon2::password_hash::{Output, ParamsString, PasswordHash, Salt, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -25,20 +25,27 @@ pub const PASSWORD_MAX: usize = 4096;
 pub struct Door {
     turns: Arc<Semaphore>,
     guesses: Arc<Guesses>,
+    memory: Arc<Memory>,
     /// What unknown users are checked against, so that they take as long as known ones.
     nobody: OnceLock<Digest>,
 }
 
 impl Default for Door {
     fn default() -> Self {
-        Self { turns: Arc::new(Semaphore::new(AT_ONCE)), guesses: Arc::default(), nobody: OnceLock::new() }
+        Self {
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            guesses: Arc::default(),
+            memory: Arc::default(),
+            nobody: OnceLock::new(),
+        }
     }
 }
 
 impl Door {
     /// The digest of a password. Bounded by argon2's own time.
     pub async fn digest(&self, password: String) -> Result<Digest, OpsError> {
-        self.in_turn(move || digest_of(&password)).await?
+        let memory = self.memory.clone();
+        self.in_turn(move || memory.lend(|blocks| digest_of(&password, blocks))).await?
     }
 
     /// Whether the password fits; without a digest it never does, and takes as long. Who has to wait is refused when
@@ -60,10 +67,10 @@ impl Door {
                 }
             },
         };
-        let guesses = self.guesses.clone();
+        let (guesses, memory) = (self.guesses.clone(), self.memory.clone());
         self.in_turn(move || {
             guesses.admit(&knock, Instant::now())?;
-            let fits = fits(&password, &digest) && known;
+            let fits = memory.lend(|blocks| fits(&password, &digest, blocks)) && known;
             if fits {
                 guesses.opened(&knock)
             } else {
@@ -93,22 +100,59 @@ impl Door {
     }
 }
 
-fn argon2() -> Result<Argon2<'static>, OpsError> {
-    let params = Params::new(MEMORY_KIB, PASSES, LANES, None);
-    let params = params.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+/// What argon2 fills, kept from one digest to the next: freed each time, blocks of this size stay with the allocator, one
+/// in the arena of every thread that ever checked a password.
+#[derive(Default)]
+struct Memory(Mutex<Vec<Vec<Block>>>);
+
+impl Memory {
+    fn lend<T>(&self, work: impl FnOnce(&mut [Block]) -> T) -> T {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = kept().pop();
+        let mut blocks = held.unwrap_or_else(|| vec![Block::default(); MEMORY_KIB as usize]);
+        let answer = work(&mut blocks);
+        kept().push(blocks);
+        answer
+    }
 }
 
-fn digest_of(password: &str) -> Result<Digest, OpsError> {
-    let salt = SaltString::encode_b64(&random::<16>());
-    let salt = salt.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?;
-    let hash = argon2()?.hash_password(password.as_bytes(), &salt);
-    Ok(Digest(hash.map_err(|e| OpsError::Internal(format!("argon2: {e}")))?.to_string()))
+/// A digest's raw bytes under these parameters.
+fn raw(params: Params, password: &str, salt: &[u8], blocks: &mut [Block]) -> Result<Output, argon2::Error> {
+    let mut out = [0; Params::DEFAULT_OUTPUT_LEN];
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    argon2.hash_password_into_with_memory(password.as_bytes(), salt, &mut out, blocks)?;
+    Output::new(&out).map_err(|_| argon2::Error::OutputTooLong)
 }
 
-fn fits(password: &str, digest: &Digest) -> bool {
-    let (Ok(hash), Ok(argon2)) = (PasswordHash::new(&digest.0), argon2()) else { return false };
-    argon2.verify_password(password.as_bytes(), &hash).is_ok()
+fn digest_of(password: &str, blocks: &mut [Block]) -> Result<Digest, OpsError> {
+    let mut made = || {
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None)?;
+        let bytes = random::<16>();
+        let salt = SaltString::encode_b64(&bytes)?;
+        let hash = PasswordHash {
+            algorithm: Algorithm::Argon2id.ident(),
+            version: Some(Version::V0x13.into()),
+            params: ParamsString::try_from(&params)?,
+            salt: Some(salt.as_salt()),
+            hash: Some(raw(params, password, &bytes, blocks)?),
+        };
+        Ok(Digest(hash.to_string()))
+    };
+    made().map_err(|e: argon2::password_hash::Error| OpsError::Internal(format!("argon2: {e}")))
+}
+
+/// False too for a digest that is none, or that wants more memory than ours do.
+fn fits(password: &str, digest: &Digest, blocks: &mut [Block]) -> bool {
+    let mut fits = || {
+        let hash =
+            PasswordHash::new(&digest.0).ok().filter(|h| h.algorithm == Algorithm::Argon2id.ident())?;
+        let mut bytes = [0; Salt::MAX_LENGTH];
+        let salt = hash.salt?.decode_b64(&mut bytes).ok()?;
+        let made = raw(Params::try_from(&hash).ok()?, password, salt, blocks).ok()?;
+        // Compared in constant time (password_hash::Output).
+        Some(made == hash.hash?)
+    };
+    fits().unwrap_or(false)
 }
 
 #[cfg(test)]
