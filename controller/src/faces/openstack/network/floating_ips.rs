@@ -1,14 +1,13 @@
 //! `/v2.0/floatingips`.
 
 use super::given::{Given, bodies, body, invalid};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, made, one, owner, standard};
 use super::ports::status;
 use super::sight::{find, own, reach, told};
 use super::subnets::network_id;
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
-use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::query::Query;
 use crate::model::FloatingIpRecord;
 use crate::ops::floating_ips::{FloatingIpWish, TargetWish};
@@ -119,25 +118,13 @@ pub async fn create(
     Ok(made("floatingip", "floatingips", bulk, shown))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_floating_ip);
-    answer("floatingips", "/network/v2.0/floatingips", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<FloatingIpRecord>(&view, &caller, &id)?;
-    Ok(one("floatingip", StatusCode::OK, &query, show_floating_ip(&view, &caller, row)))
+impl Resource for FloatingIpRecord {
+    const ONE: &'static str = "floatingip";
+    const MANY: &'static str = "floatingips";
+    const PATH: &'static str = "/network/v2.0/floatingips";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_floating_ip(view, caller, row)
+    }
 }
 
 pub async fn update(

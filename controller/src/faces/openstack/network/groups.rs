@@ -1,7 +1,7 @@
 //! `/v2.0/security-groups`. Whoever looks at them has a group `default`.
 
 use super::given::{Given, bodies, body};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{self, Resource, Shown, made, one, owner, standard};
 use super::rules::show_rule;
 use super::sight::{find, own, reach, told};
 use crate::faces::openstack::OpenStack;
@@ -105,6 +105,15 @@ pub async fn create(
     Ok(made("security_group", "security_groups", bulk, shown))
 }
 
+impl Resource for SecurityGroupRecord {
+    const ONE: &'static str = "security_group";
+    const MANY: &'static str = "security_groups";
+    const PATH: &'static str = "/network/v2.0/security-groups";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_group(view, caller, row)
+    }
+}
+
 pub async fn list(
     State(state): State<OpenStack>,
     caller: Caller,
@@ -112,20 +121,17 @@ pub async fn list(
     query: Query,
 ) -> Result<Response, Refusal> {
     ensure_default(&state, &caller).await?;
-    let shown = all(&state.ops.world().read(), &caller, show_group);
-    answer("security_groups", "/network/v2.0/security-groups", &base, &query, shown)
+    listing::list::<SecurityGroupRecord>(State(state), caller, base, query).await
 }
 
 pub async fn show(
     State(state): State<OpenStack>,
     caller: Caller,
     query: Query,
-    Path(id): Path<String>,
+    id: Path<String>,
 ) -> Result<Response, Refusal> {
     ensure_default(&state, &caller).await?;
-    let view = state.ops.world().read();
-    let row = find::<SecurityGroupRecord>(&view, &caller, &id)?;
-    Ok(one("security_group", StatusCode::OK, &query, show_group(&view, &caller, row)))
+    listing::show::<SecurityGroupRecord>(State(state), caller, query, id).await
 }
 
 pub async fn update(

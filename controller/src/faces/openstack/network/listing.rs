@@ -1,6 +1,7 @@
 //! Lists as neutron gives them: filtered by any attribute, sorted, in pages with links, cut down to fields.
 
-use super::sight::{Seen, visible};
+use super::sight::{Seen, find, visible};
+use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::page::{Page, next_url, sort_keys};
@@ -11,6 +12,7 @@ use crate::ops::identity::Caller;
 use crate::ops::{Row, View};
 use amphi_api::ProjectId;
 use axum::Json;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -54,6 +56,39 @@ pub fn all<'a, R: Seen>(
 ) -> Vec<Shown> {
     let rows = R::table(view).iter().filter(|row| visible(view, caller, &*row.record));
     rows.map(|row| show(view, caller, row)).collect()
+}
+
+/// A resource whose list and whose rows are asked for in the common way.
+pub trait Resource: Seen {
+    /// What a body calls one: `network`.
+    const ONE: &'static str;
+    /// What a body calls many: `networks`.
+    const MANY: &'static str;
+    /// Of the list, from the root.
+    const PATH: &'static str;
+
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown;
+}
+
+pub async fn list<R: Resource>(
+    State(state): State<OpenStack>,
+    caller: Caller,
+    base: Base,
+    query: Query,
+) -> Result<Response, Refusal> {
+    let shown = all(&state.ops.world().read(), &caller, R::shown);
+    answer(R::MANY, R::PATH, &base, &query, shown)
+}
+
+pub async fn show<R: Resource>(
+    State(state): State<OpenStack>,
+    caller: Caller,
+    query: Query,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let view = state.ops.world().read();
+    let row = find::<R>(&view, &caller, &id)?;
+    Ok(one(R::ONE, StatusCode::OK, &query, R::shown(&view, &caller, row)))
 }
 
 /// The answer to a list.

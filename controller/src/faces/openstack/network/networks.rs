@@ -1,12 +1,11 @@
 //! `/v2.0/networks`.
 
 use super::given::{Given, bodies, body, invalid};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, made, one, owner, standard};
 use super::sight::{find, not_yours, own, reach, told};
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
-use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::query::Query;
 use crate::model::NetworkRecord;
 use crate::ops::identity::Caller;
@@ -182,25 +181,13 @@ pub async fn create(
     Ok(made("network", "networks", bulk, shown.map(|row| show_network(&view, &caller, row)).collect()))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_network);
-    answer("networks", "/network/v2.0/networks", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<NetworkRecord>(&view, &caller, &id)?;
-    Ok(one("network", StatusCode::OK, &query, show_network(&view, &caller, row)))
+impl Resource for NetworkRecord {
+    const ONE: &'static str = "network";
+    const MANY: &'static str = "networks";
+    const PATH: &'static str = "/network/v2.0/networks";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_network(view, caller, row)
+    }
 }
 
 pub async fn update(

@@ -1,14 +1,13 @@
 //! `/v2.0/ports`.
 
 use super::given::{Given, bodies, body, cidr, invalid};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, made, one, owner, standard};
 use super::networks::refuse_stranger;
 use super::sight::{find, not_yours, own, reach, told};
 use super::subnets::network_id;
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
-use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::query::Query;
 use crate::model::network::{AddressPair, DhcpOption, owner as owners};
 use crate::model::{NetworkRecord, PortRecord};
@@ -321,25 +320,13 @@ pub async fn create(
     Ok(made("port", "ports", bulk, rows.map(|row| show_port(&view, &caller, row)).collect()))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_port);
-    answer("ports", "/network/v2.0/ports", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<PortRecord>(&view, &caller, &id)?;
-    Ok(one("port", StatusCode::OK, &query, show_port(&view, &caller, row)))
+impl Resource for PortRecord {
+    const ONE: &'static str = "port";
+    const MANY: &'static str = "ports";
+    const PATH: &'static str = "/network/v2.0/ports";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_port(view, caller, row)
+    }
 }
 
 pub async fn update(

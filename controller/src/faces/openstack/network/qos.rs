@@ -1,7 +1,7 @@
 //! `/v2.0/qos/policies` and their rules.
 
 use super::given::{Given, body, invalid};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, answer, made, one, owner, standard};
 use super::sight::{find, own, reach, told};
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
@@ -133,25 +133,13 @@ pub async fn create(
     Ok(made("policy", "policies", false, rows.map(|row| show_policy(&view, &caller, row)).collect()))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_policy);
-    answer("policies", "/network/v2.0/qos/policies", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<QosPolicyRecord>(&view, &caller, &id)?;
-    Ok(one("policy", StatusCode::OK, &query, show_policy(&view, &caller, row)))
+impl Resource for QosPolicyRecord {
+    const ONE: &'static str = "policy";
+    const MANY: &'static str = "policies";
+    const PATH: &'static str = "/network/v2.0/qos/policies";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_policy(view, caller, row)
+    }
 }
 
 pub async fn update(

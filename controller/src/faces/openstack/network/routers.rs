@@ -1,14 +1,13 @@
 //! `/v2.0/routers` and what joins and parts them.
 
 use super::given::{Given, bodies, body};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, made, one, owner, standard};
 use super::networks::ZONE;
 use super::sight::{find, own, reach, told};
 use super::subnets::{network_id, route};
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
-use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::query::Query;
 use crate::faces::openstack::words::hex;
 use crate::model::RouterRecord;
@@ -167,25 +166,13 @@ pub async fn create(
     Ok(made("router", "routers", bulk, rows.map(|row| show_router(&view, &caller, row)).collect()))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_router);
-    answer("routers", "/network/v2.0/routers", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<RouterRecord>(&view, &caller, &id)?;
-    Ok(one("router", StatusCode::OK, &query, show_router(&view, &caller, row)))
+impl Resource for RouterRecord {
+    const ONE: &'static str = "router";
+    const MANY: &'static str = "routers";
+    const PATH: &'static str = "/network/v2.0/routers";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_router(view, caller, row)
+    }
 }
 
 pub async fn update(

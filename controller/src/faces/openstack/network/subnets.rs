@@ -1,12 +1,11 @@
 //! `/v2.0/subnets`.
 
 use super::given::{Given, address, bodies, body, cidr, invalid};
-use super::listing::{Shown, all, answer, made, one, owner, standard};
+use super::listing::{Resource, Shown, made, one, owner, standard};
 use super::sight::{absent, find, own, reach, told};
 use crate::faces::openstack::OpenStack;
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
-use crate::faces::openstack::gate::Base;
 use crate::faces::openstack::query::Query;
 use crate::model::network::{HostRoute, Pool, default_pools};
 use crate::model::{NetworkRecord, SubnetRecord};
@@ -231,25 +230,13 @@ pub async fn create(
     Ok(made("subnet", "subnets", bulk, rows.map(|row| show_subnet(&view, &caller, row)).collect()))
 }
 
-pub async fn list(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    base: Base,
-    query: Query,
-) -> Result<Response, Refusal> {
-    let shown = all(&state.ops.world().read(), &caller, show_subnet);
-    answer("subnets", "/network/v2.0/subnets", &base, &query, shown)
-}
-
-pub async fn show(
-    State(state): State<OpenStack>,
-    caller: Caller,
-    query: Query,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let view = state.ops.world().read();
-    let row = find::<SubnetRecord>(&view, &caller, &id)?;
-    Ok(one("subnet", StatusCode::OK, &query, show_subnet(&view, &caller, row)))
+impl Resource for SubnetRecord {
+    const ONE: &'static str = "subnet";
+    const MANY: &'static str = "subnets";
+    const PATH: &'static str = "/network/v2.0/subnets";
+    fn shown(view: &View, caller: &Caller, row: &Row<Self>) -> Shown {
+        show_subnet(view, caller, row)
+    }
 }
 
 pub async fn update(
