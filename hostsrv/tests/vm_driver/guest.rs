@@ -160,6 +160,15 @@ pub fn linux(files: &GuestFiles, cmdline: &str) -> BodyPlan {
     plan(ImageFormat::KernelInitramfs, &format!("quiet {cmdline}"), blobs.into())
 }
 
+/// A raw disk of zeros.
+pub fn blank(folder: impl AsRef<Path>) -> BodyPlan {
+    let disk = folder.as_ref().join("blank.raw");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let mut plan = plan(ImageFormat::Raw, "", [(BlobRole::Disk, disk)].into());
+    plan.memory_mib = 16;
+    plan
+}
+
 /// A guest from a raw disk that prints `deaf` and hears no button.
 pub fn deaf(folder: &Path) -> BodyPlan {
     // mov dx,0x3f8; then for each letter: mov al,letter; out dx,al; then cli; hlt.

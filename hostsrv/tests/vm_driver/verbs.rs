@@ -239,3 +239,25 @@ async fn a_vm_starts_from_a_volume() {
     assert_eq!(only(&vms).await.volumes, [plan.root_volume.as_ref().unwrap().id]);
     vms.remove(plan.instance, 3, Remains::Nothing).await.unwrap();
 }
+
+/// A device goes when its guest lets go of it. Where no guest is, the BIOS starts again, and takes it away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_nothing_boots_from_does_not_keep_what_is_unplugged() {
+    let host = Host::start().await;
+    let (vms, _bell) = setup(&host);
+    let mut plan = guest::blank(host.path("."));
+    vms.ensure(&plan).await.unwrap();
+    console(&vms, plan.instance, "No bootable device").await;
+    let disk = Loop::new(host.path("disk"), 16 * MIB);
+    plan.attachments = vec![extra(&disk.device, "vdb", false)];
+    vms.ensure(&plan).await.unwrap();
+    assert_eq!(only(&vms).await.volumes.len(), 1);
+    plan.attachments.clear();
+    until("the BIOS lets go", BOOT, || async {
+        vms.ensure(&plan).await.unwrap();
+        let body = only(&vms).await;
+        if body.volumes.is_empty() && body.state == ObservedState::Running { Ok(()) } else { Err(body) }
+    })
+    .await;
+    vms.remove(plan.instance, plan.epoch, Remains::Nothing).await.unwrap();
+}

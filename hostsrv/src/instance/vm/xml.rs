@@ -21,6 +21,8 @@ pub const NAMESPACE: &str = "urn:amphi:body:1";
 pub const PORT_ALIAS: &str = "ua-port-";
 /// QEMU's default for translated code is a quarter of the guest's memory, up to 1 GiB, for each guest.
 const TCG_CACHE_MIB: u32 = 64;
+/// How long the BIOS waits before it tries again to boot, in milliseconds (libvirt takes up to 65535).
+const BOOT_RETRY_MS: u32 = 30_000;
 
 /// What the renderer has to know beside the plan: files made for this body and facts of the host.
 #[derive(Clone, Debug)]
@@ -91,10 +93,12 @@ fn os(plan: &BodyPlan) -> Result<Element, DriverError> {
                 .child(Element::new("initrd").text(blob(plan, plan.runs(), BlobRole::Initramfs)?.display()))
                 .child(Element::new("cmdline").text(cmdline.trim_end())))
         }
-        // The BIOS speaks on the serial line too: a disk that does not boot says so in the console log.
+        // The BIOS speaks on the serial line too: a disk that does not boot says so in the console log. Where nothing
+        // boots it tries again: what was attached meanwhile is found, and what was to be unplugged goes with the reset,
+        // since QEMU waits for a guest to let go of a device, and here there is none.
         ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os
             .child(Element::new("boot").attr("dev", "hd"))
-            .child(Element::new("bios").attr("useserial", "yes"))),
+            .child(Element::new("bios").attr("useserial", "yes").attr("rebootTimeout", BOOT_RETRY_MS))),
         ImageFormat::DockerArchive | ImageFormat::SetDescription | ImageFormat::Other => {
             Err(refused(plan, "a VM starts from a qcow2 or raw disk, or from a kernel with its initramfs"))
         }
