@@ -6,6 +6,7 @@
 mod addresses;
 pub mod aggregates;
 mod ahead;
+mod boot_log;
 pub mod desired;
 mod draft;
 mod error;

@@ -140,6 +140,15 @@ impl Ops {
         .await
     }
 
+    /// What a terminal at the instance would have shown: a VM's serial line; of a set what it is made of, then the first
+    /// member's output. At most about `lines` lines.
+    pub async fn console(&self, scope: ProjectId, id: InstanceId, lines: u32) -> Result<String, OpsError> {
+        let log = self.console_log(scope, id, None, lines).await?;
+        let view = self.world().read();
+        let row = find(&view.instances, scope, id)?;
+        Ok(super::boot_log::boot_log(&super::instances::instance_view(&view, row)) + &log.text)
+    }
+
     pub async fn console_log(
         &self,
         scope: ProjectId,

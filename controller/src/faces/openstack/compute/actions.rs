@@ -260,15 +260,14 @@ async fn console_output(call: Call) -> Answer {
     if lines == 0 {
         return Ok(Json(json!({"output": ""})).into_response());
     }
-    let log =
-        call.state.ops.console_log(origin.project, id, None, lines).await.map_err(|error| match error {
-            OpsError::Unavailable(why) | OpsError::Conflict { message: why, .. } => {
-                Refusal::conflict(format!("Instance {id} is not ready: {why}"))
-            }
-            error => error.into(),
-        })?;
+    let log = call.state.ops.console(origin.project, id, lines).await.map_err(|error| match error {
+        OpsError::Unavailable(why) | OpsError::Conflict { message: why, .. } => {
+            Refusal::conflict(format!("Instance {id} is not ready: {why}"))
+        }
+        error => error.into(),
+    })?;
     // What a terminal does with control characters is nobody's business in JSON.
-    let text: String = log.text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+    let text: String = log.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     // nova's count of lines: what stands between newlines, be it nothing.
     let parts: Vec<&str> = text.split('\n').collect();
     let text = parts[parts.len().saturating_sub(lines as usize)..].join("\n");
