@@ -9,6 +9,7 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod instance;
+pub mod lease;
 pub mod network;
 pub mod set;
 pub mod validate;

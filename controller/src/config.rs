@@ -38,6 +38,23 @@ pub struct Config {
     /// How long a deleted volume stays in the recycle bin, in hours.
     #[serde(default = "recycle_hours")]
     pub recycle_hours: u32,
+    #[serde(default)]
+    pub failover: FailoverConfig,
+}
+
+/// `[failover]`.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailoverConfig {
+    /// Hosts keep leases, and instances of one whose lease has ended start elsewhere by their policy. It takes three hosts
+    /// or witnesses; with fewer nobody fences himself, whatever this says.
+    pub automatic: bool,
+}
+
+impl Default for FailoverConfig {
+    fn default() -> Self {
+        Self { automatic: true }
+    }
 }
 
 fn cpu_overcommit() -> u32 {
@@ -111,6 +128,10 @@ mod tests {
         let config = Config::parse(GOOD).unwrap();
         assert_eq!(config.hosts_names(), ["10.99.0.1", "cloud.example"]);
         assert_eq!(config.recycle_hours, 168);
+        assert!(config.failover.automatic);
+        assert!(
+            !Config::parse(&format!("{GOOD}\n[failover]\nautomatic = false")).unwrap().failover.automatic
+        );
         for (bad, word) in [
             (format!("{GOOD}\ncolour = 1"), "colour"),
             (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod config;
 pub mod faces;
 pub mod images;
+pub mod leases;
 pub mod model;
 pub mod network;
 pub mod ops;

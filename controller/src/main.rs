@@ -71,8 +71,12 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let blobs = Arc::new(BlobStore::open(&config.state_dir.join("images")).await?);
     let ca = Arc::new(Ca::open(&config.state_dir.join("ca"))?);
     let links = Arc::new(Links::default());
-    let settings =
-        Settings { hosts_url: config.hosts_url.clone(), ca_sha256: ca.sha256(), policy: config.policy() };
+    let settings = Settings {
+        hosts_url: config.hosts_url.clone(),
+        ca_sha256: ca.sha256(),
+        policy: config.policy(),
+        automatic_failover: config.failover.automatic,
+    };
     let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs.clone(), settings);
     if !ops.identity_ready() {
         ops.bootstrap_identity(&admin_password(&config)?).await?;
@@ -82,9 +86,10 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
-    let tasks: [Arc<dyn Task>; 6] = [
+    let tasks: [Arc<dyn Task>; 7] = [
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),
+        Arc::new(tasks::Leases { ops: ops.clone() }),
         Arc::new(tasks::RecycleBin { ops: ops.clone(), keep }),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),
@@ -99,7 +104,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         .with_context(|| format!("cannot listen on hosts_listen {}", config.hosts_listen))?;
     let tls = ca.server_config(&config.hosts_names())?;
     let side = Arc::new(Side { ops: ops.clone(), ca, ovn_remote: config.ovn_sb.clone() });
-    let state = hosts::State { side, links, blobs };
+    let state = hosts::State { side, links, blobs, leases: ops.leases().clone() };
     let mut hosts_face =
         tokio::spawn(hosts::serve(hosts_listener, tls, state, stop.clone().cancelled_owned()));
 

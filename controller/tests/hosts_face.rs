@@ -2,6 +2,7 @@
 
 use amphi_api::host::{Acceleration, Engine, HostSpec, VolumeActivation};
 use amphi_api::instance::Fault;
+use amphi_api::lease::{LeaseEcho, LeaseGrant, LeaseRenewal, LeaseState, LeaseTiming};
 use amphi_api::wire::{
     Answer, Ask, ExportDesired, ExportSource, FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest,
     PROTOCOL, ToHost,
@@ -9,6 +10,7 @@ use amphi_api::wire::{
 use amphi_api::{ErrorCode, HostId, ImageId, InstanceId};
 use amphi_controller::faces::hosts::{self, AskError, HostSide, Links, Refusal, State};
 use amphi_controller::images::BlobStore;
+use amphi_controller::leases::{Known, KnownHost, Leases};
 use amphi_controller::pki::{self, Ca};
 use async_trait::async_trait;
 use futures_util::{SinkExt, StreamExt};
@@ -112,6 +114,7 @@ struct Face {
     records: Arc<Records>,
     links: Arc<Links>,
     blobs: Arc<BlobStore>,
+    leases: Arc<Leases>,
     secret: String,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -138,9 +141,15 @@ impl Face {
         let address = listener.local_addr().unwrap();
         let tls = records.ca.server_config(&["127.0.0.1".into()]).unwrap();
         let stop = CancellationToken::new();
-        let state = State { side: records.clone(), links: links.clone(), blobs: blobs.clone() };
+        let leases = Arc::new(Leases::new(LeaseTiming::default(), true));
+        let state = State {
+            side: records.clone(),
+            links: links.clone(),
+            blobs: blobs.clone(),
+            leases: leases.clone(),
+        };
         let served = tokio::spawn(hosts::serve(listener, tls, state, stop.clone().cancelled_owned()));
-        Self { address, records, links, blobs, secret: secret.secret, stop, served, _dir: dir }
+        Self { address, records, links, blobs, leases, secret: secret.secret, stop, served, _dir: dir }
     }
 
     /// A certificate for `host`, as joining gives it.
@@ -500,4 +509,35 @@ async fn a_host_hands_over_only_what_it_is_asked_for() {
         assert_eq!(put(Some(&papers), &of_large, image, &large).await, 201);
     }
     assert_eq!(face.blobs.list().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_host_renews_its_lease_with_its_own_certificate() {
+    let face = Face::start().await;
+    let hosts: Vec<HostId> = (0..3).map(|_| HostId::new()).collect();
+    let known = Known { voter: true, enforces: true, barred: false };
+    let known = |n: usize| KnownHost { name: format!("h{n}"), address: None, known };
+    face.leases.know(hosts.iter().enumerate().map(|(n, id)| (*id, known(n))).collect(), Instant::now());
+    let renew = async |host: HostId, echo: Option<LeaseEcho>| {
+        let address = "10.99.0.11:7444".parse().unwrap();
+        let renewal =
+            LeaseRenewal { sequence: 7, echo, address, state: LeaseState::Held, boot: None, witness: false };
+        let body = serde_json::to_string(&renewal).unwrap();
+        let (status, body) =
+            face.http(Some(&face.papers(host)), "POST /hosts/v1/lease", &body).await.unwrap();
+        (status, serde_json::from_slice::<LeaseGrant>(&body).ok())
+    };
+    let (status, grant) = renew(hosts[0], None).await;
+    let grant = grant.expect("a grant");
+    assert_eq!((status, grant.sequence, grant.on, grant.barred), (200, 7, true, false));
+    let voters = grant.voters.expect("the voters, the first time");
+    assert_eq!(voters.iter().map(|v| v.id).collect::<Vec<_>>(), hosts);
+    assert_eq!(voters[0].address, Some("10.99.0.11:7444".parse().unwrap()));
+    let echo = LeaseEcho { controller: grant.controller, number: grant.number, list: grant.list };
+    assert_eq!(renew(hosts[0], Some(echo)).await.1.expect("a grant").voters, None, "it has them");
+    face.leases.seize_fenced(hosts[1]);
+    assert!(renew(hosts[1], None).await.1.expect("a grant").barred);
+    assert_eq!(renew(HostId::new(), None).await.0, 404, "a host that no record knows");
+    assert_eq!(face.http(None, "POST /hosts/v1/lease", "{}").await.unwrap().0, 401);
+    assert_eq!(face.http(Some(&face.papers(hosts[0])), "POST /hosts/v1/lease", "{}").await.unwrap().0, 400);
 }

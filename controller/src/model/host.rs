@@ -33,6 +33,10 @@ pub struct HostRecord {
     /// An operator says that it is down, whatever its link says: nothing is placed on it.
     #[serde(default)]
     pub forced_down: bool,
+    /// It fences itself when its lease runs out: its lease process said so, and was not told otherwise since. Only the
+    /// instances of such a host may fail over by its lease.
+    #[serde(default)]
+    pub leased: bool,
     pub joined_at: Timestamp,
 }
 

@@ -81,6 +81,7 @@ impl Ops {
                         disabled: false,
                         disabled_reason: None,
                         forced_down: false,
+                        leased: false,
                         joined_at: now,
                     };
                     draft.create(&record);

@@ -20,6 +20,7 @@ pub mod identity;
 mod images;
 mod instances;
 pub mod key_pairs;
+mod leases;
 mod list;
 mod networks;
 mod orders;
@@ -64,11 +65,13 @@ pub use volume_upload::UploadWish;
 pub use world::{World, WorldError};
 
 use crate::images::BlobStore;
+use crate::leases::Leases;
 use crate::scheduler::{HostSight, Policy};
 use crate::store::{Store, StoreError, Txn};
 use amphi_api::HostId;
 use amphi_api::host::HostState;
 use amphi_api::instance::Fault;
+use amphi_api::lease::LeaseTiming;
 use amphi_api::wire::{Answer, Ask, HostStatus};
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -105,6 +108,8 @@ pub struct Settings {
     /// Lower-case hexadecimal SHA-256 of the CA certificate (DER).
     pub ca_sha256: String,
     pub policy: Policy,
+    /// Whether hosts keep leases, and instances fail over when one has ended.
+    pub automatic_failover: bool,
 }
 
 pub struct Ops {
@@ -124,6 +129,7 @@ pub struct Ops {
     unrecorded: Mutex<HashMap<HostId, Arc<HostStatus>>>,
     /// Where passwords are checked.
     door: identity::Door,
+    leases: Arc<Leases>,
 }
 
 impl Ops {
@@ -139,6 +145,7 @@ impl Ops {
             world,
             links,
             blobs,
+            leases: Arc::new(Leases::new(LeaseTiming::default(), settings.automatic_failover)),
             settings,
             uploads: Arc::default(),
             placing: Mutex::new(()),
@@ -146,6 +153,10 @@ impl Ops {
             unrecorded: Mutex::default(),
             door: identity::Door::default(),
         })
+    }
+
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
     }
 
     pub fn world(&self) -> &Arc<World> {

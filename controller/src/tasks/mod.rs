@@ -3,6 +3,7 @@
 pub mod driver;
 mod exchanges;
 mod journal;
+mod leases;
 mod ovn;
 mod recycle_bin;
 mod silence;
@@ -12,6 +13,7 @@ mod topology;
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
 pub use journal::Journal;
+pub use leases::Leases;
 pub use ovn::Ovn;
 pub use recycle_bin::RecycleBin;
 pub use silence::Silence;

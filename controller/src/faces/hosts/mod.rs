@@ -3,6 +3,7 @@
 
 mod blobs;
 mod join;
+mod lease;
 mod link;
 mod tls;
 
@@ -10,6 +11,7 @@ pub use link::{AskError, Links};
 pub use tls::serve;
 
 use crate::images::BlobStore;
+use crate::leases::Leases;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorBody, ErrorCode, HostId};
@@ -70,10 +72,13 @@ pub struct State {
     pub side: Arc<dyn HostSide>,
     pub links: Arc<Links>,
     pub blobs: Arc<BlobStore>,
+    pub leases: Arc<Leases>,
 }
 
 /// Largest body of a join request, in bytes: a CSR and two short strings.
 const JOIN_MAX: usize = 32 << 10;
+/// Largest body of a lease's renewal, in bytes.
+const LEASE_MAX: usize = 4 << 10;
 
 /// All routes of the face.
 pub fn router(state: State) -> Router {
@@ -85,5 +90,6 @@ pub fn router(state: State) -> Router {
             get(blobs::blob).put(blobs::put).layer(DefaultBodyLimit::disable()),
         )
         .route("/hosts/v1/link", get(link::link))
+        .route("/hosts/v1/lease", post(lease::renew).layer(DefaultBodyLimit::max(LEASE_MAX)))
         .with_state(state)
 }

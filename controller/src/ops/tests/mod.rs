@@ -146,6 +146,7 @@ impl Cloud {
             hosts_url: "https://127.0.0.1:7443".into(),
             ca_sha256: "00".repeat(32),
             policy: Policy::default(),
+            automatic_failover: true,
         };
         let ops = Ops::new(store.clone(), world, links.clone(), blobs, settings);
         Self { ops, links, store, dir }
