@@ -31,6 +31,11 @@ pub struct Config {
     /// Where `docker-plugin` listens. dockerd looks for drivers in /run/docker/plugins.
     #[serde(default = "plugin_socket")]
     pub plugin_socket: PathBuf,
+    /// Where the lease process answers other hosts. Default: the host's address, port 7444.
+    pub lease_listen: Option<std::net::SocketAddr>,
+    /// Docker's data root: says whose a container is when Docker itself cannot be asked.
+    #[serde(default = "docker_root")]
+    pub docker_root: PathBuf,
     /// CPUs kept for the host itself. Default 1 (2 from 16 CPUs on); 0 where there are fewer than 4.
     pub reserved_cpus: Option<u32>,
     /// Memory kept for the host itself, MiB. Default 1,024, at most a quarter of all.
@@ -64,6 +69,9 @@ fn volume_group() -> String {
 fn plugin_socket() -> PathBuf {
     "/run/docker/plugins/amphi.sock".into()
 }
+fn docker_root() -> PathBuf {
+    "/var/lib/docker".into()
+}
 fn image_cache_gib() -> u64 {
     50
 }
@@ -92,6 +100,10 @@ impl Config {
         self.state_dir.join("pki")
     }
 
+    pub fn lease_listen(&self) -> std::net::SocketAddr {
+        self.lease_listen.unwrap_or((self.address, amphi_api::lease::LEASE_PORT).into())
+    }
+
     /// CPUs kept for the host, of `cpus`. A platform that gives everything away starves its own switch and agent;
     /// production accounts keep 1 to 2 cores per host.
     pub fn reserve_cpus(&self, cpus: u32) -> u32 {
@@ -116,6 +128,7 @@ mod tests {
     fn defaults_and_refusals() {
         let config = Config::parse("name = 'h1'\naddress = '10.0.0.1'").unwrap();
         assert_eq!(config.volume_group, "amphi");
+        assert_eq!(config.lease_listen().to_string(), "10.0.0.1:7444");
         assert_eq!((config.reserve_cpus(2), config.reserve_cpus(8), config.reserve_cpus(64)), (0, 1, 2));
         assert_eq!((config.reserve_memory_mib(2048), config.reserve_memory_mib(65_536)), (512, 1024));
         for (bad, word) in [

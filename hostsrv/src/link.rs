@@ -2,6 +2,7 @@
 //! Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
 
 use crate::reconcile::Reconciler;
+use crate::reconcile::ledger::LedgerError;
 use amphi_api::HostId;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
@@ -18,11 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use uuid::Uuid;
 
 /// Connecting, with TLS and handshake.
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Largest message that is taken: a desired state of some thousand instances.
 const MESSAGE_MAX: usize = 16 << 20;
+/// How often it is looked whether the host has fenced itself, or may start bodies again.
+const FENCES: Duration = Duration::from_millis(200);
 /// Longest pause between two tries to connect.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -98,6 +102,8 @@ async fn session(
     on_welcome: &impl Fn(String),
 ) -> anyhow::Result<()> {
     let (host, port) = papers.authority()?;
+    // What comes over this link is good for this boot only.
+    let boot = reconciler.boot();
     let socket = tokio::time::timeout(CONNECT, async {
         let tcp = TcpStream::connect((host.as_str(), port)).await?;
         tcp.set_nodelay(true)?;
@@ -116,6 +122,9 @@ async fn session(
     let (mut spec, mut status) = (voice.spec.clone(), reconciler.status());
     let mut heartbeat = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut fences = tokio::time::interval(FENCES);
+    fences.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut leased = reconciler.may_start().is_ok();
     let mut heard = Instant::now();
     let mut welcomed = false;
     spec.mark_changed();
@@ -127,7 +136,7 @@ async fn session(
                 match message.context("the controller closed the link")?? {
                     Message::Text(text) => {
                         let message = serde_json::from_str(&text).context("a message that this agent cannot read")?;
-                        welcomed |= receive(message, reconciler, &answers, on_welcome)?;
+                        welcomed |= receive(message, boot, reconciler, &answers, on_welcome)?;
                         continue;
                     }
                     Message::Close(_) => bail!("the controller closed the link"),
@@ -144,6 +153,15 @@ async fn session(
                 FromHost::Status((**status.borrow_and_update()).clone())
             }
             Some(answer) = answered.recv() => answer,
+            _ = fences.tick() => {
+                if reconciler.boot() != boot {
+                    bail!("this host has fenced itself; the controller is asked anew");
+                }
+                if std::mem::replace(&mut leased, reconciler.may_start().is_ok()) != leased {
+                    reconciler.look_again();
+                }
+                continue;
+            }
             _ = heartbeat.tick() => {
                 if heard.elapsed() > Duration::from_secs(SILENCE_SECONDS) {
                     bail!("the controller has been silent for {} s", heard.elapsed().as_secs());
@@ -166,6 +184,7 @@ async fn session(
 /// Takes one message; true when it was the welcome.
 fn receive(
     message: ToHost,
+    boot: Uuid,
     reconciler: &Arc<Reconciler>,
     answers: &mpsc::Sender<FromHost>,
     on_welcome: &impl Fn(String),
@@ -177,7 +196,10 @@ fn receive(
         }
         ToHost::Desired(desired) => {
             let generation = desired.generation;
-            match reconciler.accept(desired) {
+            match reconciler.accept_in(boot, desired) {
+                Err(LedgerError::OtherBoot) => {
+                    bail!("this host has fenced itself; the controller is asked anew")
+                }
                 Ok(()) => tracing::debug!(generation, "new desired state"),
                 // Refused, not followed: an older state never undoes a newer one. The link stays, so that it is seen.
                 Err(error) => tracing::error!("{error}"),

@@ -14,7 +14,8 @@ use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
-use amphi_hostsrv::{join, link, upkeep};
+use amphi_hostsrv::signals::end_signal;
+use amphi_hostsrv::{join, lease, link, upkeep};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::collections::BTreeMap;
@@ -41,6 +42,12 @@ enum Command {
     Run,
     /// Serve Docker's network, IPAM and volume drivers; started before dockerd, it outlives the agent.
     DockerPlugin,
+    /// Keep this host's lease, and end its guests when it is lost. Runs beside the agent, whatever becomes of that.
+    Lease {
+        /// This host runs no bodies: it only votes.
+        #[arg(long)]
+        witness: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,6 +73,7 @@ fn main() -> anyhow::Result<()> {
             }
             Command::Run => run(config).await,
             Command::DockerPlugin => docker_plugin(&config).await,
+            Command::Lease { witness } => lease::serve(&config, witness).await,
         }
     })
 }
@@ -129,14 +137,4 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
 async fn docker_plugin(config: &Config) -> anyhow::Result<()> {
     let switch = ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?;
     amphi_hostsrv::docker_plugin::serve(config, switch, volumes(config, false).await?).await
-}
-
-async fn end_signal() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
 }

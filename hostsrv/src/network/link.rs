@@ -81,6 +81,13 @@ impl Links {
         }
     }
 
+    /// Sets a device down: nothing passes it any more, in either direction.
+    pub async fn switch_off(&self, device: &str) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_name(device).down().build();
+        let set = bounded("switch off", device, self.handle.link().set(message).execute()).await;
+        set.map_err(|refusal| refusal.into_error("switch off", device))
+    }
+
     /// The hosts' ends of all our pairs, sorted.
     pub async fn observe(&self) -> Result<Vec<String>, NetworkError> {
         let listing = self.handle.link().get().execute().try_collect::<Vec<_>>();

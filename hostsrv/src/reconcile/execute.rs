@@ -41,6 +41,8 @@ pub(super) enum WorkError {
     NoInstance(InstanceId),
     #[error("image {image} cannot be written to a volume: {message}")]
     NoDisk { image: ImageId, message: String },
+    #[error("no body may be started here: {0}")]
+    NoLease(String),
 }
 
 impl WorkError {
@@ -58,6 +60,7 @@ impl WorkError {
             Self::Export(ExportError::Refused(_)) => "upload_failed",
             Self::NoInstance(_) => "not_here",
             Self::NoDisk { .. } => "image_broken",
+            Self::NoLease(_) => "no_lease",
             Self::Ledger(_) | Self::NoDriver(_) | Self::Export(ExportError::Io { .. }) => "internal",
         }
     }
@@ -241,6 +244,8 @@ impl Reconciler {
         )?;
         let Hands { volume, root_volume, attachments } = hands;
         let plan = BodyPlan { volume, root_volume, attachments, ..plan };
+        // As late as can be: what comes before may have taken longer than the lease.
+        self.may_start().map_err(WorkError::NoLease)?;
         self.note_begun(instance)?;
         let attached = async {
             match late {

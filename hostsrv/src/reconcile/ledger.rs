@@ -4,6 +4,8 @@
 //! Refuses a desired state that is older than the one it holds, and says after a reboot of the host that its desired
 //! state is not confirmed: a host that was dead does not know what was decided meanwhile.
 
+use crate::lease::clock;
+use crate::lease::memo::Files;
 use amphi_api::image::Blob;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::HostDesired;
@@ -41,6 +43,8 @@ pub struct Begun {
 pub enum LedgerError {
     #[error("desired state {offered} is older than {held}, which this host has seen; refused")]
     Stale { offered: u64, held: u64 },
+    #[error("this desired state was sent before the host fenced itself; refused")]
+    OtherBoot,
     #[error("cannot {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{path} is not a ledger: {source}. Move it away to start without memory")]
@@ -51,6 +55,7 @@ pub enum LedgerError {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
+    files: Files,
     boot: Uuid,
     pages: Pages,
 }
@@ -82,7 +87,17 @@ impl Ledger {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Pages::default(),
             Err(source) => return Err(LedgerError::Io { doing: "read", path, source }),
         };
-        Ok(Self { path, boot, pages })
+        Ok(Self { path, files: Files::new(run_dir, state_dir), boot, pages })
+    }
+
+    /// The mark of this boot. Another when the host has fenced itself since: then it is as if it had been switched off.
+    pub fn boot(&self) -> Uuid {
+        self.files.boot().unwrap_or(self.boot)
+    }
+
+    /// Whether a body may be started now, or why not: by the lease, if this host keeps one.
+    pub fn may_start(&self) -> Result<(), String> {
+        self.files.may_start(clock::now())
     }
 
     /// The desired state that is in force, if any.
@@ -93,11 +108,19 @@ impl Ledger {
     /// Whether the controller has confirmed the desired state since the host was last switched on. While it has not,
     /// nothing is started; what runs keeps running.
     pub fn confirmed(&self) -> bool {
-        self.pages.desired.is_some() && self.pages.confirmed_in == Some(self.boot)
+        self.pages.desired.is_some() && self.pages.confirmed_in == Some(self.boot())
     }
 
     /// Takes a new desired state, durably, before anything acts on it.
     pub fn accept(&mut self, desired: HostDesired) -> Result<(), LedgerError> {
+        self.accept_in(self.boot(), desired)
+    }
+
+    /// The same for one that was asked for in this boot. What was said before a fence may be long untrue when it is read.
+    pub fn accept_in(&mut self, boot: Uuid, desired: HostDesired) -> Result<(), LedgerError> {
+        if boot != self.boot() {
+            return Err(LedgerError::OtherBoot);
+        }
         if let Some(held) = &self.pages.desired {
             // Another host id means another cloud: its generations do not compare.
             if held.host == desired.host && desired.generation < held.generation {
@@ -109,7 +132,7 @@ impl Ledger {
         }
         self.pages.exported.retain(|image, _| desired.exports.iter().any(|export| export.image == *image));
         self.pages.desired = Some(desired);
-        self.pages.confirmed_in = Some(self.boot);
+        self.pages.confirmed_in = Some(boot);
         self.save()
     }
 
@@ -216,6 +239,22 @@ mod tests {
         ledger.accept(desired(host, 9)).unwrap();
         assert!(ledger.exported(image).is_none(), "nobody asks for it any more");
         ledger.accept(desired(HostId::new(), 1)).unwrap();
+    }
+
+    #[test]
+    fn a_fence_is_a_reboot_for_what_was_ordered_before() {
+        let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let host = HostId::new();
+        let mut ledger = Ledger::open(state.path(), run.path()).unwrap();
+        let before = ledger.boot();
+        ledger.accept_in(before, desired(host, 7)).unwrap();
+        assert!(ledger.confirmed());
+        Files::new(run.path(), state.path()).renew_boot().unwrap();
+        assert!(!ledger.confirmed(), "the same process sees it");
+        assert!(matches!(ledger.accept_in(before, desired(host, 8)), Err(LedgerError::OtherBoot)));
+        assert_eq!(ledger.desired().unwrap().generation, 7);
+        ledger.accept_in(ledger.boot(), desired(host, 8)).unwrap();
+        assert!(ledger.confirmed());
     }
 
     #[test]

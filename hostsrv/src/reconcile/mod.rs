@@ -6,7 +6,7 @@
 //! retry each ring the same bell.
 //!
 //! Refuses: to destroy anything without a tombstone or a higher epoch, and to start anything after a reboot before
-//! the controller has confirmed what this host should hold.
+//! the controller has confirmed what this host should hold, or without a lease where the host keeps one.
 
 mod bytes;
 pub mod execute;
@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// The engines, below their traits.
 #[derive(Clone)]
@@ -80,9 +81,29 @@ impl Reconciler {
 
     /// Takes a desired state from the controller: durable in the ledger when this returns.
     pub fn accept(&self, desired: HostDesired) -> Result<(), LedgerError> {
-        self.ledger().accept(desired)?;
+        let boot = self.boot();
+        self.accept_in(boot, desired)
+    }
+
+    /// The same for one that came over a link made in this boot; see [`Ledger::accept_in`].
+    pub fn accept_in(&self, boot: Uuid, desired: HostDesired) -> Result<(), LedgerError> {
+        self.ledger().accept_in(boot, desired)?;
         self.bell.notify_one();
         Ok(())
+    }
+
+    /// The mark of this boot; a fence changes it.
+    pub fn boot(&self) -> Uuid {
+        self.ledger().boot()
+    }
+
+    /// Looks again at once: something outside the engines has changed, such as the lease.
+    pub fn look_again(&self) {
+        self.bell.notify_one();
+    }
+
+    pub fn may_start(&self) -> Result<(), String> {
+        self.ledger().may_start()
     }
 
     /// What was last seen; changes only when something did.
@@ -187,7 +208,8 @@ impl Reconciler {
         let (desired, confirmed) = {
             let ledger = self.ledger();
             let Some(desired) = ledger.desired() else { return false };
-            (Arc::new(desired.clone()), ledger.confirmed())
+            // Without a lease nothing is begun, as before the controller's first word.
+            (Arc::new(desired.clone()), ledger.confirmed() && ledger.may_start().is_ok())
         };
         let seen = world.observed();
         let mut started = false;
