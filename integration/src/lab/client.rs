@@ -365,8 +365,13 @@ fn is_up(unit: &UnitStatus) -> bool {
 fn awaits_join(units: &[UnitStatus]) -> bool {
     let of = |name: &str| units.iter().find(|u| u.name == name).map(|u| u.state.as_str());
     of(super::host::JOIN) == Some("starting")
-        && of(super::host::AGENT) == Some("waiting")
-        && units.iter().filter(|u| u.name != super::host::JOIN && u.name != super::host::AGENT).all(is_up)
+        && [super::host::AGENT, super::host::LEASE].iter().all(|name| of(name) == Some("waiting"))
+        && units
+            .iter()
+            .filter(|u| {
+                ![super::host::JOIN, super::host::AGENT, super::host::LEASE].contains(&u.name.as_str())
+            })
+            .all(is_up)
 }
 
 /// Hears of a node's units until all are up, or what was heard is enough; the error of a lost one carries the end of its log.

@@ -124,6 +124,12 @@ pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>
             &[&program, "--config", CONFIG, "run"],
             Ready::Line("ready"),
         ));
+        units.push(Unit::daemon(
+            LEASE,
+            &[JOIN],
+            &[&program, "--config", CONFIG, "lease"],
+            Ready::Line("ready"),
+        ));
         units.push(Unit::step(JOIN, &["config", "ovn-controller"], move |p| join(p, &program, &token)));
     }
     Ok(units)
@@ -134,6 +140,8 @@ pub const CONFIG: &str = "/etc/amphi/hostsrv.toml";
 /// The unit that joins, and the one that runs from then on.
 pub const JOIN: &str = "join";
 pub const AGENT: &str = "hostsrv";
+/// The process that keeps the host's lease.
+pub const LEASE: &str = "lease";
 /// How long a host waits for its join token. Whoever starts a lab to join by hand has the other hosts' start in between.
 const TOKEN_LIMIT: Duration = Duration::from_secs(300);
 
