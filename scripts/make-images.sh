@@ -223,6 +223,17 @@ while sleep 1; do
 done
 GROW
 
+cat >"$vm/bin/fetch" <<'FETCH'
+#!/bin/sh
+# A path of the metadata service to standard output. Not wget: static as it is here, it crashes while it looks up a name.
+answer=/run/fetched-$$
+printf 'GET %s HTTP/1.0\r\nHost: 169.254.169.254\r\n\r\n' "$1" | nc -w 5 169.254.169.254 80 >"$answer" 2>/dev/null
+head -n 1 "$answer" | grep -q ' 200 ' && sed '1,/^\r$/d' "$answer"
+code=$?
+rm -f "$answer"
+exit $code
+FETCH
+
 cat >"$vm/init" <<'INIT'
 #!/bin/sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
@@ -248,7 +259,14 @@ uevent /etc/plug.sh >/dev/null 2>&1 &
 for path in /sys/class/net/eth*; do
   [ ! -e "$path" ] || ACTION=add SUBSYSTEM=net INTERFACE=${path##*/} sh /etc/plug.sh
 done
-if config=$(findfs LABEL=config-2 2>/dev/null); then
+# Where it reads what it is to be: on the config drive, or with this word over the network alone.
+source=/config/openstack/latest
+case " $(cat /proc/cmdline) " in
+*" amphi.metadata "*) source=/run/metadata ;;
+esac
+if [ "$source" = /run/metadata ]; then
+  mkdir "$source"
+elif config=$(findfs LABEL=config-2 2>/dev/null); then
   mount -t vfat -o ro "$config" /config 2>/dev/null || mount -t iso9660 -o ro "$config" /config || echo "amphi-vm: config drive $config cannot be read"
 fi
 for path in /sys/block/vd?; do
@@ -260,9 +278,12 @@ if disk=$(findfs LABEL=AMPHI-DISK 2>/dev/null) && mount -t vfat -o sync "$disk" 
   echo "$boots" >/disk/boots
   echo "amphi-vm: boot $boots of $disk"
 fi
-sed -n '/"public_keys"/,/}/s/^ *"[^"]*": "\([^"]*\)",\{0,1\}$/\1/p' /config/openstack/latest/meta_data.json 2>/dev/null >/root/.ssh/authorized_keys
-chmod 600 /root/.ssh/authorized_keys
-while read -r key; do echo "amphi-vm: key $key"; done </root/.ssh/authorized_keys
+keys() {
+  sed -n '/"public_keys"/,/}/s/^ *"[^"]*": "\([^"]*\)",\{0,1\}$/\1/p' "$source/meta_data.json" 2>/dev/null >/root/.ssh/authorized_keys
+  chmod 600 /root/.ssh/authorized_keys
+  while read -r key; do echo "amphi-vm: key $key"; done </root/.ssh/authorized_keys
+}
+[ "$source" = /run/metadata ] || keys
 httpd -p 80 -h /data
 
 address=-
@@ -270,7 +291,12 @@ if [ -e /sys/class/net/eth0 ]; then
   while [ ! -s /run/address ]; do sleep 0.05; done
   address=$(cat /run/address)
 fi
-script=/config/openstack/latest/user_data
+if [ "$source" = /run/metadata ]; then
+  until fetch /openstack/latest/meta_data.json >"$source/meta_data.json"; do sleep 0.2; done
+  fetch /openstack/latest/user_data >"$source/user_data" || rm -f "$source/user_data"
+  keys
+fi
+script=$source/user_data
 if [ "$(head -c 2 "$script" 2>/dev/null)" = '#!' ]; then
   cp "$script" /run/user_data
   chmod 700 /run/user_data
@@ -282,7 +308,7 @@ case " $(cat /proc/cmdline) " in
 esac
 while :; do wait; sleep 3600; done
 INIT
-chmod 755 "$vm/init" "$vm"/etc/*.sh
+chmod 755 "$vm/init" "$vm/bin/fetch" "$vm"/etc/*.sh
 find "$vm" -exec touch --no-dereference --date=@0 {} +
 # Not compressed: an emulated processor would spend longer on unpacking than the disk on reading.
 (cd "$vm" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible >"$work/vm-initramfs")

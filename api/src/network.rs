@@ -5,9 +5,25 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
+use uuid::Uuid;
+
+/// Where guests ask for their metadata, on every network with IPv4: the address that EC2 chose and all others took over.
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// The port behind [`METADATA_ADDRESS`], the same on every host of a network: no record stands for it, since it takes no
+/// address of the network's own.
+pub fn metadata_port(network: NetworkId) -> PortId {
+    PortId(Uuid::new_v5(&network.0, b"metadata"))
+}
+
+/// Its MAC: locally administered, outside of the prefix that ports have.
+pub fn metadata_mac(network: NetworkId) -> String {
+    let b = metadata_port(network).0.into_bytes();
+    format!("0e:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}", b[11], b[12], b[13], b[14], b[15])
+}
 
 /// What a network is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]

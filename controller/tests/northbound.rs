@@ -104,12 +104,19 @@ fn topology(ports: u8) -> Topology {
     };
     Topology {
         networks: vec![
-            NetworkSpec { id: network, name: "net".into(), tunnel_key: Some(99), physical: None },
+            NetworkSpec {
+                id: network,
+                name: "net".into(),
+                tunnel_key: Some(99),
+                physical: None,
+                metadata: true,
+            },
             NetworkSpec {
                 id: outer,
                 name: "outer".into(),
                 tunnel_key: None,
                 physical: Some(("lan".into(), Some(7))),
+                metadata: false,
             },
         ],
         subnets: vec![dhcp(subnet, "10.1.0.0/24", "10.1.0.1"), dhcp(subnet6, "fd00::/64", "fd00::1")],

@@ -13,6 +13,7 @@ pub mod instance;
 pub mod join;
 pub mod lease;
 pub mod link;
+pub mod metadata;
 pub mod network;
 pub mod qemu_img;
 pub mod reconcile;

@@ -15,7 +15,7 @@ use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
 use amphi_hostsrv::signals::end_signal;
-use amphi_hostsrv::{join, lease, link, upkeep};
+use amphi_hostsrv::{join, lease, link, metadata, upkeep};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::collections::BTreeMap;
@@ -122,6 +122,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(facts.run(spec, health, reconciler.troubles()));
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
+    tokio::spawn(metadata::keep(switch.clone(), reconciler.orders()));
     tokio::spawn(upkeep::sweep_network(switch));
     tokio::spawn(upkeep::sweep_images(config.clone(), drivers.images, reconciler.clone()));
     tokio::spawn(link::run(papers, reconciler.clone(), voice, move |ovn_remote| {

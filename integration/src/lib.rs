@@ -3,6 +3,7 @@
 
 pub mod alone;
 pub mod bench;
+pub mod face;
 pub mod fuzz;
 pub mod lab;
 pub mod run;

@@ -2,9 +2,11 @@
 
 use super::SubnetSpec;
 use super::render::{Table, owned, row_id};
+use amphi_api::network::METADATA_ADDRESS;
 use amphi_ovsdb::{Row, Value};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// Lease of an address, in seconds: a day, since the address never changes.
 const LEASE_SECONDS: u32 = 86_400;
@@ -35,12 +37,15 @@ fn v4(subnet: &SubnetSpec) -> BTreeMap<String, String> {
     if let Some(gateway) = subnet.gateway {
         options.insert("router".to_owned(), gateway.to_string());
     }
-    if !subnet.routes.is_empty() {
-        let mut routes: Vec<String> = subnet.routes.iter().map(|(to, via)| format!("{to},{via}")).collect();
-        // A client that takes this option ignores the router option (RFC 3442).
-        routes.extend(subnet.gateway.map(|gateway| format!("0.0.0.0/0,{gateway}")));
-        options.insert("classless_static_route".to_owned(), format!("{{{}}}", routes.join(", ")));
+    let mut routes: Vec<String> = subnet.routes.iter().map(|(to, via)| format!("{to},{via}")).collect();
+    // The metadata service is a neighbour: RFC 3442 says so by a router of zeroes. A route of the subnet's own prevails.
+    let service = IpNet::from(IpAddr::V4(METADATA_ADDRESS));
+    if subnet.routes.iter().all(|(to, _)| *to != service) {
+        routes.insert(0, format!("{service},0.0.0.0"));
     }
+    // A client that takes this option ignores the router option (RFC 3442).
+    routes.extend(subnet.gateway.map(|gateway| format!("0.0.0.0/0,{gateway}")));
+    options.insert("classless_static_route".to_owned(), format!("{{{}}}", routes.join(", ")));
     servers(subnet, &mut options);
     options
 }

@@ -40,6 +40,8 @@ pub struct NetworkSpec {
     pub tunnel_key: Option<u32>,
     /// The physical network that carries its frames, and their VLAN.
     pub physical: Option<(String, Option<u16>)>,
+    /// Every host answers guests' questions about themselves.
+    pub metadata: bool,
 }
 
 /// DHCP's answers for a range of addresses.
@@ -109,8 +111,6 @@ pub enum PortKind {
     Instance,
     /// A router's leg.
     Router,
-    /// A place of the host's own on every chassis.
-    Local,
 }
 
 /// A limit of what passes a port.

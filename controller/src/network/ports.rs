@@ -2,16 +2,18 @@
 
 use super::render::{Rows, Table, owned, row_id};
 use super::{PortKind, PortSpec, SubnetSpec, dhcp};
-use amphi_api::SubnetId;
+use amphi_api::network::{METADATA_ADDRESS, metadata_mac, metadata_port};
+use amphi_api::{NetworkId, SubnetId};
 use amphi_ovsdb::{Row, Value};
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// The port's row, and its own DHCP answers where it has options of its own.
 pub fn rows(rows: &mut Rows, port: &PortSpec, subnets: &BTreeMap<SubnetId, &SubnetSpec>) {
     let id = row_id(Table::LogicalSwitchPort, &port.id.to_string());
     let row = match port.kind {
         PortKind::Router => router(port),
-        PortKind::Instance | PortKind::Local => {
+        PortKind::Instance => {
             let v4 = answers(rows, port, subnets, 4);
             let v6 = answers(rows, port, subnets, 6);
             guest(port).with("dhcpv4_options", v4).with("dhcpv6_options", v6)
@@ -30,9 +32,6 @@ fn answers(
     let of_family = |(subnet, address): &&(SubnetId, std::net::IpAddr)| {
         address.is_ipv4() == (version == 4) && subnets.get(subnet).is_some_and(|s| s.dhcp)
     };
-    if port.kind == PortKind::Local {
-        return Value::empty();
-    }
     let Some(subnet) = port.addresses.iter().find(of_family).and_then(|(id, _)| subnets.get(id)) else {
         return Value::empty();
     };
@@ -91,22 +90,34 @@ fn guest(port: &PortSpec) -> Row {
         }
         allowed = by_mac.into_values().collect();
     }
-    let (kind, options) = match port.kind {
-        PortKind::Local => ("localport", Value::empty()),
-        PortKind::Instance | PortKind::Router => {
-            // A port without a chassis must not be bound by whoever happens to hold its interface: a name that no
-            // chassis has.
-            let chassis = port.chassis.clone().unwrap_or_else(|| "amphi-nowhere".to_owned());
-            ("", Value::map([("requested-chassis", chassis)]))
-        }
-    };
+    // A port without a chassis must not be bound by whoever happens to hold its interface: a name that no chassis has.
+    let chassis = port.chassis.clone().unwrap_or_else(|| "amphi-nowhere".to_owned());
     Row::new()
         .with("name", port.id.to_string())
-        .with("type", kind)
+        .with("type", "")
         .with("addresses", Value::set(addresses))
         .with("port_security", Value::set(allowed))
-        .with("options", options)
+        .with("options", Value::map([("requested-chassis", chassis)]))
         .with("tag", Value::empty())
         .with("enabled", Value::set([port.up]))
         .with("external_ids", owned(port.id))
+}
+
+/// The metadata service's place on a network: a port that each host has to itself, with no address of the network's own.
+/// Guests reach it by a route that DHCP tells ([`dhcp`]).
+pub fn metadata(network: NetworkId) -> (Uuid, Row) {
+    let id = metadata_port(network).to_string();
+    let address = format!("{} {METADATA_ADDRESS}", metadata_mac(network));
+    let row = Row::new()
+        .with("name", id.as_str())
+        .with("type", "localport")
+        .with("addresses", Value::set([address]))
+        .with("port_security", Value::empty())
+        .with("dhcpv4_options", Value::empty())
+        .with("dhcpv6_options", Value::empty())
+        .with("options", Value::map(BTreeMap::<String, String>::new()))
+        .with("tag", Value::empty())
+        .with("enabled", Value::set([true]))
+        .with("external_ids", owned(&id));
+    (row_id(Table::LogicalSwitchPort, &id), row)
 }

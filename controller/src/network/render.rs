@@ -145,6 +145,11 @@ fn switch(rows: &mut Rows, network: &NetworkSpec, on: &[&PortSpec]) {
         rows.insert((Table::LogicalSwitchPort, id), row);
         ids.push(id);
     }
+    if network.metadata {
+        let (id, row) = ports::metadata(network.id);
+        rows.insert((Table::LogicalSwitchPort, id), row);
+        ids.push(id);
+    }
     let mut limits = Vec::new();
     for port in on {
         for limit in &port.limits {
@@ -245,12 +250,13 @@ pub(super) mod tests {
         }];
         Topology {
             networks: vec![
-                NetworkSpec { id: net, name: "blue \"net\"".into(), tunnel_key: Some(77), physical: None },
+                NetworkSpec { id: net, name: "blue \"net\"".into(), tunnel_key: Some(77), physical: None, metadata: true },
                 NetworkSpec {
                     id: world,
                     name: "world".into(),
                     tunnel_key: None,
                     physical: Some(("lan".into(), Some(12))),
+                    metadata: false,
                 },
             ],
             subnets: vec![

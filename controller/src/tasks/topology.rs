@@ -28,7 +28,7 @@ pub fn topology(view: &View) -> Topology {
         }
     }
     Topology {
-        networks: view.networks.iter().map(|row| network(row)).collect(),
+        networks: view.networks.iter().map(|row| network(view, row)).collect(),
         subnets: view.subnets.iter().filter_map(|row| subnet(view, row)).collect(),
         ports: view.ports.iter().filter_map(|row| port(view, row)).collect(),
         groups: view.groups.iter().map(|row| group(row)).collect(),
@@ -38,13 +38,14 @@ pub fn topology(view: &View) -> Topology {
     }
 }
 
-fn network(row: &NetworkRecord) -> NetworkSpec {
+fn network(view: &View, row: &NetworkRecord) -> NetworkSpec {
     let tag = row.provider.segment().and_then(|n| u16::try_from(n).ok());
     NetworkSpec {
         id: row.id,
         name: row.name.clone(),
         tunnel_key: row.provider.segment().filter(|_| row.provider.physical().is_none()),
         physical: row.provider.physical().map(|name| (name.to_owned(), tag)),
+        metadata: view.subnets_of(row.id).any(|subnet| subnet.is_v4()),
     }
 }
 
@@ -66,7 +67,6 @@ fn port(view: &View, row: &PortRecord) -> Option<PortSpec> {
         // An address that only stands for another.
         owner::FLOATING_IP => return None,
         owner::ROUTER_INTERFACE | owner::ROUTER_GATEWAY => PortKind::Router,
-        owner::METADATA => PortKind::Local,
         _ => PortKind::Instance,
     };
     let network = view.networks.get(row.network)?;

@@ -1,9 +1,14 @@
-//! Owns the config drive's files: OpenStack's layout, rendered from a plan into names and texts. Both kinds of body get
-//! the same: a VM on a small disk, a set's members in a directory. Pure: the same plan gives the same bytes.
+//! Owns the config drive's files: OpenStack's layout, rendered into names and texts. Both kinds of body get
+//! the same: a VM on a small disk, a set's members in a directory; the metadata service answers out of them too. Pure:
+//! the same order gives the same bytes.
 
-use super::BodyPlan;
+use super::{BodyPlan, PortAttachment};
 use amphi_api::validate::hostname;
+use amphi_api::wire::InstanceDesired;
+use amphi_api::{InstanceId, ProjectId};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// Where guests look. cloud-init takes the newest dated version that it knows (`cloudinit/sources/helpers/openstack.py`)
@@ -11,33 +16,74 @@ use std::net::IpAddr;
 /// network_data.json, and what every cloud-init since knows.
 const VERSIONS: [&str; 2] = ["latest", "2015-10-15"];
 
+/// Whom the files tell of: an instance as it is ordered, whatever its body.
+pub struct Guest<'a> {
+    pub instance: InstanceId,
+    pub project: ProjectId,
+    pub name: &'a str,
+    /// eth0's first.
+    pub ports: Cow<'a, [PortAttachment]>,
+    pub user_data: Option<&'a str>,
+    pub ssh_keys: &'a [String],
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+impl<'a> From<&'a BodyPlan> for Guest<'a> {
+    fn from(plan: &'a BodyPlan) -> Self {
+        Self {
+            instance: plan.instance,
+            project: plan.project,
+            name: &plan.name,
+            ports: Cow::Borrowed(&plan.ports),
+            user_data: plan.user_data.as_deref(),
+            ssh_keys: &plan.ssh_keys,
+            metadata: &plan.metadata,
+        }
+    }
+}
+
+impl<'a> From<&'a InstanceDesired> for Guest<'a> {
+    fn from(desired: &'a InstanceDesired) -> Self {
+        Self {
+            instance: desired.id,
+            project: desired.project,
+            name: &desired.name,
+            ports: desired.ports.iter().map(PortAttachment::from).collect(),
+            user_data: desired.user_data.as_deref(),
+            ssh_keys: &desired.ssh_keys,
+            metadata: &desired.metadata,
+        }
+    }
+}
+
 /// The drive's files: path below the drive, with `/`, and bytes.
-pub fn files(plan: &BodyPlan) -> Vec<(String, Vec<u8>)> {
+pub fn files<'a>(guest: impl Into<Guest<'a>>) -> Vec<(String, Vec<u8>)> {
+    let guest = &guest.into();
     let text = |value: Value| format!("{value:#}\n").into_bytes();
-    let user_data = plan.user_data.as_ref().map(|data| data.clone().into_bytes());
+    let user_data = guest.user_data.map(|data| data.as_bytes().to_vec());
     let mut files = Vec::new();
     for version in VERSIONS {
         let path = |name: &str| format!("openstack/{version}/{name}");
-        files.push((path("meta_data.json"), text(meta_data(plan))));
-        files.push((path("network_data.json"), text(network_data(plan))));
+        files.push((path("meta_data.json"), text(meta_data(guest))));
+        files.push((path("network_data.json"), text(network_data(guest))));
         files.push((path("vendor_data.json"), text(json!({}))));
         files.extend(user_data.clone().map(|data| (path("user_data"), data)));
     }
-    files.push(("ec2/latest/meta-data.json".to_owned(), text(ec2_meta_data(plan))));
+    files.push(("ec2/latest/meta-data.json".to_owned(), text(ec2_meta_data(guest))));
     files.extend(user_data.map(|data| ("ec2/latest/user-data".to_owned(), data)));
     files
 }
 
 /// `ec2/latest/meta-data.json`: of what nova writes there, that which Amphi knows.
-fn ec2_meta_data(plan: &BodyPlan) -> Value {
-    let host = hostname(&plan.name);
-    let keys = plan.ssh_keys.iter().enumerate();
+fn ec2_meta_data(guest: &Guest<'_>) -> Value {
+    let host = hostname(guest.name);
+    let keys = guest.ssh_keys.iter().enumerate();
     let keys: Map<String, Value> = keys
         .map(|(at, key)| (at.to_string(), json!({"_name": format!("{at}=key-{at}"), "openssh-key": key})))
         .collect();
-    let address = plan.ports.iter().map(|port| port.address.addr()).find(IpAddr::is_ipv4);
+    let address = guest.ports.iter().map(|port| port.address.addr()).find(IpAddr::is_ipv4);
     json!({
-        "instance-id": plan.instance,
+        "instance-id": guest.instance,
         "hostname": host,
         "local-hostname": host,
         "local-ipv4": address,
@@ -46,27 +92,27 @@ fn ec2_meta_data(plan: &BodyPlan) -> Value {
 }
 
 /// `meta_data.json` as nova writes it (docs.openstack.org/nova, "Metadata service").
-pub fn meta_data(plan: &BodyPlan) -> Value {
+fn meta_data(guest: &Guest<'_>) -> Value {
     let named: Vec<(String, &String)> =
-        plan.ssh_keys.iter().enumerate().map(|(at, key)| (format!("key-{at}"), key)).collect();
+        guest.ssh_keys.iter().enumerate().map(|(at, key)| (format!("key-{at}"), key)).collect();
     let public: Map<String, Value> = named.iter().map(|(name, key)| (name.clone(), json!(key))).collect();
     let keys: Vec<Value> =
         named.iter().map(|(name, key)| json!({"name": name, "type": "ssh", "data": key})).collect();
     json!({
-        "uuid": plan.instance,
-        "name": plan.name,
-        "hostname": hostname(&plan.name),
-        "project_id": plan.project,
+        "uuid": guest.instance,
+        "name": guest.name,
+        "hostname": hostname(guest.name),
+        "project_id": guest.project,
         "launch_index": 0,
-        "meta": plan.metadata,
+        "meta": guest.metadata,
         "public_keys": public,
         "keys": keys,
     })
 }
 
 /// `network_data.json` as nova writes it: links, their static addresses, name servers.
-pub fn network_data(plan: &BodyPlan) -> Value {
-    let links: Vec<Value> = plan
+fn network_data(guest: &Guest<'_>) -> Value {
+    let links: Vec<Value> = guest
         .ports
         .iter()
         .map(|port| {
@@ -74,7 +120,7 @@ pub fn network_data(plan: &BodyPlan) -> Value {
         })
         .collect();
     let addresses =
-        plan.ports.iter().enumerate().flat_map(|(at, port)| {
+        guest.ports.iter().enumerate().flat_map(|(at, port)| {
             port.addresses().map(move |(address, gateway)| (at, port, address, gateway))
         });
     let networks: Vec<Value> = addresses
@@ -102,7 +148,7 @@ pub fn network_data(plan: &BodyPlan) -> Value {
         })
         .collect();
     let mut servers: Vec<IpAddr> = Vec::new();
-    for server in plan.ports.iter().flat_map(|port| &port.dns) {
+    for server in guest.ports.iter().flat_map(|port| &port.dns) {
         if !servers.contains(server) {
             servers.push(*server);
         }
@@ -120,9 +166,10 @@ mod tests {
     #[test]
     fn golden_texts() {
         let plan = sample::plan(ImageFormat::KernelInitramfs);
-        insta::assert_json_snapshot!("meta_data", meta_data(&plan));
-        insta::assert_json_snapshot!("network_data", network_data(&plan));
-        insta::assert_json_snapshot!("ec2_meta_data", ec2_meta_data(&plan));
+        let guest = Guest::from(&plan);
+        insta::assert_json_snapshot!("meta_data", meta_data(&guest));
+        insta::assert_json_snapshot!("network_data", network_data(&guest));
+        insta::assert_json_snapshot!("ec2_meta_data", ec2_meta_data(&guest));
     }
 
     #[test]
@@ -132,7 +179,7 @@ mod tests {
         second.address = "2001:db8::5/64".parse().unwrap();
         second.gateway = Some("2001:db8::1".parse().unwrap());
         plan.ports.push(second);
-        let data = network_data(&plan);
+        let data = network_data(&Guest::from(&plan));
         assert_eq!(data["networks"][1]["type"], "ipv6");
         assert_eq!(data["networks"][1]["routes"], json!([]));
         assert_eq!(data["services"].as_array().unwrap().len(), 1);

@@ -4,7 +4,7 @@
 //! metadata), so that a fresh process sees the same world. Drivers refuse to decide: whether a body should exist is
 //! `reconcile`'s business.
 
-mod config_drive;
+pub(crate) mod config_drive;
 mod folders;
 pub mod set;
 pub mod vm;
@@ -12,7 +12,7 @@ pub mod vm;
 use crate::qemu_img::QemuImgError;
 use amphi_api::image::{BlobRole, Image, ImageFormat};
 use amphi_api::instance::{BodyKind, MemberStatus, Power};
-use amphi_api::wire::{AddressDesired, BodyDesired, RouteDesired};
+use amphi_api::wire::{AddressDesired, BodyDesired, PortDesired, RouteDesired};
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
 use ipnet::IpNet;
@@ -42,6 +42,24 @@ pub struct PortAttachment {
     pub further: Vec<AddressDesired>,
     /// Beside the default route.
     pub routes: Vec<RouteDesired>,
+}
+
+impl From<&PortDesired> for PortAttachment {
+    fn from(port: &PortDesired) -> Self {
+        Self {
+            id: port.id,
+            network: port.network,
+            subnet: port.subnet,
+            mac: port.mac.clone(),
+            address: port.address,
+            gateway: port.gateway,
+            dns: port.dns.clone(),
+            mtu: port.mtu,
+            segment: port.segment,
+            further: port.further.clone(),
+            routes: port.routes.clone(),
+        }
+    }
 }
 
 impl PortAttachment {

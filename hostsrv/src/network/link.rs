@@ -71,6 +71,19 @@ impl Links {
         Ok(guest)
     }
 
+    /// Moves a device into another network namespace, where it arrives down.
+    pub(super) async fn hand_over(
+        &self,
+        device: &str,
+        namespace: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<(), NetworkError> {
+        let namespace = std::os::fd::AsRawFd::as_raw_fd(&namespace);
+        let message = LinkUnspec::new_with_name(device).setns_by_fd(namespace).build();
+        bounded("move", device, self.handle.link().set(message).execute())
+            .await
+            .map_err(|refusal| refusal.into_error("move", device))
+    }
+
     /// Answers whether there was such a device.
     pub async fn remove(&self, device: &str) -> Result<bool, NetworkError> {
         let message = LinkUnspec::new_with_name(device).build();
@@ -111,7 +124,7 @@ pub fn exists(device: &str) -> bool {
     nix::net::if_::if_nametoindex(device).is_ok()
 }
 
-enum Refusal {
+pub(super) enum Refusal {
     /// Positive errno.
     Errno(i32),
     Other(String),
@@ -119,7 +132,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn into_error(self, doing: &'static str, device: &str) -> NetworkError {
+    pub(super) fn into_error(self, doing: &'static str, device: &str) -> NetworkError {
         let device = device.to_owned();
         match self {
             Refusal::Timeout => NetworkError::LinkTimeout { doing, device, after: BOUND },
@@ -132,7 +145,7 @@ impl Refusal {
     }
 }
 
-async fn bounded<T>(
+pub(super) async fn bounded<T>(
     doing: &'static str,
     device: &str,
     request: impl Future<Output = Result<T, rtnetlink::Error>>,

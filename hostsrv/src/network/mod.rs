@@ -9,6 +9,7 @@ pub mod gate;
 pub mod link;
 mod offload;
 pub mod ovs;
+pub mod place;
 pub mod plugin;
 pub mod sweep;
 pub mod wiring;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 pub use gate::Flows;
 pub use link::Links;
 pub use ovs::Switch;
+pub use place::Place;
 pub use wiring::Wiring;
 
 /// A port as it is wired on this host.

@@ -10,7 +10,7 @@ use super::ovs::{Plug, Switch};
 use super::{Links, NetworkError, PortSpec, host_device};
 
 /// How long ovs-vswitchd may take to make a port of a row; it takes milliseconds when healthy.
-const SETTLE: Duration = Duration::from_secs(8);
+pub(super) const SETTLE: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]
 pub struct Wiring {

@@ -345,23 +345,7 @@ impl Reconciler {
             root: instance.root,
             root_volume: None,
             attachments: Vec::new(),
-            ports: instance
-                .ports
-                .iter()
-                .map(|p| PortAttachment {
-                    id: p.id,
-                    network: p.network,
-                    subnet: p.subnet,
-                    mac: p.mac.clone(),
-                    address: p.address,
-                    gateway: p.gateway,
-                    dns: p.dns.clone(),
-                    mtu: p.mtu,
-                    segment: p.segment,
-                    further: p.further.clone(),
-                    routes: p.routes.clone(),
-                })
-                .collect(),
+            ports: instance.ports.iter().map(PortAttachment::from).collect(),
             volume: None,
             images: images.into_iter().map(|i| (i.image.id, i)).collect(),
             user_data: instance.user_data.clone(),

@@ -51,6 +51,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 pub struct Reconciler {
     drivers: Drivers,
     ledger: Mutex<Ledger>,
+    /// The desired state as the ledger has it, for whoever serves instances beside their bodies.
+    orders: watch::Sender<Option<Arc<HostDesired>>>,
     memory: Mutex<BTreeMap<Item, Memory>>,
     bell: Bell,
     /// Counts what may have changed a volume.
@@ -68,8 +70,10 @@ pub struct Troubles {
 
 impl Reconciler {
     pub fn new(drivers: Drivers, ledger: Ledger, bell: Bell) -> Arc<Self> {
+        let orders = watch::Sender::new(ledger.desired().cloned().map(Arc::new));
         Arc::new(Self {
             drivers,
+            orders,
             ledger: Mutex::new(ledger),
             memory: Mutex::default(),
             bell,
@@ -87,7 +91,12 @@ impl Reconciler {
 
     /// The same for one that came over a link made in this boot; see [`Ledger::accept_in`].
     pub fn accept_in(&self, boot: Uuid, desired: HostDesired) -> Result<(), LedgerError> {
-        self.ledger().accept_in(boot, desired)?;
+        let taken = {
+            let mut ledger = self.ledger();
+            ledger.accept_in(boot, desired)?;
+            ledger.desired().cloned().map(Arc::new)
+        };
+        self.orders.send_replace(taken);
         self.bell.notify_one();
         Ok(())
     }
@@ -104,6 +113,11 @@ impl Reconciler {
 
     pub fn may_start(&self) -> Result<(), String> {
         self.ledger().may_start()
+    }
+
+    /// The desired state that the host goes by, the controller's last or what the ledger kept.
+    pub fn orders(&self) -> watch::Receiver<Option<Arc<HostDesired>>> {
+        self.orders.subscribe()
     }
 
     /// What was last seen; changes only when something did.

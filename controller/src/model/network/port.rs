@@ -14,7 +14,7 @@ pub mod owner {
     pub const ROUTER_INTERFACE: &str = "network:router_interface";
     pub const ROUTER_GATEWAY: &str = "network:router_gateway";
     pub const FLOATING_IP: &str = "network:floatingip";
-    /// The metadata service's place on a network.
+    /// The metadata service's place on a network elsewhere. Here no record stands for it, and nobody may say so.
     pub const METADATA: &str = "network:distributed";
 }
 

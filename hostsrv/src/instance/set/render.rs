@@ -6,6 +6,7 @@
 use super::labels::{self, network_name};
 use super::mounts;
 use crate::instance::{BodyPlan, PortAttachment};
+use amphi_api::network::METADATA_ADDRESS;
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::validate::hostname;
 use amphi_api::wire::BodyDesired;
@@ -14,6 +15,7 @@ use bollard::models::{
     IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
     RestartPolicyNameEnum,
 };
+use ipnet::IpNet;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -268,8 +270,13 @@ fn render_endpoint(port: &PortAttachment, first: bool) -> EndpointSettings {
     if let Some(second) = second {
         driver_opts.insert("amphi.address6".to_owned(), second.address.to_string());
     }
-    if !port.routes.is_empty() {
-        let routes: Vec<String> = port.routes.iter().map(|r| format!("{} via {}", r.to, r.via)).collect();
+    let mut routes: Vec<String> = port.routes.iter().map(|r| format!("{} via {}", r.to, r.via)).collect();
+    // As DHCP tells a VM: the metadata service is a neighbour. On eth0 alone, since nobody has one route twice.
+    let service = IpNet::from(IpAddr::V4(METADATA_ADDRESS));
+    if first && address.is_ipv4() && port.routes.iter().all(|route| route.to != service) {
+        routes.push(service.to_string());
+    }
+    if !routes.is_empty() {
         driver_opts.insert("amphi.routes".to_owned(), routes.join(";"));
     }
     EndpointSettings {

@@ -18,7 +18,7 @@ mod link;
 mod markup;
 pub mod probe;
 #[cfg(test)]
-pub(super) mod sample;
+pub(crate) mod sample;
 mod sight;
 mod traits;
 mod xml;

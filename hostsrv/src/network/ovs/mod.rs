@@ -223,23 +223,11 @@ impl Switch {
             .map_err(|source| NetworkError::Switch { doing: "watch the switch".to_owned(), source })
     }
 
-    /// ovs-vswitchd copies next_cfg to cur_cfg once everything committed before is in force
-    /// (ovs-vswitchd.conf.db(5)); the server holds the wait open meanwhile.
+    /// Returns when ovs-vswitchd has really made a port of the device, and says why not.
     async fn settle(&self, device: &str, within: Duration) -> Result<(), NetworkError> {
-        let failed =
-            |source| NetworkError::Switch { doing: format!("wait for the switch to take {device}"), source };
-        let bump = Operation::mutate("Open_vSwitch", Vec::new(), [Mutation::add("next_cfg", 1i64)]);
-        let read = Operation::select("Open_vSwitch", Vec::new(), &["next_cfg"]);
-        let outcomes = self.client.transact(vec![bump, read]).await.map_err(failed)?;
-        let next = outcomes[1].rows.first().and_then(|row| row.integer("next_cfg")).unwrap_or_default();
-        let taken = Operation::wait_present("Open_vSwitch", vec![Condition::at_least("cur_cfg", next)]);
         let look = Operation::select("Interface", vec![Condition::eq("name", device)], &["ofport", "error"]);
-        let outcomes = self
-            .patient(within)
-            .transact(vec![taken.within_ms(millis(within)), look])
-            .await
-            .map_err(failed)?;
-        let row = outcomes[1].rows.first();
+        let outcome = self.caught_up(&format!("wait for the switch to take {device}"), look, within).await?;
+        let row = outcome.rows.first();
         let error = match row {
             None => Some("its row is gone".to_owned()),
             Some(row) if row.integer("ofport").is_none_or(|number| number < 0) => {
@@ -248,6 +236,36 @@ impl Switch {
             Some(_) => None,
         };
         error.map_or(Ok(()), |error| Err(NetworkError::Unusable { device: device.to_owned(), error }))
+    }
+
+    /// Takes a device off the bridge, whether its row is there or not, and returns when ovs-vswitchd has let go of it.
+    /// Only then may another device of the same name be plugged: the userspace datapath would go on with the old one.
+    pub async fn let_go(&self, device: &str, within: Duration) -> Result<(), NetworkError> {
+        self.unplug(device).await?;
+        let look = Operation::select("Interface", vec![Condition::eq("name", device)], &["ofport"]);
+        self.caught_up(&format!("wait for the switch to let go of {device}"), look, within).await.map(drop)
+    }
+
+    /// What `look` sees once everything that was committed before is in force: ovs-vswitchd copies next_cfg to cur_cfg
+    /// then (ovs-vswitchd.conf.db(5)); the server holds the wait open meanwhile.
+    async fn caught_up(
+        &self,
+        doing: &str,
+        look: Operation,
+        within: Duration,
+    ) -> Result<Outcome, NetworkError> {
+        let failed = |source| NetworkError::Switch { doing: doing.to_owned(), source };
+        let bump = Operation::mutate("Open_vSwitch", Vec::new(), [Mutation::add("next_cfg", 1i64)]);
+        let read = Operation::select("Open_vSwitch", Vec::new(), &["next_cfg"]);
+        let outcomes = self.client.transact(vec![bump, read]).await.map_err(failed)?;
+        let next = outcomes[1].rows.first().and_then(|row| row.integer("next_cfg")).unwrap_or_default();
+        let taken = Operation::wait_present("Open_vSwitch", vec![Condition::at_least("cur_cfg", next)]);
+        let mut outcomes = self
+            .patient(within)
+            .transact(vec![taken.within_ms(millis(within)), look])
+            .await
+            .map_err(failed)?;
+        Ok(outcomes.swap_remove(1))
     }
 
     /// For calls that the server holds open: the reply may come as late as the wait's end.
