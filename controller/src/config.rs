@@ -29,6 +29,10 @@ pub struct Config {
     /// `state_dir/admin-password`, made then.
     #[serde(default)]
     pub admin_password_file: Option<PathBuf>,
+    /// Where clients reach this face, in links and in the catalogue: `https://cloud.example/amphi`, for a proxy that sends
+    /// no `X-Forwarded-…` or adds a path. Default: what each request says.
+    #[serde(default)]
+    pub public_url: Option<String>,
     /// vCPUs promised per CPU of a host.
     #[serde(default = "cpu_overcommit")]
     pub cpu_overcommit: u32,
@@ -85,6 +89,15 @@ impl Config {
             "memory_overcommit_percent must be 50 to 400"
         );
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
+        if let Some(url) = &config.public_url {
+            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:[]/~".contains(&b);
+            let sound = rest.is_some_and(|r| !r.is_empty() && !r.starts_with('/') && r.bytes().all(plain));
+            ensure!(
+                sound && !url.ends_with('/'),
+                "public_url must be http(s)://HOST[/PATH] without a slash at its end"
+            );
+        }
         Ok(config)
     }
 

@@ -115,7 +115,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     };
     let address = listener.local_addr()?;
-    let service = faces::of_one_listener(Native { ops }, &token);
+    let service = faces::of_one_listener(Native { ops }, &token, config.public_url.as_deref());
     let service = service.into_make_service_with_connect_info::<SocketAddr>();
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());

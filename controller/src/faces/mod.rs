@@ -8,7 +8,10 @@ pub mod side;
 use axum::Router;
 
 /// The faces of one listener: the native one, and OpenStack's beside it.
-pub fn of_one_listener(native: native::Native, token: &str) -> Router {
-    let openstack = openstack::OpenStack { ops: native.ops.clone() };
+pub fn of_one_listener(native: native::Native, token: &str, public_url: Option<&str>) -> Router {
+    let openstack = openstack::OpenStack {
+        public_url: public_url.map(Into::into),
+        ..openstack::OpenStack::new(native.ops.clone())
+    };
     native::router(native, token).merge(openstack::router(&openstack))
 }

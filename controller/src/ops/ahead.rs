@@ -49,6 +49,11 @@ impl View {
         }
     }
 
+    /// Whether claims are on their way, which may yet come to nothing.
+    pub(super) fn awaits_promises(&self) -> bool {
+        !self.ahead.claims.is_empty()
+    }
+
     pub fn claims_of(&self, host: HostId) -> Claims {
         self.claim_row(host).map(|row| row.claims).unwrap_or_default()
     }

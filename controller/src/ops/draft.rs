@@ -123,3 +123,9 @@ fn value_of(record: &impl serde::Serialize) -> serde_json::Value {
     // Records are plain data with string keys: serialising them cannot fail.
     serde_json::to_value(record).expect("a record is plain data")
 }
+
+/// For a decision that nobody has room: it rests on what is promised, some of which is on its way only. What comes to
+/// nothing makes it be decided anew.
+pub(super) fn guard_promises(view: &View, draft: &mut Draft) {
+    view.hosts.iter().filter_map(|h| view.claim_row(h.id)).for_each(|row| draft.guard(&row));
+}

@@ -49,6 +49,7 @@ pub mod world;
 
 pub use addresses::FixedIpWish;
 pub use draft::Draft;
+use draft::guard_promises;
 pub use error::{OpsError, OverQuota};
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
@@ -204,11 +205,19 @@ impl Ops {
                 let _turn = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
                 let (txn, answer) = {
                     let view = self.world.read();
-                    let (draft, answer) = decide(&view)?;
-                    (draft.into_txn(&view), answer)
+                    match decide(&view) {
+                        Ok((draft, answer)) => (draft.into_txn(&view), Ok(answer)),
+                        // Said only once what it rests on is durable: another's claim may come to nothing.
+                        Err(error @ OpsError::NoRoom(_)) if view.awaits_promises() => {
+                            let mut draft = Draft::default();
+                            guard_promises(&view, &mut draft);
+                            (draft.into_txn(&view), Err(error))
+                        }
+                        Err(error) => return Err(error),
+                    }
                 };
-                if txn.ops.is_empty() {
-                    return Ok(answer);
+                if txn.ops.is_empty() && answer.is_ok() {
+                    return answer;
                 }
                 let staged = self.world.stage(&txn);
                 let mut commit = self.store.commit(txn);
@@ -223,7 +232,7 @@ impl Ops {
             match outcome {
                 Ok(revision) => {
                     self.reach(revision).await?;
-                    return Ok(answer);
+                    return answer;
                 }
                 Err(StoreError::Conflict { .. }) => {
                     drop(staged);

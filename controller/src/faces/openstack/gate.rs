@@ -97,7 +97,8 @@ pub(super) async fn identify(
     response
 }
 
-/// The base URL as the client sees it, without a slash at its end: `http://cloud.example:8774`.
+/// The base URL as the client sees it, without a slash at its end: `http://cloud.example:8774`. Settings say it, else the
+/// request does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Base(pub String);
 
@@ -119,7 +120,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Base {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::of(&parts.headers))
+        let said = parts.extensions.get::<OpenStack>().and_then(|state| state.public_url.as_deref());
+        Ok(said.map_or_else(|| Self::of(&parts.headers), |url| Self(url.to_owned())))
     }
 }
 
@@ -141,5 +143,19 @@ mod tests {
         );
         assert_eq!(base(&[("host", "a/<script>")]), "http://localhost");
         assert_eq!(base(&[]), "http://localhost");
+    }
+
+    #[tokio::test]
+    async fn settings_say_the_base_url_before_requests_do() {
+        let cloud = crate::ops::tests::Cloud::new().await;
+        for (said, expected) in [(None, "http://a"), (Some("https://cloud/amphi"), "https://cloud/amphi")] {
+            let state = OpenStack { public_url: said.map(Into::into), ..OpenStack::new(cloud.ops.clone()) };
+            let mut request = Request::new(axum::body::Body::empty());
+            request.headers_mut().insert("host", HeaderValue::from_static("a"));
+            request.extensions_mut().insert(state);
+            let (mut parts, _) = request.into_parts();
+            let Ok(base) = Base::from_request_parts(&mut parts, &()).await;
+            assert_eq!(base.0, expected);
+        }
     }
 }

@@ -30,6 +30,14 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct OpenStack {
     pub ops: Arc<Ops>,
+    /// Stands in links in place of what the request says; without a slash at its end.
+    pub public_url: Option<Arc<str>>,
+}
+
+impl OpenStack {
+    pub fn new(ops: Arc<Ops>) -> Self {
+        Self { ops, public_url: None }
+    }
 }
 
 /// The services, as the catalogue has them.

@@ -41,7 +41,7 @@ impl Talk {
     }
 
     pub fn with(cloud: Arc<Cloud>) -> Self {
-        let router = super::router(&OpenStack { ops: cloud.ops.clone() });
+        let router = super::router(&OpenStack::new(cloud.ops.clone()));
         Self { cloud, router, text: String::new(), seen: Vec::new() }
     }
 
@@ -59,7 +59,10 @@ impl Talk {
             .method(method)
             .uri(path)
             .header("host", "cloud")
-            .header("openstack-api-version", format!("compute {version}, placement {version}, volume {version}"))
+            .header(
+                "openstack-api-version",
+                format!("compute {version}, placement {version}, volume {version}"),
+            )
             .extension(caller.clone())
             .body(Body::from(bytes))
             .unwrap();

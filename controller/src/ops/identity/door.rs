@@ -17,6 +17,8 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// Digests at once.
 const AT_ONCE: usize = 2;
+/// Most logins that wait out a short penalty at a time.
+const WAITING_MAX: usize = 256;
 /// How long a login waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest password, in bytes: keystone's default bound.
@@ -26,6 +28,8 @@ pub struct Door {
     turns: Arc<Semaphore>,
     guesses: Arc<Guesses>,
     memory: Arc<Memory>,
+    /// Logins that wait until they may be tried.
+    waiting: Semaphore,
     /// What unknown users are checked against, so that they take as long as known ones.
     nobody: OnceLock<Digest>,
 }
@@ -36,6 +40,7 @@ impl Default for Door {
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             guesses: Arc::default(),
             memory: Arc::default(),
+            waiting: Semaphore::new(WAITING_MAX),
             nobody: OnceLock::new(),
         }
     }
@@ -68,11 +73,18 @@ impl Door {
             },
         };
         let (guesses, memory) = (self.guesses.clone(), self.memory.clone());
+        // Waited out here where it is short, by few at a time; whoever meets it again after that is refused.
+        let patience = guesses.patience(&knock, Instant::now());
+        if !patience.is_zero()
+            && let Ok(_waiting) = self.waiting.try_acquire()
+        {
+            tokio::time::sleep(patience).await;
+        }
         self.in_turn(move || {
             guesses.admit(&knock, Instant::now())?;
             let fits = memory.lend(|blocks| fits(&password, &digest, blocks)) && known;
             if fits {
-                guesses.opened(&knock)
+                guesses.opened(&knock, Instant::now())
             } else {
                 guesses.failed(knock, Instant::now())
             }

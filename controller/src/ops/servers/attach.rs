@@ -9,6 +9,7 @@ use super::{Origin, allowed};
 use crate::model::*;
 use crate::ops::list::find;
 use crate::ops::orders::entomb;
+use crate::ops::volume_edit::doings;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, Ops, OpsError, Row, View, sights};
 use crate::scheduler::{Policy, Request, place};
@@ -111,7 +112,7 @@ fn attach(
         device: free_device(row, wish.device.as_deref())?,
         tag: wish.tag.clone(),
         delete_on_termination: wish.delete_on_termination,
-        read_only: false,
+        read_only: volume.traits.read_only == Some(true),
         since: now,
     };
     let mut record = (*row.record).clone();
@@ -122,32 +123,23 @@ fn attach(
     Ok((draft, attachment))
 }
 
-/// nova says it with cinder's word for the volume's state.
+/// nova says it with cinder's word for the volume's state: what a client has set it to, an upload or an offer count too.
 pub(in crate::ops) fn refuse_unavailable(view: &View, volume: &Row<VolumeRecord>) -> Result<(), OpsError> {
-    let state = match volume.instance {
-        Some(_) => VolumeState::InUse,
-        None => volume_state_of(volume, view.host_up(volume.host)),
+    let word = match volume_state_of(volume, view.host_up(volume.host)) {
+        _ if volume.instance.is_some() => "in-use",
+        VolumeState::Unreachable => "unreachable",
+        _ => volume.word(doings(view, volume)),
     };
-    match state {
-        VolumeState::Available | VolumeState::Creating => Ok(()),
-        _ => {
-            let word = match state {
-                VolumeState::InUse => "in-use",
-                VolumeState::Unreachable => "unreachable",
-                VolumeState::Extending => "extending",
-                VolumeState::Trashed | VolumeState::Purging => "deleting",
-                VolumeState::Restoring => "maintenance",
-                VolumeState::Error | VolumeState::Available | VolumeState::Creating => "error",
-            };
-            let id = volume.id;
-            Err(OpsError::field(
-                "volumeId",
-                format!(
-                    "Invalid volume: volume {id} status must be available or downloading to reserve, but the current status is {word}"
-                ),
-            ))
-        }
+    if matches!(word, "available" | "downloading" | "creating") {
+        return Ok(());
     }
+    let id = volume.id;
+    Err(OpsError::field(
+        "volumeId",
+        format!(
+            "Invalid volume: volume {id} status must be available or downloading to reserve, but the current status is {word}"
+        ),
+    ))
 }
 
 /// The volume into the instance's hands; on another host only if it can be made again there.

@@ -71,6 +71,14 @@ pub fn routes() -> Routes {
     ]
     .into_iter()
     .fold(Routes::new(Service::Compute), |routes, add| add(routes))
+    .rewrite(without_project)
+}
+
+/// `/v2.1/PROJECT/servers` is `/v2.1/servers`: older clients name the project first.
+fn without_project(path: &str) -> Option<String> {
+    let rest = path.strip_prefix("/v2.1/")?;
+    let (project, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    words::id(project).map(|_| format!("/v2.1/{rest}"))
 }
 
 /// `self` and `bookmark`, as nova's things have them.

@@ -37,6 +37,22 @@ async fn discovery() {
 }
 
 #[tokio::test]
+async fn paths_that_name_the_project() {
+    let mut talk = Talk::new().await;
+    let own = Uuid::from_u128(77).simple().to_string();
+    for (path, status) in [
+        (format!("{V}/{own}/servers/detail"), 200),
+        (format!("{V}/{own}/limits?reserved=1"), 200),
+        (format!("{V}/{own}/servers/{own}"), 404),
+        (format!("{V}/{}/servers", P.0.simple()), 404),
+        (format!("{V}/{own}"), 200),
+    ] {
+        let (seen, ..) = talk.ask(&reader(), "2.1", &format!("GET {path}"), &NONE).await;
+        assert_eq!(seen, status, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn flavors() {
     let mut talk = Talk::new().await;
     let flavors = format!("{V}/flavors");

@@ -20,7 +20,7 @@ impl Face {
     async fn new() -> Self {
         let cloud = Cloud::new().await;
         cloud.ops.bootstrap_identity(PASSWORD).await.unwrap();
-        Self { router: router(&OpenStack { ops: cloud.ops.clone() }), _cloud: cloud }
+        Self { router: router(&OpenStack::new(cloud.ops.clone())), _cloud: cloud }
     }
 
     async fn send(&self, token: &str, request: &str, body: Value) -> (u16, HeaderMap, Value) {

@@ -21,7 +21,7 @@ impl Face {
     async fn new() -> Self {
         let cloud = Cloud::new().await;
         cloud.ops.bootstrap_identity(PASSWORD).await.unwrap();
-        let router = router(&OpenStack { ops: cloud.ops.clone() });
+        let router = router(&OpenStack::new(cloud.ops.clone()));
         let mut face = Self { router, cloud, admin: String::new() };
         face.admin = face.login("admin", json!({"name": "admin", "domain": {"id": "default"}})).await;
         face

@@ -36,7 +36,7 @@ async fn sample(service: Service) -> axum::Router {
         .get("/panics", Need::Public, async || -> () { panic!("secret") })
         .rewrite(|path| path.strip_prefix("/p1").map(str::to_owned));
     let cloud = crate::ops::tests::Cloud::new().await;
-    let state = OpenStack { ops: cloud.ops.clone() };
+    let state = OpenStack::new(cloud.ops.clone());
     axum::Router::new().nest_service("/x", routes.into_service(state))
 }
 

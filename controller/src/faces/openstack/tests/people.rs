@@ -35,7 +35,7 @@ impl People {
         let cloud = Cloud::new().await;
         cloud.ops.bootstrap_identity(PASSWORD).await.unwrap();
         cloud.host("h1").await;
-        let router = router(&OpenStack { ops: cloud.ops.clone() });
+        let router = router(&OpenStack::new(cloud.ops.clone()));
         let mut people = Self {
             router,
             cloud,

@@ -3,6 +3,7 @@
 use super::super::Origin;
 use super::super::journal::Started;
 use crate::model::*;
+use crate::ops::draft::guard_promises;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports, server_groups, sights};
 use crate::scheduler::{Policy, Request, place};
@@ -137,9 +138,7 @@ pub(in crate::ops) fn launch(
             started.task(draft, &mut record, Task::Build, "create");
         }
         Err(no_room) if plan.no_room == NoRoomIs::Told => {
-            // It rests on what is promised, some of which is on its way only: what comes to nothing makes this be
-            // decided anew.
-            view.hosts.iter().filter_map(|h| view.claim_row(h.id)).for_each(|row| draft.guard(&row));
+            guard_promises(view, draft);
             let before = record.clone();
             let started = Started { view, origin, before: &before, now };
             started.failed(draft, &record, "create", "No valid host was found.");
@@ -267,7 +266,7 @@ fn equip(
             device,
             tag: volume.tag.clone(),
             delete_on_termination: volume.delete_on_termination,
-            read_only: false,
+            read_only: view.volumes.get(id).is_some_and(|row| row.traits.read_only == Some(true)),
             since: now,
         });
     }
