@@ -31,6 +31,19 @@ impl Asking {
         self.runtime.block_on(answer).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Also while the controller is yet to answer.
+    fn host_up(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.runtime.block_on(self.client.hosts());
+            if seen.as_ref().is_ok_and(|hosts| hosts.iter().any(|h| h.state == HostState::Up)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "h1 is not up: {seen:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     fn upload(&self, name: &str, format: ImageFormat, cmdline: &str, blobs: &[(BlobRole, &Path)]) {
         let create = ImageCreate { name: name.into(), format, cmdline: cmdline.into() };
         let image = self.ask(self.client.create_image(&create));
@@ -100,11 +113,7 @@ fn guests_ask_about_themselves() {
     let client = run::client(&layout).expect("client");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let t = Asking { lab, client, runtime };
-    let deadline = Instant::now() + PATIENCE;
-    while !t.ask(t.client.hosts()).iter().any(|h| h.state == HostState::Up) {
-        assert!(Instant::now() < deadline, "h1 is not up");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    t.host_up();
     let before = story::residue::on(&t.lab, "h1").expect("looked");
     let archive = images.join("busybox.tar");
     t.upload("busybox", ImageFormat::DockerArchive, "", &[(BlobRole::Archive, &archive)]);
@@ -163,6 +172,7 @@ fn guests_ask_about_themselves() {
     t.lab.start("h1", "hostsrv").expect("started");
     t.eventually("it is answered again once the agent is back, still without a controller", &own, id);
     t.lab.start("controller", "controller").expect("started");
+    t.host_up();
 
     for instance in [&one, &two, &set] {
         t.ask(t.client.delete_instance(instance.id, true));

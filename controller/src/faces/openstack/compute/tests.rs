@@ -38,7 +38,7 @@ async fn discovery() {
 
 #[tokio::test]
 async fn paths_that_name_the_project() {
-    let mut talk = Talk::new().await;
+    let talk = Talk::new().await;
     let own = Uuid::from_u128(77).simple().to_string();
     for (path, status) in [
         (format!("{V}/{own}/servers/detail"), 200),
