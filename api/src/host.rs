@@ -1,5 +1,6 @@
 //! Hosts: what an agent says of its machine, and what clients see of it.
 
+use crate::placement::Qos;
 use crate::{HostId, InstanceId, VolumeId};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -92,6 +93,72 @@ pub struct Claims {
     pub memory_mib: u64,
     pub volume_gib: u64,
     pub instances: u32,
+    /// The part of the above that has a class of service of its own.
+    #[serde(default, skip_serializing_if = "Classed::is_none")]
+    pub classed: Classed,
+}
+
+/// What instances with a class of service have been promised, and what is set aside for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Classed {
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// CPU set aside, in thousandths.
+    pub cpu_milli: u64,
+    /// Memory set aside.
+    pub memory_share_mib: u64,
+}
+
+impl Classed {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Claims {
+    /// What an instance takes of its host, volumes apart.
+    pub fn of_instance(vcpus: u32, memory_mib: u64, qos: Qos) -> Self {
+        let classed = match (qos.cpu_milli(), qos.memory_share_mib(memory_mib)) {
+            (Some(milli), Some(memory_share_mib)) => {
+                Classed { vcpus, memory_mib, cpu_milli: milli * u64::from(vcpus), memory_share_mib }
+            }
+            _ => Classed::default(),
+        };
+        Self { vcpus, memory_mib, volume_gib: 0, instances: 1, classed }
+    }
+
+    pub fn plus(self, other: Self) -> Self {
+        let (a, b) = (self.classed, other.classed);
+        Self {
+            vcpus: self.vcpus + other.vcpus,
+            memory_mib: self.memory_mib + other.memory_mib,
+            volume_gib: self.volume_gib + other.volume_gib,
+            instances: self.instances + other.instances,
+            classed: Classed {
+                vcpus: a.vcpus + b.vcpus,
+                memory_mib: a.memory_mib + b.memory_mib,
+                cpu_milli: a.cpu_milli + b.cpu_milli,
+                memory_share_mib: a.memory_share_mib + b.memory_share_mib,
+            },
+        }
+    }
+
+    /// Never below nothing.
+    pub fn minus(self, other: Self) -> Self {
+        let (a, b) = (self.classed, other.classed);
+        Self {
+            vcpus: self.vcpus.saturating_sub(other.vcpus),
+            memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
+            volume_gib: self.volume_gib.saturating_sub(other.volume_gib),
+            instances: self.instances.saturating_sub(other.instances),
+            classed: Classed {
+                vcpus: a.vcpus.saturating_sub(b.vcpus),
+                memory_mib: a.memory_mib.saturating_sub(b.memory_mib),
+                cpu_milli: a.cpu_milli.saturating_sub(b.cpu_milli),
+                memory_share_mib: a.memory_share_mib.saturating_sub(b.memory_share_mib),
+            },
+        }
+    }
 }
 
 /// A host as clients see it.
@@ -112,6 +179,51 @@ pub struct Host {
     /// Bodies and volumes found on the host that no record knows. They are shown, never touched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub strangers: Vec<String>,
+    /// Instances of the class `best_effort` may come here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub best_effort: bool,
+    /// It is being emptied, or kept empty, since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
+}
+
+/// A host that is being emptied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Maintenance {
+    #[schemars(with = "String")]
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+    pub reason: String,
+    /// Most instances that move at one time.
+    pub at_a_time: u32,
+    /// Instances that are still here, on their way or not.
+    #[serde(default)]
+    pub left: u32,
+    /// Those that are on their way now.
+    #[serde(default)]
+    pub moving: u32,
+    /// Those that no move takes away now, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<EvacuationRefused>,
+}
+
+/// What changes of a host by order; what is left out stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostChange {
+    /// Whether instances of the class `best_effort` may come here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_effort: Option<bool>,
+}
+
+/// The order to empty a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceCreate {
+    pub reason: String,
+    /// Most instances that move at one time, 1 to 64. Default 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_a_time: Option<u32>,
 }
 
 /// A one-time permission to join.

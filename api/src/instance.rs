@@ -1,5 +1,6 @@
 //! Instances: identity first, body second. Owns the request, its rules and the view; refuses engine terms.
 
+use crate::placement::Qos;
 use crate::set::SetSpec;
 use crate::{
     ExchangeId, FieldError, HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId,
@@ -119,7 +120,7 @@ pub enum FailoverPolicy {
 }
 
 /// An instance to make.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceCreate {
     #[schema(min_length = 1, max_length = 255)]
@@ -158,6 +159,16 @@ pub struct InstanceCreate {
     /// Name or id of the host to begin on. Whether it may leave it when it fails is `failover`'s to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// How much of a host stands behind its vCPUs and memory.
+    #[serde(default, skip_serializing_if = "is_standard")]
+    pub qos: Qos,
+    /// Name of the scheduler that places it. Default: the project's, else the cloud's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+}
+
+fn is_standard(qos: &Qos) -> bool {
+    *qos == Qos::Standard
 }
 
 impl InstanceCreate {
@@ -350,6 +361,8 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     pub failover: FailoverPolicy,
+    #[serde(default, skip_serializing_if = "is_standard")]
+    pub qos: Qos,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -383,13 +396,59 @@ impl ExchangeCreate {
     }
 }
 
+/// The order to bring an instance to another host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveCreate {
+    /// Name or id of the host to go to. Default: placement chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// The kind of body to have there. Default: the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<BodyKind>,
+    /// Why: 1 to 255 characters.
+    pub reason: String,
+}
+
+impl MoveCreate {
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::name("reason", &self.reason)
+    }
+}
+
+/// Who wanted a move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveCause {
+    #[default]
+    Order,
+    /// Its host is being emptied.
+    Maintenance,
+}
+
+/// From host to host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Journey {
+    pub from: HostId,
+    pub from_name: String,
+    pub to: HostId,
+    pub to_name: String,
+    pub reason: String,
+    pub cause: MoveCause,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExchangePhase {
     /// The new body's image and definition are made ready; the old body runs.
     Preparing,
+    /// The old body ends on the host that it leaves; nothing starts elsewhere before that host says so.
+    Leaving,
     /// The old body stops, the new one takes over.
     Switching,
+    /// The new body did not come up, or the move was cancelled: what there is of it ends on the host that it went to,
+    /// before the old one comes back.
+    Returning,
     /// The new body did not come up; the old one is being brought back.
     RollingBack,
     Done,
@@ -404,10 +463,17 @@ pub struct Exchange {
     pub instance: InstanceId,
     pub from: BodyKind,
     pub to: BodyKind,
+    /// The hosts, where it is a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journey: Option<Journey>,
     pub phase: ExchangePhase,
-    /// From the order to stop the old body until the new one ran, in milliseconds, on the host's clock.
+    /// From the order to stop the old body until the new one ran, in milliseconds: on the host's clock, and on the
+    /// controller's where it is a move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_ms: Option<u64>,
+    /// Somebody has called it off: it ends with the old body where it was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     #[schemars(with = "String")]

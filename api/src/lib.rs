@@ -11,6 +11,7 @@ pub mod image;
 pub mod instance;
 pub mod lease;
 pub mod network;
+pub mod placement;
 pub mod set;
 pub mod validate;
 pub mod volume;

@@ -70,6 +70,9 @@ pub struct HostDesired {
     /// Grows with every change; a host refuses a lower one than it has seen.
     pub generation: u64,
     pub instances: Vec<InstanceDesired>,
+    /// Instances that come here next, as they will be: made ready, never started. Their bodies are elsewhere still.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<InstanceDesired>,
     pub volumes: Vec<VolumeDesired>,
     pub snapshots: Vec<SnapshotDesired>,
     /// Bytes of this host that are to become an image's blob.
@@ -273,6 +276,8 @@ pub struct HostStatus {
     /// The desired state this was observed against; 0: none yet.
     pub generation: u64,
     pub instances: Vec<InstanceStatus>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<ExpectedStatus>,
     pub volumes: Vec<VolumeStatus>,
     pub snapshots: Vec<SnapshotStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -322,6 +327,17 @@ pub struct InstanceStatus {
     pub fault: Option<Fault>,
     /// Of the last change of body here: from the order to stop the old one until the new one ran, in milliseconds.
     pub switch_ms: Option<u64>,
+}
+
+/// An instance that comes here next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpectedStatus {
+    pub id: InstanceId,
+    /// The one that it will have here.
+    pub epoch: u64,
+    /// All is in place for its start.
+    pub ready: bool,
+    pub fault: Option<Fault>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

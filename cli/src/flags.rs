@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use amphi_api::VolumeId;
 use amphi_api::instance::{BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume};
+use amphi_api::placement::Qos;
 use clap::{Args, ValueEnum};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,12 @@ pub struct InstanceFlags {
     /// Name or id of the one host it may go to.
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
+    /// What stands behind its vCPUs and memory: guaranteed, burstable_2, burstable_5, burstable_10, best_effort.
+    #[arg(long, value_name = "CLASS", default_value_t = Qos::Standard)]
+    qos: Qos,
+    /// The scheduler that places it: spread, pack.
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -97,6 +104,8 @@ impl InstanceFlags {
                 Failover::AnyKind => FailoverPolicy::AnyKind,
             },
             host: self.host,
+            qos: self.qos,
+            scheduler: self.scheduler,
         })
     }
 }

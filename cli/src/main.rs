@@ -79,6 +79,12 @@ enum Noun {
     Instance(noun::instance::Command),
     /// Give an instance its other body; address and volume stay.
     Exchange(noun::exchange::Arguments),
+    /// Bring an instance to another host, as either kind of body.
+    Move(noun::moving::Arguments),
+    /// Level the hosts' load: a plan first, then moves.
+    Rebalance(noun::moving::Rebalance),
+    /// Where an order would go, and why not elsewhere.
+    Place(noun::place::Arguments),
     /// Volumes.
     #[command(subcommand)]
     Volume(noun::volume::Command),
@@ -124,6 +130,9 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Vm(command) => command.run(session).await,
         Noun::Instance(command) => command.run(session).await,
         Noun::Exchange(arguments) => arguments.run(session).await,
+        Noun::Move(arguments) => arguments.run(session).await,
+        Noun::Rebalance(arguments) => arguments.run(session).await,
+        Noun::Place(arguments) => arguments.run(session).await,
         Noun::Volume(command) => command.run(session).await,
         Noun::Snapshot(command) => command.run(session).await,
         Noun::RecycleBin(command) => command.run(session).await,
@@ -144,6 +153,23 @@ mod tests {
     #[test]
     fn the_words_fit_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn moves_and_maintenance() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["amphi"], words].concat()).is_ok();
+        assert!(parse(&["move", "web", "--to", "h2", "--kind", "vm", "--reason", "fans"]));
+        assert!(parse(&["move", "cancel", "web"]) && parse(&["move", "list"]));
+        assert!(!parse(&["move", "web"]), "a reason is wanted");
+        assert!(parse(&["rebalance", "--plan"]) && parse(&["rebalance", "--apply", "--at-a-time", "4"]));
+        assert!(!parse(&["rebalance"]) && !parse(&["rebalance", "--plan", "--apply"]));
+        assert!(
+            parse(&["host", "maintenance", "h1", "--reason", "fans"])
+                && parse(&["host", "maintenance", "h1", "--end"])
+        );
+        assert!(!parse(&["host", "maintenance", "h1"]));
+        assert!(parse(&["place", "--explain", "--body", "vm", "--qos", "guaranteed"]));
+        assert!(!parse(&["place", "--qos", "gold"]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The controller's settings, from one TOML file. An unknown key is refused by name: a misspelt setting that is quietly
 //! left out is a setting that somebody believes in.
 
-use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy};
+use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -39,6 +39,9 @@ pub struct Config {
     /// Memory promised, in percent of what a host has.
     #[serde(default = "memory_overcommit")]
     pub memory_overcommit_percent: u32,
+    /// The scheduler of whoever names none: `spread` or `pack`. Default: `spread`.
+    #[serde(default)]
+    pub scheduler: Option<String>,
     /// How long a deleted volume stays in the recycle bin, in hours.
     #[serde(default = "recycle_hours")]
     pub recycle_hours: u32,
@@ -88,6 +91,7 @@ impl Config {
             (50..=400).contains(&config.memory_overcommit_percent),
             "memory_overcommit_percent must be 50 to 400"
         );
+        config.scheduler_id()?;
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
         if let Some(url) = &config.public_url {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -101,8 +105,15 @@ impl Config {
         Ok(config)
     }
 
+    fn scheduler_id(&self) -> anyhow::Result<SchedulerId> {
+        let named = self.scheduler.as_deref().map(SchedulerId::named).transpose();
+        Ok(named.map_err(|why| anyhow::anyhow!("scheduler: {why}"))?.unwrap_or_default())
+    }
+
     pub fn policy(&self) -> Policy {
         Policy {
+            // Checked when the settings were read.
+            scheduler: self.scheduler_id().unwrap_or_default(),
             cpu_overcommit: self.cpu_overcommit,
             memory_overcommit_percent: self.memory_overcommit_percent,
         }
@@ -150,6 +161,7 @@ mod tests {
             (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),
             (GOOD.replace("https://", "http://"), "hosts_url"),
             (format!("{GOOD}\ncpu_overcommit = 0"), "cpu_overcommit"),
+            (format!("{GOOD}\nscheduler = \"gold\""), "spread, pack"),
         ] {
             let error = format!("{:#}", Config::parse(&bad).unwrap_err());
             assert!(error.contains(word), "{error} does not name {word}");

@@ -86,8 +86,9 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
-    let tasks: [Arc<dyn Task>; 7] = [
+    let tasks: [Arc<dyn Task>; 8] = [
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
+        Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::Leases { ops: ops.clone() }),
         Arc::new(tasks::RecycleBin { ops: ops.clone(), keep }),

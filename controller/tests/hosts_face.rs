@@ -81,6 +81,7 @@ impl HostSide for Records {
             host,
             generation,
             instances,
+            expected: vec![],
             volumes,
             snapshots,
             exports: self.exports.lock().unwrap().clone(),

@@ -279,6 +279,7 @@ impl Host {
             host: HostId::new(),
             generation: 0,
             instances: vec![],
+            expected: vec![],
             volumes: vec![],
             snapshots: vec![],
             exports: Vec::new(),

@@ -66,6 +66,8 @@ enum Verb {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Measure placement alone: decisions a second at 10, 100, 1,000 and 10,000 hosts
+    BenchPlacement,
     /// End the lab and remove what it made
     Down,
     /// Every daemon of every party
@@ -167,6 +169,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
             let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
             println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
+        Verb::BenchPlacement => {
+            let bench = own_program()?.with_file_name("amphi-bench-placement");
+            return Err(std::process::Command::new(&bench).exec())
+                .with_context(|| format!("start {}", bench.display()));
         }
         Verb::Story => return Ok(truth(amphi_integration::run::tell(layout)?)),
         Verb::Down => match Lab::attach(layout.clone()) {

@@ -65,6 +65,7 @@ impl Trouble {
             metadata: Default::default(),
             failover: Default::default(),
             host: None,
+            ..InstanceCreate::default()
         };
         self.ask(self.client.create_instance(&request))
     }

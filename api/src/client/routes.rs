@@ -1,10 +1,11 @@
 //! One method per route, noun by noun. Lists come out of their envelope (`{"instances": […]}`).
 
 use super::{Client, ClientError};
-use crate::host::{Evacuation, Host, JoinToken, JoinTokenCreate};
+use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use crate::image::{Image, ImageCreate};
-use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate};
+use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
 use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
+use crate::placement::{PlacementAsk, PlacementExplained, RebalanceAsk, RebalancePlan};
 use crate::set::SetSpec;
 use crate::volume::{Snapshot, SnapshotCreate, Volume, VolumeCreate, VolumeExtend};
 use crate::{
@@ -69,6 +70,33 @@ impl Client {
             .limit(EVACUATE_TIMEOUT)
             .read()
             .await
+    }
+
+    /// Says of a host whether instances of the class `best_effort` may come to it.
+    pub async fn change_host(&self, id: HostId, change: &HostChange) -> Result<Host> {
+        self.call(format!("change host {id}"), Method::PATCH, &format!("/hosts/{id}"))
+            .json(change)
+            .read()
+            .await
+    }
+
+    /// Empties a host, so many instances at a time.
+    pub async fn begin_maintenance(&self, id: HostId, request: &MaintenanceCreate) -> Result<Host> {
+        self.post(format!("empty host {id}"), &format!("/hosts/{id}/maintenance"), request).await
+    }
+
+    pub async fn end_maintenance(&self, id: HostId) -> Result<()> {
+        self.delete(format!("end maintenance of host {id}"), &format!("/hosts/{id}/maintenance")).await
+    }
+
+    /// Moves that would level the hosts' load, at most so many. Nothing moves by this.
+    pub async fn plan_rebalance(&self, most: u32) -> Result<RebalancePlan> {
+        self.post("plan a rebalancing".to_owned(), "/placements/rebalance", &RebalanceAsk { most }).await
+    }
+
+    /// What placement thinks of every host. Claims nothing.
+    pub async fn explain_placement(&self, ask: &PlacementAsk) -> Result<PlacementExplained> {
+        self.post("explain placement".to_owned(), "/placements/explain", ask).await
     }
 
     pub async fn create_join_token(&self, request: &JoinTokenCreate) -> Result<JoinToken> {
@@ -220,6 +248,16 @@ impl Client {
 
     pub async fn exchange(&self, id: ExchangeId) -> Result<Exchange> {
         self.get("exchange", &format!("/exchanges/{id}")).await
+    }
+
+    /// Orders an instance to another host; the move is `preparing` when this returns.
+    pub async fn create_move(&self, id: InstanceId, request: &MoveCreate) -> Result<Exchange> {
+        self.post(format!("move instance {id}"), &format!("/instances/{id}/moves"), request).await
+    }
+
+    /// Calls a move or an exchange off: it ends as failed, with the old body where it was.
+    pub async fn cancel_exchange(&self, id: ExchangeId) -> Result<Exchange> {
+        self.order(format!("cancel exchange {id}"), &format!("/exchanges/{id}/cancel")).await
     }
 
     /// Checks a set description by the server's rules; the set as it would be kept.

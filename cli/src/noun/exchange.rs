@@ -114,7 +114,7 @@ fn summary(exchange: &Exchange, instance: &Instance) -> String {
     pairs(&lines)
 }
 
-fn milliseconds(count: u64) -> String {
+pub fn milliseconds(count: u64) -> String {
     format!("{}.{:03} s", count / 1000, count % 1000)
 }
 

@@ -4,9 +4,12 @@ use crate::failure::Failure;
 use crate::noun::instance;
 use crate::session::{Session, say};
 use crate::table::{age, bytes, mib, moment, or_dash, pairs, rows, word};
-use amphi_api::host::{Engine, Evacuation, Host, HostState, JoinTokenCreate};
+use amphi_api::host::{
+    Engine, Evacuation, Host, HostChange, HostState, JoinTokenCreate, Maintenance, MaintenanceCreate,
+};
 use clap::Subcommand;
 use jiff::Timestamp;
+use std::time::Duration;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -25,6 +28,22 @@ pub enum Command {
     },
     /// Bring up the instances of a dead host on the others.
     Evacuate { host: String },
+    /// Empty a host: it takes nothing new, and its instances move elsewhere.
+    #[command(group = clap::ArgGroup::new("maintenance").required(true))]
+    Maintenance {
+        host: String,
+        /// Why.
+        #[arg(long, group = "maintenance")]
+        reason: Option<String>,
+        /// It takes instances again.
+        #[arg(long, group = "maintenance")]
+        end: bool,
+        /// Most instances that move at one time. Default: 2.
+        #[arg(long, value_name = "COUNT")]
+        at_a_time: Option<u32>,
+    },
+    /// Say whether instances of the class best_effort may come to a host.
+    BestEffort { host: String, allowed: Allowed },
     /// Forget a host that has nothing left.
     Delete { host: String },
 }
@@ -51,6 +70,20 @@ impl Command {
                 })
             }
             Self::Evacuate { host } => evacuate(session, &host).await,
+            Self::Maintenance { host, end: true, .. } => {
+                let host = client.find_host(&host).await?;
+                client.end_maintenance(host.id).await?;
+                session.note(&format!("{} takes instances again", host.name))
+            }
+            Self::Maintenance { host, reason, at_a_time, .. } => {
+                let request = MaintenanceCreate { reason: reason.unwrap_or_default(), at_a_time };
+                maintain(session, &host, &request).await
+            }
+            Self::BestEffort { host, allowed } => {
+                let host = client.find_host(&host).await?;
+                let change = HostChange { best_effort: Some(matches!(allowed, Allowed::Yes)) };
+                session.show(&client.change_host(host.id, &change).await?, |h| detail(h, Timestamp::now()))
+            }
             Self::Delete { host } => {
                 let host = client.find_host(&host).await?;
                 client.delete_host(host.id).await?;
@@ -58,6 +91,48 @@ impl Command {
             }
         }
     }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Allowed {
+    Yes,
+    No,
+}
+
+/// Orders the host empty and waits until it is, or until what is left cannot move.
+async fn maintain(session: &Session, name: &str, request: &MaintenanceCreate) -> Result<(), Failure> {
+    let client = session.client()?;
+    let id = client.find_host(name).await?.id;
+    let mut host = client.begin_maintenance(id, request).await?;
+    if let Some(deadline) = session.wait() {
+        let end = std::time::Instant::now() + deadline;
+        let waiting = session.waiting(format!("{}: emptying", host.name));
+        let stuck = |m: &Maintenance| m.moving == 0 && m.left as usize == m.held.len();
+        while host.maintenance.as_ref().is_some_and(|m| !stuck(m)) {
+            if std::time::Instant::now() > end {
+                return Err(Failure::new(5, format!("{} is not empty yet", host.name)));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            host = client.host(id).await?;
+            waiting.state(&host.maintenance.as_ref().map(progress).unwrap_or_default());
+        }
+    }
+    session.show(&host, |h| h.maintenance.as_ref().map(|m| told(&h.name, m)).unwrap_or_default())?;
+    match host.maintenance {
+        Some(m) if !m.held.is_empty() && session.wait().is_some() => {
+            Err(Failure::new(1, format!("{} instances cannot leave {}", m.held.len(), host.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn progress(m: &Maintenance) -> String {
+    format!("{} left, {} moving, {} held", m.left, m.moving, m.held.len())
+}
+
+fn told(name: &str, m: &Maintenance) -> String {
+    let held = m.held.iter().map(|h| format!("  {}: {}\n", h.name, h.reason)).collect::<String>();
+    format!("{name}: {} ({})\n{held}", if m.left == 0 { "empty".into() } else { progress(m) }, m.reason)
 }
 
 async fn evacuate(session: &Session, name: &str) -> Result<(), Failure> {

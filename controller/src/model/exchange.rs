@@ -10,9 +10,10 @@
 
 use super::Record;
 use super::instance::{BodyRecord, InstanceObserved, InstanceRecord};
-use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Power};
+use super::journey::{JourneyRecord, JourneySight, move_step};
+use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Journey, Power};
 use amphi_api::wire::BodyState;
-use amphi_api::{ExchangeId, InstanceId, ProjectId};
+use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,12 @@ pub struct ExchangeRecord {
     pub body: BodyRecord,
     /// The instance did not list it before: it does from the switch on, unless that is rolled back.
     pub added: bool,
+    /// From host to host; none: where the instance is.
+    #[serde(default)]
+    pub journey: Option<JourneyRecord>,
+    /// Called off: it ends with the old body where it was.
+    #[serde(default)]
+    pub cancelled: bool,
     pub phase: ExchangePhase,
     pub phase_since: Timestamp,
     #[serde(default)]
@@ -56,8 +63,18 @@ impl ExchangeRecord {
         Self { phase, phase_since: now, ended_at: ended.then_some(now), ..self.clone() }
     }
 
-    pub fn view(&self) -> Exchange {
+    /// As clients see it, with the hosts' names.
+    pub fn view(&self, name: impl Fn(HostId) -> String) -> Exchange {
         Exchange {
+            journey: self.journey.as_ref().map(|j| Journey {
+                from: j.from,
+                from_name: name(j.from),
+                to: j.to,
+                to_name: name(j.to),
+                reason: j.reason.clone(),
+                cause: j.cause,
+            }),
+            cancelled: self.cancelled,
             id: self.id,
             instance: self.instance,
             from: self.from,
@@ -96,6 +113,12 @@ pub enum ExchangeStep {
     RollBack(Fault),
     /// End it; the instance keeps the body that it has.
     Fail(Fault),
+    /// Of a move: give the instance to the other host, which waits until this one is clear: phase leaving.
+    Leave,
+    /// Of a move: give the instance back, once the other host is clear: phase returning.
+    Return(Fault),
+    /// Of a move: the other host is clear, the old body may start again: phase rolling back.
+    Resume,
 }
 
 /// All that the decision looks at.
@@ -105,26 +128,30 @@ pub struct ExchangeSight<'a> {
     pub instance: &'a InstanceRecord,
     /// Since when the host's link stands; none while it is down: then no deadline runs.
     pub host_up_since: Option<Timestamp>,
+    /// The hosts of a move.
+    pub journey: Option<JourneySight<'a>>,
     pub now: Timestamp,
 }
 
 /// The next step of an exchange: pure.
 pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
+    if let Some(hosts) = &sight.journey {
+        return move_step(&sight, hosts);
+    }
     let Some(up_since) = sight.host_up_since else { return ExchangeStep::Wait };
     let began = sight.exchange.phase_since.max(up_since);
     let waited = sight.now.duration_since(began);
     let current = sight.instance.current();
-    let lasting = |fault: Option<&Fault>| {
-        // The host's clock may be ahead: then what counts is when its word was recorded here.
-        let since = |f: &Fault| f.since.min(sight.instance.updated_at).max(began);
-        fault.filter(|f| sight.now.duration_since(since(f)) >= FAULT_PATIENCE).cloned()
-    };
-    let late = |what: &str, limit: SignedDuration| Fault {
-        code: "engine_timeout".into(),
-        message: format!("{what} within {} s", limit.as_secs()),
+    let lasting = |fault: Option<&Fault>| lasting(&sight, fault, began);
+    let late = |what: &str, limit: SignedDuration| late(&sight, what, limit);
+    let cancelled = || Fault {
+        code: "cancelled".into(),
+        message: "the exchange was called off".into(),
         since: sight.now,
     };
     match sight.exchange.phase {
+        ExchangePhase::Preparing if sight.exchange.cancelled => ExchangeStep::Fail(cancelled()),
+        ExchangePhase::Switching if sight.exchange.cancelled => ExchangeStep::RollBack(cancelled()),
         ExchangePhase::Preparing => {
             // A stopped instance has no outage to keep short: its new body is made at its next start.
             if current.is_some_and(|o| o.next_ready) || sight.instance.power == Power::Off {
@@ -164,7 +191,24 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
                 ExchangeStep::Wait
             }
         }
+        // Phases of moves alone.
+        ExchangePhase::Leaving | ExchangePhase::Returning => ExchangeStep::Wait,
         ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
+    }
+}
+
+/// A fault that has lasted long enough to count.
+pub(super) fn lasting(sight: &ExchangeSight, fault: Option<&Fault>, began: Timestamp) -> Option<Fault> {
+    // The host's clock may be ahead: then what counts is when its word was recorded here.
+    let since = |f: &Fault| f.since.min(sight.instance.updated_at).max(began);
+    fault.filter(|f| sight.now.duration_since(since(f)) >= FAULT_PATIENCE).cloned()
+}
+
+pub(super) fn late(sight: &ExchangeSight, what: &str, limit: SignedDuration) -> Fault {
+    Fault {
+        code: "engine_timeout".into(),
+        message: format!("{what} within {} s", limit.as_secs()),
+        since: sight.now,
     }
 }
 
@@ -174,7 +218,7 @@ fn of_the_body(fault: &Fault) -> bool {
 }
 
 /// The body of the present epoch is where its power should be.
-fn settled(instance: &InstanceRecord, current: Option<&InstanceObserved>) -> bool {
+pub(super) fn settled(instance: &InstanceRecord, current: Option<&InstanceObserved>) -> bool {
     current.is_some_and(|o| {
         o.fault.is_none()
             && o.kind == instance.body
@@ -210,6 +254,8 @@ mod tests {
                 images: Vec::new(),
             },
             added: false,
+            journey: None,
+            cancelled: false,
             phase,
             phase_since: at(0),
             outage_ms: None,
@@ -309,6 +355,7 @@ mod tests {
                 exchange: &exchange,
                 instance: &instance,
                 host_up_since: Some(at(-1000)),
+                journey: None,
                 now: at(second),
             };
             let step = exchange_step(sight);
@@ -327,6 +374,7 @@ mod tests {
             exchange: &preparing,
             instance: &instance,
             host_up_since: Some(at(0)),
+            journey: None,
             now: at(1),
         };
         assert_eq!(exchange_step(sight), ExchangeStep::Switch);
@@ -345,6 +393,7 @@ mod tests {
             exchange: &exchange,
             instance: &instance,
             host_up_since: Some(at(0)),
+            journey: None,
             now: at(1),
         };
         assert_eq!(exchange_step(sight), ExchangeStep::Wait);

@@ -37,10 +37,33 @@ pub struct HostRecord {
     /// instances of such a host may fail over by its lease.
     #[serde(default)]
     pub leased: bool,
+    /// Instances of the class `best_effort` may come here.
+    #[serde(default)]
+    pub best_effort: bool,
+    /// It is being emptied, or kept empty: nothing new comes here.
+    #[serde(default)]
+    pub maintenance: Option<MaintenanceRecord>,
     pub joined_at: Timestamp,
 }
 
+/// The order to empty a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaintenanceRecord {
+    pub since: Timestamp,
+    pub reason: String,
+    /// Most instances that move at one time.
+    pub at_a_time: u32,
+}
+
 impl HostRecord {
+    /// Why nothing new comes here, in the words of whoever said so (perhaps none).
+    pub fn closed_because(&self) -> Option<&str> {
+        match &self.maintenance {
+            Some(maintenance) => Some(&maintenance.reason),
+            None => self.disabled.then(|| self.disabled_reason.as_deref().unwrap_or_default()),
+        }
+    }
+
     pub fn is_up(&self) -> bool {
         self.state == HostState::Up
     }

@@ -12,6 +12,7 @@ mod image;
 mod image_change;
 mod image_traits;
 mod instance;
+mod journey;
 mod key_pair;
 pub mod network;
 mod past;
@@ -32,7 +33,7 @@ pub use exchange::{
     exchange_step,
 };
 pub use flavor::{DEFAULT_FLAVORS, FlavorKey, FlavorRecord};
-pub use host::{HostRecord, JoinDigest, JoinRecord};
+pub use host::{HostRecord, JoinDigest, JoinRecord, MaintenanceRecord};
 pub use image::{ImageExport, ImageRecord};
 pub use image_change::{ChangeRefused, ImageChange, change_image};
 pub use image_traits::{ImageMember, ImageTraits, MemberStatus, StagedBlob, Visibility, format_of};
@@ -41,6 +42,7 @@ pub use instance::{
     Resize, ServerState, ServerTraits, Shelved, Task, VmState, fault_of, server_fault, server_state,
     state_of, vm_state,
 };
+pub use journey::{JourneyRecord, JourneySight};
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,

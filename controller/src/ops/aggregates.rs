@@ -70,6 +70,8 @@ pub struct HostMark {
     /// Disabled, with a reason perhaps; enabling forgets the reason.
     pub disabled: Option<(bool, Option<String>)>,
     pub forced_down: Option<bool>,
+    /// Whether instances of the class `best_effort` may come here.
+    pub best_effort: Option<bool>,
 }
 
 impl Ops {
@@ -82,6 +84,7 @@ impl Ops {
                 record.disabled = *disabled;
                 record.disabled_reason = reason.clone().filter(|_| *disabled);
             }
+            record.best_effort = mark.best_effort.unwrap_or(record.best_effort);
             record.forced_down = mark.forced_down.unwrap_or(record.forced_down);
             let mut draft = Draft::default();
             if record != *row.record {

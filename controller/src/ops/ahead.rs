@@ -87,6 +87,7 @@ impl View {
             let host = record.host;
             let version = self.claim_row(host).map_or(0, |row| row.version) + 1;
             self.ahead.claims.insert(host, (ticket, Row { record: Arc::new(record), version }));
+            self.reclaim(host);
         } else if let Some(rest) = key.strip_prefix("/address/") {
             let read = || {
                 let (network, address) = rest.split_once('/')?;
@@ -108,7 +109,12 @@ impl View {
 
     /// The transaction is in the tables, or has come to nothing.
     pub(super) fn unstage(&mut self, ticket: Ticket) {
-        self.ahead.claims.retain(|_, (of, _)| *of != ticket);
+        let gone: Vec<HostId> =
+            self.ahead.claims.iter().filter(|(_, (of, _))| *of == ticket).map(|(host, _)| *host).collect();
+        for host in gone {
+            self.ahead.claims.remove(&host);
+            self.reclaim(host);
+        }
         self.ahead.things.retain(|_, (of, ..)| *of != ticket);
         for (network, address, port) in self.ahead.addresses.remove(&ticket).unwrap_or_default() {
             if self.ports.get(port).is_none() {

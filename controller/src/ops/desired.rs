@@ -1,7 +1,7 @@
 //! What a host should hold: a pure function of the records. What is not in here is not thereby ordered destroyed; only
 //! the tombstones are.
 
-use super::{Ops, Row, View};
+use super::{Ops, View};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
@@ -36,7 +36,9 @@ impl Ops {
             let next = next_body(&view, row);
             row.bodies.iter().chain(next).chain(&row.rescue).collect::<Vec<_>>()
         });
-        bodies.any(|body| body.images.iter().any(has))
+        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has));
+        coming
+            || bodies.any(|body| body.images.iter().any(has))
             || view.volumes_on(host).any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
     }
 }
@@ -48,9 +50,10 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
         generation: view.generation(host),
         instances: view
             .instances_on(host)
-            .filter(|row| row.intent == Intent::Live)
+            .filter(|row| row.intent == Intent::Live && !waits(view, row))
             .filter_map(|row| instance(view, row))
             .collect(),
+        expected: view.journeys_of(host).filter_map(|e| expected(view, e, host)).collect(),
         volumes: view
             .volumes_on(host)
             .filter(|row| row.intent == Intent::Live)
@@ -72,7 +75,31 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
     }
 }
 
-fn instance(view: &View, row: &Row<InstanceRecord>) -> Option<InstanceDesired> {
+/// Whether it is in the middle of a move: this host may not have it before the other one is clear.
+fn waits(view: &View, row: &InstanceRecord) -> bool {
+    let phase = row.exchange.and_then(|id| view.exchanges.get(id)).map(|e| e.phase);
+    matches!(phase, Some(ExchangePhase::Leaving | ExchangePhase::Returning))
+}
+
+/// An instance that comes to the host next, as it will be there.
+fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<InstanceDesired> {
+    if exchange.journey.as_ref()?.to != host {
+        return None;
+    }
+    let row = view.instances.get(exchange.instance)?;
+    let mut record = (*row.record).clone();
+    match exchange.phase {
+        ExchangePhase::Preparing => {
+            record.epoch += 1;
+            record.body = exchange.to;
+        }
+        ExchangePhase::Leaving => {}
+        _ => return None,
+    }
+    instance(view, &record)
+}
+
+fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
     let Some(body) = row.body_of(row.body).and_then(|b| body(view, b, row.root_volume.is_some())) else {
         // Left out, it is a stranger to the host, which touches no stranger.
         tracing::error!(instance = %row.id, "its body or an image of it has no record");
@@ -125,7 +152,8 @@ fn export(row: &ImageRecord) -> Option<ExportDesired> {
 /// The body to be made ready beside the running one.
 fn next_body<'a>(view: &'a View, row: &InstanceRecord) -> Option<&'a BodyRecord> {
     let exchange = view.exchanges.get(row.exchange?)?;
-    (exchange.phase == ExchangePhase::Preparing).then_some(&exchange.record.body)
+    (exchange.phase == ExchangePhase::Preparing && exchange.journey.is_none())
+        .then_some(&exchange.record.body)
 }
 
 /// `from_volume`: a VM boots from a volume, and needs no image.

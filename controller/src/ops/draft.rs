@@ -93,29 +93,11 @@ impl Draft {
         for (host, changes) in std::mem::take(&mut self.claims) {
             let mut claims = view.claims_of(host);
             for (more, change) in changes {
-                claims = if more { plus(claims, change) } else { minus(claims, change) };
+                claims = if more { claims.plus(change) } else { claims.minus(change) };
             }
             self.put_record(view.claim_row(host).as_ref(), &ClaimRecord { host, claims });
         }
         self.txn
-    }
-}
-
-fn plus(a: Claims, b: Claims) -> Claims {
-    Claims {
-        vcpus: a.vcpus + b.vcpus,
-        memory_mib: a.memory_mib + b.memory_mib,
-        volume_gib: a.volume_gib + b.volume_gib,
-        instances: a.instances + b.instances,
-    }
-}
-
-fn minus(a: Claims, b: Claims) -> Claims {
-    Claims {
-        vcpus: a.vcpus.saturating_sub(b.vcpus),
-        memory_mib: a.memory_mib.saturating_sub(b.memory_mib),
-        volume_gib: a.volume_gib.saturating_sub(b.volume_gib),
-        instances: a.instances.saturating_sub(b.instances),
     }
 }
 

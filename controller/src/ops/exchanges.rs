@@ -2,6 +2,7 @@
 //! is taken once.
 
 use super::list::find;
+use super::moves::{go, journey_sight, settle};
 use super::{Draft, ListQuery, Ops, OpsError, Row, View, resolve, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
@@ -53,7 +54,8 @@ impl Ops {
     }
 
     pub fn exchange(&self, scope: ProjectId, id: ExchangeId) -> Result<Exchange, OpsError> {
-        Ok(find(&self.world().read().exchanges, scope, id)?.view())
+        let view = self.world().read();
+        Ok(find(&view.exchanges, scope, id)?.view(|host| view.host_name(host).unwrap_or_default()))
     }
 
     /// All of the project, or those of one instance.
@@ -68,7 +70,8 @@ impl Ops {
             find(&view.instances, scope, id)?;
         }
         let rows = query.rows(&view.exchanges, scope, |e| instance.is_none_or(|id| e.instance == id))?;
-        Ok(rows.into_iter().map(|row| row.view()).collect())
+        let name = |host| view.host_name(host).unwrap_or_default();
+        Ok(rows.into_iter().map(|row| row.view(name)).collect())
     }
 
     /// Takes the next step of every exchange in progress; forgets those of instances that are gone. For the task.
@@ -82,7 +85,7 @@ impl Ops {
             view.exchanges.iter().filter(acts).map(|e| e.id).collect()
         };
         for id in open {
-            self.transact(|view| Ok((step(view, id, Timestamp::now()), ()))).await?;
+            self.transact_room(|view| Ok((step(view, id, Timestamp::now()), ()))).await?;
         }
         Ok(())
     }
@@ -128,6 +131,8 @@ fn ordered(
         to: request.to,
         body,
         added,
+        journey: None,
+        cancelled: false,
         phase: ExchangePhase::Preparing,
         phase_since: now,
         outage_ms: None,
@@ -147,6 +152,7 @@ fn next_step(view: &View, exchange: &ExchangeRecord, now: Timestamp) -> Exchange
         exchange,
         instance: &instance.record,
         host_up_since: host.map(|h| h.state_since),
+        journey: exchange.journey.as_ref().map(|journey| journey_sight(view, exchange, journey)),
         now,
     })
 }
@@ -161,6 +167,26 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
     };
     match next_step(view, row, now) {
         ExchangeStep::Wait => {}
+        ExchangeStep::Leave => {
+            let Some(journey) = row.journey.clone() else { return draft };
+            let leaving = row.entering(ExchangePhase::Leaving, now);
+            let to = journey.to;
+            let journey = Some(JourneyRecord { left_at: Some(now), ..journey });
+            draft.update(row, &ExchangeRecord { journey, ..leaving });
+            go(view, &mut draft, instance, to, row.to, now);
+        }
+        ExchangeStep::Switch if row.journey.is_some() => {
+            draft.update(row, &row.entering(ExchangePhase::Switching, now));
+        }
+        ExchangeStep::Return(fault) => {
+            let Some(journey) = &row.journey else { return draft };
+            let back = row.entering(ExchangePhase::Returning, now);
+            draft.update(row, &ExchangeRecord { fault: Some(fault), ..back });
+            go(view, &mut draft, instance, journey.from, row.from, now);
+        }
+        ExchangeStep::Resume => {
+            draft.update(row, &row.entering(ExchangePhase::RollingBack, now));
+        }
         ExchangeStep::Switch => {
             draft.update(row, &row.entering(ExchangePhase::Switching, now));
             let mut record = next_epoch(instance, row.to, now);
@@ -172,6 +198,7 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
         ExchangeStep::Done { outage_ms } => {
             let done = row.entering(ExchangePhase::Done, now);
             draft.update(row, &ExchangeRecord { outage_ms, ..done });
+            settle(view, &mut draft, row, instance, now);
             draft.update(instance, &free(instance, now));
         }
         ExchangeStep::RollBack(fault) => {
@@ -185,6 +212,7 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
         }
         ExchangeStep::Fail(fault) => {
             draft.update(row, &failed(row, fault, now));
+            settle(view, &mut draft, row, instance, now);
             draft.update(instance, &free(instance, now));
         }
     }

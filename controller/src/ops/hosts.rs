@@ -82,6 +82,8 @@ impl Ops {
                         disabled_reason: None,
                         forced_down: false,
                         leased: false,
+                        best_effort: false,
+                        maintenance: None,
                         joined_at: now,
                     };
                     draft.create(&record);
@@ -246,6 +248,8 @@ impl Ops {
                 .heard_at(record.id)
                 .or_else(|| (record.state == HostState::Down).then_some(record.state_since)),
             strangers: record.strangers.clone(),
+            best_effort: record.best_effort,
+            maintenance: super::maintenance::progress(view, record),
         }
     }
 }

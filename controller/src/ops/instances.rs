@@ -94,7 +94,11 @@ fn decide(
         metadata: request.metadata.clone(),
         failover: request.failover,
         asked: Request { pinned, ..Request::default() },
-        server: ServerTraits::default(),
+        server: ServerTraits {
+            qos: request.qos,
+            scheduler: request.scheduler.clone(),
+            ..ServerTraits::default()
+        },
         no_room: NoRoomIs::Refused,
     };
     let id = launch(view, &Origin::native(scope), plan, policy, now, &mut draft)?;
@@ -172,6 +176,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         members: current.map(|o| o.members.clone()).unwrap_or_default(),
         metadata: record.metadata.clone(),
         failover: record.failover,
+        qos: record.server.qos,
         fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
         lost: record.lost.clone(),
         created_at: record.created_at,

@@ -6,6 +6,7 @@
 mod addresses;
 pub mod aggregates;
 mod ahead;
+pub mod asked;
 mod boot_log;
 pub mod desired;
 mod draft;
@@ -22,8 +23,11 @@ mod instances;
 pub mod key_pairs;
 mod leases;
 mod list;
+mod maintenance;
+mod moves;
 mod networks;
 mod orders;
+pub mod placements;
 pub mod ports;
 mod qos;
 pub mod quotas;
@@ -70,7 +74,6 @@ use crate::leases::Leases;
 use crate::scheduler::{HostSight, Policy};
 use crate::store::{Store, StoreError, Txn};
 use amphi_api::HostId;
-use amphi_api::host::HostState;
 use amphi_api::instance::Fault;
 use amphi_api::lease::LeaseTiming;
 use amphi_api::wire::{Answer, Ask, HostStatus};
@@ -141,6 +144,7 @@ impl Ops {
         blobs: Arc<BlobStore>,
         settings: Settings,
     ) -> Arc<Self> {
+        world.set_policy(settings.policy);
         Arc::new(Self {
             store,
             world,
@@ -271,18 +275,5 @@ impl Ops {
 
 /// The hosts as placement sees them.
 pub(crate) fn sights(view: &View) -> Vec<HostSight<'_>> {
-    let grouped = aggregates::Grouped::of(view);
-    view.hosts
-        .iter()
-        .map(|host| HostSight {
-            id: host.id,
-            name: &host.name,
-            state: if host.forced_down { HostState::Down } else { host.state },
-            spec: host.spec.as_ref(),
-            claims: view.claims_of(host.id),
-            disabled: host.disabled.then(|| host.disabled_reason.as_deref().unwrap_or_default()),
-            zone: grouped.zone(host.id),
-            metadata: grouped.metadata(host.id),
-        })
-        .collect()
+    view.fleet.sights().collect()
 }

@@ -5,6 +5,7 @@
 //! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
 
 use super::list::find;
+use super::moves::{settle, where_the_body_is};
 use super::servers::{Origin, Started, begin, end_task, note};
 use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
@@ -108,6 +109,8 @@ impl Ops {
             };
             if row.intent == Intent::Live {
                 end_task(view, &mut draft, row, Some("the instance was deleted"), now);
+                // In the middle of a move: where the body may still be.
+                let host = where_the_body_is(view, row).unwrap_or(host);
                 let action = begin(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
                 let from = server_state(row, true, now).vm;
                 // What the deletion's end is told to; the task itself is the intent.
@@ -118,6 +121,7 @@ impl Ops {
                         intent: Intent::Deleting,
                         trash_volume: volume == VolumeFate::Trash,
                         exchange: None,
+                        host: Some(host),
                         task,
                         updated_at: now,
                         ..(*row.record).clone()
@@ -235,6 +239,9 @@ pub(super) fn end_exchange(
     let fault = Fault { code: code.into(), message: message.into(), since: now };
     let record = ExchangeRecord { fault: Some(fault), ..exchange.entering(ExchangePhase::Failed, now) };
     draft.update(exchange, &record);
+    // The room that is kept where the instance will not be.
+    let at = where_the_body_is(view, row).or(row.host);
+    settle(view, draft, exchange, &InstanceRecord { host: at, ..(*row.record).clone() }, now);
 }
 
 /// The record of a deleted instance vanishes with all that it held; its volume goes free or to the recycle bin.
@@ -282,15 +289,16 @@ fn ends_with(row: &InstanceRecord, volume: VolumeId) -> bool {
 pub(super) fn held(record: &InstanceRecord) -> impl Iterator<Item = (HostId, Claims)> {
     let offloaded = record.shelved.as_ref().is_some_and(|s| s.offloaded);
     let own = record.host.filter(|_| !offloaded).map(|host| (host, instance_claims(record)));
-    let other = record.resize.as_ref().map(|r| (r.old_host, claims_of(r.old_vcpus, r.old_memory_mib)));
+    let other = record.resize.as_ref().map(|r| (r.old_host, resize_claims(r)));
     own.into_iter().chain(other)
 }
 
 /// What an instance takes of its host, its volume apart.
 pub(super) fn instance_claims(record: &InstanceRecord) -> Claims {
-    claims_of(record.vcpus, record.memory_mib)
+    Claims::of_instance(record.vcpus, record.memory_mib, record.server.qos)
 }
 
-pub(super) fn claims_of(vcpus: u32, memory_mib: u64) -> Claims {
-    Claims { vcpus, memory_mib, volume_gib: 0, instances: 1 }
+/// What the other size of a resize takes.
+pub(super) fn resize_claims(resize: &Resize) -> Claims {
+    Claims::of_instance(resize.old_vcpus, resize.old_memory_mib, resize.old_qos)
 }

@@ -8,6 +8,7 @@ use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::HostId;
+use amphi_api::instance::ExchangePhase;
 use amphi_api::wire::{BodyState, ExportStatus, HostStatus, Tombstone};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -76,6 +77,22 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             continue;
         }
         draft.update(row, &record);
+        left -= 1;
+    }
+    for seen in &status.expected {
+        let coming = |e: &&Row<ExchangeRecord>| {
+            let to = e.journey.as_ref().is_some_and(|j| j.to == host);
+            to && e.instance == seen.id && e.phase == ExchangePhase::Preparing
+        };
+        let Some(row) = view.journeys_of(host).find(coming) else { continue };
+        let (Some(journey), Some(instance)) = (&row.journey, view.instances.get(seen.id)) else { continue };
+        let same = journey.ready == seen.ready
+            && journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
+        if left == 0 || same || seen.epoch != instance.epoch + 1 {
+            continue;
+        }
+        let journey = JourneyRecord { ready: seen.ready, fault: seen.fault.clone(), ..journey.clone() };
+        draft.update(row, &ExchangeRecord { journey: Some(journey), ..(*row.record).clone() });
         left -= 1;
     }
     for seen in &status.volumes {

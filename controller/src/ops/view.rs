@@ -3,9 +3,11 @@
 use super::ahead::Ahead;
 use super::identity::Identity;
 use crate::model::*;
+use crate::scheduler::Fleet;
 use crate::store::{Change, Entry, Event, Revision};
 use amphi_api::{
-    FloatingIpId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
+    ExchangeId, FloatingIpId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId,
+    SubnetId, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -143,6 +145,8 @@ pub struct View {
     generations: HashMap<HostId, Revision>,
     floor: Revision,
     pub(super) ahead: Ahead,
+    /// The hosts in the order of placement, with all that is claimed or about to be.
+    pub(crate) fleet: Fleet,
     pub hosts: Table<HostRecord>,
     pub joins: Table<JoinRecord>,
     pub networks: Table<NetworkRecord>,
@@ -175,6 +179,7 @@ pub struct View {
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
     exports_on: HashMap<HostId, BTreeSet<ImageId>>,
+    journeys_of: HashMap<HostId, BTreeSet<ExchangeId>>,
     addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
     macs: HashSet<(NetworkId, String)>,
     subnets_of: HashMap<NetworkId, BTreeSet<SubnetId>>,
@@ -209,6 +214,11 @@ impl View {
     /// Images whose bytes the host is to hand over.
     pub fn exports_on(&self, host: HostId) -> impl Iterator<Item = &Row<ImageRecord>> {
         self.exports_on.get(&host).into_iter().flatten().filter_map(|id| self.images.get(*id))
+    }
+
+    /// Moves under way from the host or to it.
+    pub fn journeys_of(&self, host: HostId) -> impl Iterator<Item = &Row<ExchangeRecord>> {
+        self.journeys_of.get(&host).into_iter().flatten().filter_map(|id| self.exchanges.get(*id))
     }
 
     /// What was done to an instance, the oldest first; also of one that is gone.
@@ -326,6 +336,7 @@ impl View {
                 if before.map(|b| b.hellos) != self.hosts.get(id).map(|h| h.hellos) {
                     touched.push(id);
                 }
+                self.regroup(id);
             }
             JoinRecord::PREFIX => drop(self.joins.put(read!(), version)),
             NetworkRecord::PREFIX => drop(self.networks.put(read!(), version)),
@@ -338,11 +349,19 @@ impl View {
             }
             ActionRecord::PREFIX => drop(self.actions.put(read!(), version)),
             MigrationRecord::PREFIX => drop(self.migrations.put(read!(), version)),
-            ClaimRecord::PREFIX => drop(self.claims.put(read!(), version)),
+            ClaimRecord::PREFIX => {
+                let (host, _) = self.claims.put(read!(), version);
+                self.reclaim(host);
+            }
             FlavorRecord::PREFIX => drop(self.flavors.put(read!(), version)),
             KeyPairRecord::PREFIX => drop(self.key_pairs.put(read!(), version)),
             ServerGroupRecord::PREFIX => drop(self.server_groups.put(read!(), version)),
-            AggregateRecord::PREFIX => drop(self.aggregates.put(read!(), version)),
+            AggregateRecord::PREFIX => {
+                let (id, before) = self.aggregates.put(read!(), version);
+                let mut hosts = before.map(|b| b.hosts.clone()).unwrap_or_default();
+                hosts.extend(self.aggregates.get(id).iter().flat_map(|a| &a.hosts));
+                hosts.into_iter().for_each(|host| self.regroup(host));
+            }
             QuotaRecord::PREFIX => drop(self.quotas.put(read!(), version)),
             VolumeTypeRecord::PREFIX => drop(self.volume_types.put(read!(), version)),
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
@@ -391,6 +410,18 @@ impl View {
                     touched.extend(before.as_ref().and_then(|b| b.host));
                 }
                 let (host, part) = (now.host, instance_part(now));
+                if before
+                    .as_ref()
+                    .is_none_or(|b| (b.host, b.body, &b.bodies) != (now.host, now.body, &now.bodies))
+                {
+                    let present = made_of(now);
+                    if let Some((host, images)) = before.as_ref().and_then(|b| made_of(b)) {
+                        self.fleet.count_images(host, &images, false);
+                    }
+                    if let Some((host, images)) = present {
+                        self.fleet.count_images(host, &images, true);
+                    }
+                }
                 if let Some(host) = before.as_ref().and_then(|b| b.host) {
                     drop_from(&mut self.instances_on, &host, &id);
                 }
@@ -424,9 +455,20 @@ impl View {
                 self.tally(before.map(|b| (b.project, b.size_gib)), Some(part), sum_snapshot);
             }
             ExchangeRecord::PREFIX => {
-                let (id, _) = self.exchanges.put(read!(), version);
-                let instance = self.exchanges.get(id).and_then(|e| self.instances.get(e.instance));
-                touched.extend(instance.and_then(|i| i.host));
+                let (id, before) = self.exchanges.put(read!(), version);
+                let Some(now) = self.exchanges.get(id) else { return Ok(touched) };
+                touched.extend(self.instances.get(now.instance).and_then(|i| i.host));
+                let hosts =
+                    |e: &ExchangeRecord| e.journey.as_ref().map(|j| [j.from, j.to]).into_iter().flatten();
+                let open: Vec<HostId> = hosts(now).filter(|_| !now.ended()).collect();
+                let closed: Vec<HostId> = before.iter().flat_map(|b| hosts(b)).collect();
+                touched.extend(open.iter().chain(&closed));
+                for host in closed {
+                    drop_from(&mut self.journeys_of, &host, &id);
+                }
+                for host in open {
+                    self.journeys_of.entry(host).or_default().insert(id);
+                }
             }
             TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
             kind if Identity::owns(kind) => self.identity.put(kind, value, version)?,
@@ -440,7 +482,11 @@ impl View {
         let kind = kind_of(key);
         let id = &key[kind.len()..];
         match kind {
-            HostRecord::PREFIX => drop(remove(&mut self.hosts, id)),
+            HostRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.hosts, id) {
+                    self.fleet.remove(old.id);
+                }
+            }
             JoinRecord::PREFIX => drop(remove(&mut self.joins, id)),
             NetworkRecord::PREFIX => drop(remove(&mut self.networks, id)),
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
@@ -452,16 +498,29 @@ impl View {
             }
             ActionRecord::PREFIX => drop(remove(&mut self.actions, id)),
             MigrationRecord::PREFIX => drop(remove(&mut self.migrations, id)),
-            ClaimRecord::PREFIX => drop(remove(&mut self.claims, id)),
+            ClaimRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.claims, id) {
+                    self.reclaim(old.host);
+                }
+            }
             FlavorRecord::PREFIX => drop(remove(&mut self.flavors, id)),
             KeyPairRecord::PREFIX => drop(remove(&mut self.key_pairs, id)),
             ServerGroupRecord::PREFIX => drop(remove(&mut self.server_groups, id)),
-            AggregateRecord::PREFIX => drop(remove(&mut self.aggregates, id)),
+            AggregateRecord::PREFIX => {
+                let hosts = remove(&mut self.aggregates, id).map(|old| old.hosts.clone());
+                hosts.unwrap_or_default().into_iter().for_each(|host| self.regroup(host));
+            }
             QuotaRecord::PREFIX => drop(remove(&mut self.quotas, id)),
             VolumeTypeRecord::PREFIX => drop(remove(&mut self.volume_types, id)),
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
-            ExchangeRecord::PREFIX => drop(remove(&mut self.exchanges, id)),
+            ExchangeRecord::PREFIX => {
+                let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));
+                for (id, host) in journey.iter().flat_map(|(id, j)| [(id, j.from), (id, j.to)]) {
+                    drop_from(&mut self.journeys_of, &host, id);
+                }
+                return journey.iter().flat_map(|(_, j)| [j.from, j.to]).collect();
+            }
             PortRecord::PREFIX => {
                 if let Some(port) = remove(&mut self.ports, id) {
                     self.forget_port(&port);
@@ -485,6 +544,9 @@ impl View {
                 if let Some(old) = remove(&mut self.instances, id) {
                     if let Some(host) = old.host {
                         drop_from(&mut self.instances_on, &host, &old.id);
+                    }
+                    if let Some((host, images)) = made_of(&old) {
+                        self.fleet.count_images(host, &images, false);
                     }
                     self.tally(Some(instance_part(&old)), None, sum_instance);
                     return old.host.into_iter().collect();
@@ -511,6 +573,25 @@ impl View {
             _ => {}
         }
         Vec::new()
+    }
+
+    /// The host's record, zone or aggregates have changed: placement sees it anew.
+    fn regroup(&mut self, id: HostId) {
+        let Some(row) = self.hosts.get(id) else { return };
+        let mut zone = DEFAULT_ZONE;
+        let mut metadata = Vec::new();
+        for aggregate in self.aggregates.iter().filter(|a| a.hosts.contains(&id)) {
+            zone = aggregate.zone.as_deref().unwrap_or(zone);
+            metadata.extend(aggregate.metadata.clone());
+        }
+        let claims = self.claims_of(id);
+        self.fleet.set_host(row.record.clone(), claims, zone.to_owned(), metadata);
+    }
+
+    /// What is claimed of the host has changed, or is about to.
+    pub(super) fn reclaim(&mut self, host: HostId) {
+        let claims = self.claims_of(host);
+        self.fleet.set_claims(host, claims);
     }
 
     /// An image's bytes are to come from another host than before; both should look.
@@ -577,6 +658,11 @@ impl View {
         let instances = self.ports_on(network).filter_map(|port| port.instance);
         instances.filter_map(|id| self.instances.get(id)?.host).collect()
     }
+}
+
+/// Where a body is and which images it is made of.
+fn made_of(record: &InstanceRecord) -> Option<(HostId, Vec<ImageId>)> {
+    Some((record.host?, record.body_of(record.body)?.images.clone()))
 }
 
 fn instance_part(record: &InstanceRecord) -> (ProjectId, (u64, u64)) {

@@ -6,6 +6,7 @@
 use super::ahead::Ticket;
 use super::view::View;
 use crate::model::network::legacy;
+use crate::scheduler::Policy;
 use crate::store::{Change, Compare, Op, Revision, Store, StoreError, Txn, Watch};
 use amphi_api::HostId;
 use std::collections::HashMap;
@@ -118,9 +119,18 @@ impl World {
         self.applied.send_replace(revision);
     }
 
-    fn replace(&self, fresh: View) {
+    /// What placement goes by from now on.
+    pub(super) fn set_policy(&self, policy: Policy) {
+        self.view.write().unwrap_or_else(PoisonError::into_inner).fleet.set_policy(policy);
+    }
+
+    fn replace(&self, mut fresh: View) {
         let revision = fresh.revision();
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            fresh.fleet.set_policy(*view.fleet.policy());
+            *view = fresh;
+        }
         let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         wakes.values().for_each(|wake| {
             wake.send_replace(revision);

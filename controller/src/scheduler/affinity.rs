@@ -5,8 +5,8 @@ use crate::model::GroupPolicy;
 use amphi_api::HostId;
 use std::collections::BTreeMap;
 
-/// How much one member of a softly bound group weighs: more than all other weights together, which are at most 3, so
-/// that a soft rule gives way to nothing but to a lack of room.
+/// How much one member of a softly bound group weighs: more than all other weights together, which differ by less
+/// than 3.4, so that a soft rule gives way to nothing but to a lack of room.
 const MEMBER_WEIGHT: f64 = 4.0;
 
 /// A server group as placement sees it; the instance that is being placed is not counted.
@@ -42,7 +42,7 @@ pub(super) fn group(host: &HostSight, request: &Request, _: &Policy) -> Result<(
 }
 
 /// nova's ServerGroupSoftAffinityWeigher and its opposite.
-pub(super) fn together(host: &HostSight, request: &Request, _: &Policy) -> f64 {
+pub(super) fn together(host: &HostSight, request: &Request) -> f64 {
     let Some(group) = &request.group else { return 0.0 };
     let weight = f64::from(group.on(host.id)) * MEMBER_WEIGHT;
     match group.policy {
@@ -74,8 +74,7 @@ mod tests {
         let claims = [(40, 2000), (0, 0), (48, 3584)].map(|(vcpus, memory_mib)| Claims {
             vcpus,
             memory_mib,
-            volume_gib: 0,
-            instances: 0,
+            ..Claims::default()
         });
         let sights = [1, 2, 3].map(|n| HostSight {
             id: id(n as u128),
@@ -84,8 +83,10 @@ mod tests {
             spec: Some(&facts),
             claims: claims[n - 1],
             disabled: None,
+            best_effort: false,
             zone: "nova",
-            metadata: Vec::new(),
+            metadata: &[],
+            images: None,
         });
         let table: &[(GroupPolicy, [u32; 3], u32, Option<u128>)] = &[
             (Affinity, [0, 0, 0], 1, Some(2)),

@@ -1,19 +1,28 @@
-//! The filters and weights, each a plain function. A filter answers with its reason in words, figures included.
+//! The filters, each a plain function. A filter answers with its reason in words, figures included.
+//!
+//! CPU is counted in parts of a CPU, so that classes of service with different ratios share one host: what is set
+//! aside for all of them, and for what has no class at the cloud's own ratio, stays within the CPUs that the host does
+//! not keep for itself. Memory likewise.
 
 use super::{HostSight, Policy, Request, affinity, match_specs};
-use amphi_api::host::{EngineName, HostSpec, HostState};
+use amphi_api::host::{Claims, EngineName, HostSpec, HostState};
 use amphi_api::instance::BodyKind;
+use amphi_api::placement::Qos;
 
 /// vCPUs promised per CPU: nova's long-standing default of 16.
 pub const CPU_OVERCOMMIT: u32 = 16;
 /// Memory is promised once: what is promised twice ends in the OOM killer's hands.
 pub const MEMORY_OVERCOMMIT_PERCENT: u32 = 100;
 /// Bytes of a GiB.
-const GIB: u64 = 1 << 30;
+pub(super) const GIB: u64 = 1 << 30;
+/// Set to `true` on an aggregate, it lets instances of the class `best_effort` come to its hosts.
+pub const BEST_EFFORT_KEY: &str = "amphi:best_effort";
+/// Thousandths of a CPU, and of the cloud's ratio: what CPU is counted in is `1 / (1000 * cpu_overcommit)`.
+const MILLI: u64 = 1000;
+/// The least memory of an instance, in MiB.
+pub(super) const LEAST_MEMORY: u64 = 16;
 
 pub type Filter = fn(&HostSight, &Request, &Policy) -> Result<(), String>;
-/// A greater weight is better; each is between 0 and 1, but for a server group's, which outweighs the others together.
-pub type Weight = fn(&HostSight, &Request, &Policy) -> f64;
 
 /// In the order in which their reasons are told.
 pub const FILTERS: &[(&str, Filter)] = &[
@@ -22,17 +31,11 @@ pub const FILTERS: &[(&str, Filter)] = &[
     ("zone", zone),
     ("group", affinity::group),
     ("aggregates", match_specs::aggregates),
+    ("qos", qos),
     ("cpu", cpu),
     ("memory", memory),
     ("volume", volume),
     ("network", network),
-];
-
-pub const WEIGHTS: &[(&str, Weight)] = &[
-    ("free_cpu", free_cpu),
-    ("free_memory", free_memory),
-    ("free_volume", free_volume),
-    ("group", affinity::together),
 ];
 
 fn state(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
@@ -71,9 +74,25 @@ fn zone(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
     }
 }
 
-/// vCPUs that may be promised in all.
-fn cpu_capacity(spec: &HostSpec, policy: &Policy) -> u32 {
-    spec.cpus.saturating_sub(spec.reserved_cpus).max(1).saturating_mul(policy.cpu_overcommit)
+fn qos(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
+    let allowed =
+        || host.best_effort || host.metadata.iter().any(|(k, v)| k == BEST_EFFORT_KEY && v == "true");
+    if request.qos == Qos::BestEffort && !allowed() {
+        return Err("takes no best_effort instances".into());
+    }
+    Ok(())
+}
+
+/// CPUs that are for instances.
+fn cpus(spec: &HostSpec) -> u32 {
+    spec.cpus.saturating_sub(spec.reserved_cpus).max(1)
+}
+
+/// What there is and what is taken, in the same small unit.
+pub(super) fn cpu_room(spec: &HostSpec, claims: &Claims, policy: &Policy) -> (u64, u64) {
+    let ratio = u64::from(policy.cpu_overcommit);
+    let plain = u64::from(claims.vcpus.saturating_sub(claims.classed.vcpus));
+    (u64::from(cpus(spec)) * MILLI * ratio, claims.classed.cpu_milli * ratio + plain * MILLI)
 }
 
 fn cpu(host: &HostSight, request: &Request, policy: &Policy) -> Result<(), String> {
@@ -81,26 +100,72 @@ fn cpu(host: &HostSight, request: &Request, policy: &Policy) -> Result<(), Strin
     if request.vcpus > spec.cpus {
         return Err(format!("has {} CPUs, {} are asked", spec.cpus, request.vcpus));
     }
-    let (capacity, used) = (cpu_capacity(spec, policy), host.claims.vcpus);
-    if u64::from(used) + u64::from(request.vcpus) > u64::from(capacity) {
+    let (capacity, used) = cpu_room(spec, &host.claims, policy);
+    let ask = Claims::of_instance(request.vcpus, request.memory_mib, request.qos);
+    let (_, asked) = cpu_room(spec, &ask, policy);
+    if used + asked <= capacity {
+        return Ok(());
+    }
+    if host.claims.classed.vcpus == 0 && request.qos == Qos::Standard {
+        let (capacity, used) = (cpus(spec).saturating_mul(policy.cpu_overcommit), host.claims.vcpus);
         return Err(format!("{used} of {capacity} vCPUs are taken, {} are asked", request.vcpus));
     }
-    Ok(())
+    let unit = (MILLI * u64::from(policy.cpu_overcommit)) as f64;
+    let (used, asked) = (used as f64 / unit, asked as f64 / unit);
+    Err(format!(
+        "{used:.2} of {} CPUs are set aside, {} vCPUs of class {} ask {asked:.2}",
+        cpus(spec),
+        request.vcpus,
+        request.qos
+    ))
 }
 
-/// Memory that may be promised in all, in MiB.
-fn memory_capacity(spec: &HostSpec, policy: &Policy) -> u64 {
-    spec.memory_mib.saturating_sub(spec.reserved_memory_mib) * u64::from(policy.memory_overcommit_percent)
-        / 100
+/// What there is and what is taken, in hundredths of a MiB times the cloud's ratio.
+pub(super) fn memory_room(spec: &HostSpec, claims: &Claims, policy: &Policy) -> (u64, u64) {
+    let percent = u64::from(policy.memory_overcommit_percent);
+    let plain = claims.memory_mib.saturating_sub(claims.classed.memory_mib);
+    let capacity = spec.memory_mib.saturating_sub(spec.reserved_memory_mib);
+    (capacity * percent, claims.classed.memory_share_mib * percent + plain * 100)
 }
 
 fn memory(host: &HostSight, request: &Request, policy: &Policy) -> Result<(), String> {
     let Some(spec) = host.spec else { return Ok(()) };
-    let (capacity, used) = (memory_capacity(spec, policy), host.claims.memory_mib);
-    if used.saturating_add(request.memory_mib) > capacity {
+    let there = spec.memory_mib.saturating_sub(spec.reserved_memory_mib);
+    if request.memory_mib > there && request.qos != Qos::Standard {
+        return Err(format!("has {there} MiB for instances, {} are asked", request.memory_mib));
+    }
+    let (capacity, used) = memory_room(spec, &host.claims, policy);
+    let ask = Claims::of_instance(request.vcpus, request.memory_mib, request.qos);
+    let (_, asked) = memory_room(spec, &ask, policy);
+    if used.saturating_add(asked) <= capacity {
+        return Ok(());
+    }
+    if host.claims.classed.memory_mib == 0 && request.qos == Qos::Standard {
+        let capacity = capacity / 100;
+        let used = host.claims.memory_mib;
         return Err(format!("{used} of {capacity} MiB are taken, {} are asked", request.memory_mib));
     }
-    Ok(())
+    let percent = u64::from(policy.memory_overcommit_percent);
+    Err(format!(
+        "{} of {there} MiB are set aside, {} MiB of class {} ask {}",
+        used.div_ceil(percent),
+        request.memory_mib,
+        request.qos,
+        asked.div_ceil(percent)
+    ))
+}
+
+/// Whether the host takes not even the smallest instance that something is set aside for.
+pub(super) fn exhausted(host: &HostSight, policy: &Policy) -> bool {
+    let Some(spec) = host.spec else { return true };
+    if host.state != HostState::Up || host.disabled.is_some() {
+        return true;
+    }
+    let (cpu, cpu_used) = cpu_room(spec, &host.claims, policy);
+    let (memory, memory_used) = memory_room(spec, &host.claims, policy);
+    // The least of CPU: a vCPU at the cloud's ratio or at ten to one, whichever is less.
+    let least = MILLI.min(100 * u64::from(policy.cpu_overcommit));
+    cpu_used + least > cpu || memory_used + LEAST_MEMORY * 100 * 2 / 3 > memory
 }
 
 fn volume(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
@@ -130,7 +195,11 @@ fn network(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String
         return Ok(());
     }
     engine(spec, EngineName::Ovs)?;
-    engine(spec, EngineName::Ovn)
+    engine(spec, EngineName::Ovn)?;
+    match request.physical.iter().find(|name| !spec.physical_networks.contains(name)) {
+        Some(name) => Err(format!("has no bridge to the physical network '{name}'")),
+        None => Ok(()),
+    }
 }
 
 /// Whether the host's engines run this kind of body.
@@ -152,29 +221,4 @@ fn engine(spec: &HostSpec, name: EngineName) -> Result<(), String> {
             Some(trouble) => Err(format!("{word}: {trouble}")),
         },
     }
-}
-
-fn share(free: u64, of: u64) -> f64 {
-    if of == 0 { 0.0 } else { free as f64 / of as f64 }
-}
-
-fn free_cpu(host: &HostSight, _: &Request, policy: &Policy) -> f64 {
-    host.spec.map_or(0.0, |spec| {
-        let capacity = cpu_capacity(spec, policy);
-        share(capacity.saturating_sub(host.claims.vcpus).into(), capacity.into())
-    })
-}
-
-fn free_memory(host: &HostSight, _: &Request, policy: &Policy) -> f64 {
-    host.spec.map_or(0.0, |spec| {
-        let capacity = memory_capacity(spec, policy);
-        share(capacity.saturating_sub(host.claims.memory_mib), capacity)
-    })
-}
-
-fn free_volume(host: &HostSight, _: &Request, _: &Policy) -> f64 {
-    host.spec.map_or(0.0, |spec| {
-        let capacity = spec.volume_group_bytes / GIB;
-        share(capacity.saturating_sub(host.claims.volume_gib), capacity)
-    })
 }

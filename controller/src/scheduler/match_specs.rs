@@ -9,7 +9,7 @@ const SCOPE: &str = "aggregate_instance_extra_specs:";
 pub(super) fn aggregates(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String> {
     for (key, wanted) in &request.extra_specs {
         let Some(key) = key.strip_prefix(SCOPE) else { continue };
-        let mut values = host.metadata.iter().filter(|(k, _)| *k == key).map(|(_, value)| *value).peekable();
+        let mut values = host.metadata.iter().filter(|(k, _)| k == key).map(|(_, value)| value).peekable();
         if values.peek().is_none() {
             return Err(format!("is in no aggregate with {key}"));
         }
@@ -90,6 +90,7 @@ mod tests {
     #[test]
     fn aggregates_are_asked_for_scoped_keys_only() {
         let facts = spec(4, 4096, 10);
+        let metadata = [("disk", "ssd"), ("disk", "hdd"), ("gpu", "2")].map(|(k, v)| (k.into(), v.into()));
         let host = HostSight {
             id: HostId::new(),
             name: "h",
@@ -97,8 +98,10 @@ mod tests {
             spec: Some(&facts),
             claims: Claims::default(),
             disabled: None,
+            best_effort: false,
             zone: "nova",
-            metadata: vec![("disk", "ssd"), ("disk", "hdd"), ("gpu", "2")],
+            metadata: &metadata,
+            images: None,
         };
         type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
         let table: &[Row] = &[

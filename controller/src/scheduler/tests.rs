@@ -1,6 +1,8 @@
 use super::*;
+use crate::model::{GroupPolicy, HostRecord};
 use amphi_api::host::{Acceleration, Engine, EngineName, VolumeActivation};
 use proptest::prelude::*;
+use std::sync::Arc;
 use uuid::Uuid;
 
 const GIB: u64 = 1 << 30;
@@ -35,8 +37,10 @@ fn sight(number: u128, spec: Option<&HostSpec>, claims: Claims) -> HostSight<'_>
         spec,
         claims,
         disabled: None,
+        best_effort: false,
         zone: "nova",
-        metadata: Vec::new(),
+        metadata: &[],
+        images: None,
     }
 }
 
@@ -68,7 +72,7 @@ fn every_reason_is_told() {
         }
         spec
     };
-    let claims = Claims { vcpus: 16, memory_mib: 3500, volume_gib: 10, instances: 1 };
+    let claims = Claims { vcpus: 16, memory_mib: 3500, volume_gib: 10, ..Claims::default() };
     type Row = (HostSpec, Claims, HostState, fn(&mut Request), &'static [&'static str]);
     let table: Vec<Row> = vec![
         (good.clone(), claims, HostState::Up, |_| (), &["vCPUs are taken", "MiB are taken", "GiB are taken"]),
@@ -119,7 +123,7 @@ fn the_preferred_body_dominates_and_then_the_emptier_host_wins() {
     let good = spec(2, 4096, 10);
     let mut no_docker = good.clone();
     no_docker.engines.retain(|e| e.name != EngineName::Docker);
-    let busy = Claims { vcpus: 8, memory_mib: 2048, volume_gib: 4, instances: 4 };
+    let busy = Claims { vcpus: 8, memory_mib: 2048, volume_gib: 4, ..Claims::default() };
     let hosts = [sight(1, Some(&no_docker), Claims::default()), sight(2, Some(&good), busy)];
     assert_eq!(place(&hosts, &ask(), &Policy::default()), Ok(Placement { host: id(2), body: 0 }));
     let only_vm = Request { bodies: vec![BodyKind::Vm], ..ask() };
@@ -171,6 +175,132 @@ fn disabled_hosts_zones_and_neighbours() {
     }
 }
 
+fn record(number: u128, spec: &HostSpec) -> HostRecord {
+    HostRecord {
+        id: id(number),
+        name: format!("h{number}"),
+        state: HostState::Up,
+        spec: Some(spec.clone()),
+        state_since: jiff::Timestamp::UNIX_EPOCH,
+        hellos: 1,
+        strangers: Vec::new(),
+        disabled: false,
+        disabled_reason: None,
+        forced_down: false,
+        leased: false,
+        best_effort: false,
+        maintenance: None,
+        joined_at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[test]
+fn classes_set_aside_what_they_say() {
+    use Qos::*;
+    let good = spec(5, 3512, 10);
+    let both = |a: Claims, b: Claims| a.plus(b);
+    let of = Claims::of_instance;
+    // Four CPUs and 3000 MiB are for instances; the cloud's own ratios are 16 to 1 and 1 to 1.
+    let table: &[(Claims, u32, u64, Qos, Option<&str>)] = &[
+        (Claims::default(), 4, 3000, Guaranteed, None),
+        (
+            of(1, 16, Guaranteed),
+            4,
+            16,
+            Guaranteed,
+            Some("1.00 of 4 CPUs are set aside, 4 vCPUs of class guaranteed ask 4.00"),
+        ),
+        (of(8, 16, Burstable2), 1, 16, Burstable10, Some("4.00 of 4 CPUs")),
+        (of(7, 16, Burstable2), 5, 16, Burstable10, None),
+        (of(35, 16, Burstable10), 2, 16, Burstable5, None),
+        (of(48, 16, Standard), 1, 16, Guaranteed, None),
+        (of(49, 16, Standard), 1, 16, Guaranteed, Some("3.06 of 4 CPUs")),
+        (of(64, 16, Standard), 1, 16, Standard, Some("64 of 64 vCPUs are taken, 1 are asked")),
+        (of(3, 16, Guaranteed), 5, 16, Standard, None),
+        (of(1, 1500, Guaranteed), 1, 2250, Burstable5, None),
+        (
+            of(1, 1500, Guaranteed),
+            1,
+            2253,
+            Burstable5,
+            Some("1500 of 3000 MiB are set aside, 2253 MiB of class burstable_5 ask 1502"),
+        ),
+        (of(1, 1500, Burstable5), 1, 2000, Standard, None),
+        (
+            both(of(1, 1500, Burstable5), of(1, 2000, Standard)),
+            1,
+            16,
+            Standard,
+            Some("3000 of 3000 MiB are set aside"),
+        ),
+        (Claims::default(), 1, 16, BestEffort, Some("takes no best_effort instances")),
+    ];
+    for (at, (claims, vcpus, memory_mib, qos, want)) in table.iter().enumerate() {
+        let request = Request {
+            vcpus: *vcpus,
+            memory_mib: *memory_mib,
+            qos: *qos,
+            bodies: vec![BodyKind::Set],
+            ..Request::default()
+        };
+        let found = place(&[sight(1, Some(&good), *claims)], &request, &Policy::default());
+        match (found, want) {
+            (Ok(_), None) => {}
+            (Err(refusal), Some(part)) => assert!(refusal.to_string().contains(part), "row {at}: {refusal}"),
+            (found, want) => panic!("row {at}: {found:?}, not {want:?}"),
+        }
+    }
+    let request = Request {
+        vcpus: 5,
+        memory_mib: 3000,
+        qos: BestEffort,
+        bodies: vec![BodyKind::Set],
+        ..Request::default()
+    };
+    let full = of(64, 3000, Standard);
+    let allowed = HostSight { best_effort: true, ..sight(1, Some(&good), full) };
+    assert!(place(&[allowed], &request, &Policy::default()).is_ok(), "nothing is set aside for it");
+    let metadata = [(BEST_EFFORT_KEY.to_owned(), "true".to_owned())];
+    let allowed = HostSight { metadata: &metadata, ..sight(1, Some(&good), full) };
+    assert!(place(&[allowed], &request, &Policy::default()).is_ok());
+}
+
+#[test]
+fn schedulers_and_what_lies_in_the_cache() {
+    let good = spec(9, 4608, 10);
+    let image = ImageId::new();
+    let cached = BTreeMap::from([(image, 1)]);
+    let claims = |vcpus| Claims { vcpus, ..Claims::default() };
+    let hosts = [
+        sight(1, Some(&good), claims(0)),
+        sight(2, Some(&good), claims(64)),
+        sight(3, Some(&good), claims(60)),
+    ];
+    let with = |name: &str| Request { scheduler: Some(SchedulerId::named(name).unwrap()), ..ask() };
+    let chosen =
+        |hosts: &[HostSight], request: &Request| place(hosts, request, &Policy::default()).unwrap().host;
+    assert_eq!(chosen(&hosts, &ask()), id(1));
+    assert_eq!(chosen(&hosts, &with("spread")), id(1));
+    assert_eq!(chosen(&hosts, &with("pack")), id(2));
+    let mut warm = hosts.clone();
+    warm[2].images = Some(&cached);
+    let asks = |name| Request { images: vec![image], ..with(name) };
+    assert_eq!(chosen(&warm, &asks("pack")), id(3), "a little less full, but the image is there");
+    assert_eq!(chosen(&warm, &asks("spread")), id(1), "half a host emptier is worth more");
+    assert_eq!(SchedulerId::named("gold").unwrap_err(), "'gold' is no scheduler; there are spread, pack");
+}
+
+#[test]
+fn a_refusal_of_many_hosts_stays_short() {
+    let mut fleet = Fleet::default();
+    for n in 0..100 {
+        fleet.set_host(Arc::new(record(n, &spec(2, 1024, 1))), Claims::default(), "nova".into(), Vec::new());
+    }
+    let refusal = fleet.place(&Request { vcpus: 5, ..ask() }).unwrap_err();
+    assert_eq!((refusal.hosts.len(), refusal.more), (16, 84));
+    assert!(refusal.to_string().ends_with("; and 84 hosts more"), "{refusal}");
+}
+
 #[test]
 fn ten_thousand_hosts_are_weighed_quickly() {
     let good = spec(64, 262_144, 1000);
@@ -183,7 +313,80 @@ fn ten_thousand_hosts_are_weighed_quickly() {
     assert_eq!(found.host, id(0));
 }
 
+/// One step of a fleet's life: a host, and what becomes of it.
+#[derive(Clone, Debug)]
+enum Turn {
+    Claims(u128, u32, u64, u64),
+    Record(u128, bool, bool, bool),
+    Image(u128, usize, bool),
+    Gone(u128),
+    Ask(u32, u64, u64, usize, usize, usize, bool),
+}
+
+fn turn(hosts: u128) -> impl Strategy<Value = Turn> {
+    let host = 0..hosts;
+    prop_oneof![
+        (host.clone(), 0u32..70, 0u64..4000, 0u64..12).prop_map(|(h, v, m, g)| Turn::Claims(h, v, m, g)),
+        (host.clone(), any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(h, u, d, e)| Turn::Record(h, u, d, e)),
+        (host.clone(), 0usize..3, any::<bool>()).prop_map(|(h, i, c)| Turn::Image(h, i, c)),
+        host.prop_map(Turn::Gone),
+        (0u32..5, 0u64..2000, 0u64..4, 0usize..3, 0usize..3, 0usize..5, any::<bool>())
+            .prop_map(|(v, m, g, b, i, p, s)| Turn::Ask(v, m, g, b, i, p, s)),
+        (0u32..5, 0u64..2000, 0u64..4, 0usize..3, 0usize..3, 0usize..5, any::<bool>())
+            .prop_map(|(v, m, g, b, i, p, s)| Turn::Ask(v, m, g, b, i, p, s)),
+    ]
+}
+
 proptest! {
+    /// The fleet decides as looking at every host does, whatever has happened before.
+    #[test]
+    fn the_order_changes_no_decision(turns in prop::collection::vec(turn(12), 1..80)) {
+        let mut fleet = Fleet::new(Policy::default());
+        let (good, mut no_docker) = (spec(5, 4096, 10), spec(5, 4096, 10));
+        no_docker.engines.retain(|e| e.name != EngineName::Docker);
+        let images: Vec<ImageId> = (1..4).map(|n| ImageId(Uuid::from_u128(n))).collect();
+        let mut held: BTreeMap<(u128, usize), u32> = BTreeMap::new();
+        for turn in turns {
+            match turn {
+                Turn::Claims(host, vcpus, memory_mib, volume_gib) => {
+                    fleet.set_claims(id(host), Claims { vcpus, memory_mib, volume_gib, ..Claims::default() });
+                }
+                Turn::Record(host, up, disabled, engines) => {
+                    let base = record(host, if engines { &good } else { &no_docker });
+                    let state = if up { HostState::Up } else { HostState::Down };
+                    let record = HostRecord { state, disabled: disabled && up, ..base };
+                    fleet.set_host(Arc::new(record), Claims::default(), "nova".into(), Vec::new());
+                }
+                Turn::Image(host, image, comes) => {
+                    let count = held.entry((host, image)).or_default();
+                    if comes || *count > 0 {
+                        *count = if comes { *count + 1 } else { *count - 1 };
+                        fleet.count_images(id(host), &images[image..=image], comes);
+                    }
+                }
+                Turn::Gone(host) => fleet.remove(id(host)),
+                Turn::Ask(vcpus, memory_mib, volume_gib, bodies, image, policy, pack) => {
+                    let bodies = [vec![BodyKind::Set, BodyKind::Vm], vec![BodyKind::Set], vec![]][bodies].clone();
+                    let group = GroupPolicy::ALL.get(policy).map(|policy| GroupAsk {
+                        policy: *policy,
+                        members: [(id(1), 1), (id(3), 2)].into(),
+                        max_per_host: 1,
+                    });
+                    let request = Request {
+                        vcpus, memory_mib, volume_gib, volume: volume_gib > 0, bodies, group,
+                        images: vec![images[image]],
+                        scheduler: Some(SchedulerId::named(if pack { "pack" } else { "spread" }).unwrap()),
+                        ..Request::default()
+                    };
+                    let sights: Vec<_> = fleet.sights().collect();
+                    let plain = place(&sights, &request, fleet.policy());
+                    prop_assert_eq!(fleet.place(&request).ok(), plain.ok());
+                }
+            }
+        }
+    }
+
     /// Whatever is asked in whatever order, no host is promised more than it has.
     #[test]
     fn never_overfills(
@@ -192,7 +395,7 @@ proptest! {
     ) {
         let specs: Vec<HostSpec> = hosts.iter().map(|(c, m, v)| spec(*c, *m, *v)).collect();
         let mut claims = vec![Claims::default(); specs.len()];
-        let policy = Policy { cpu_overcommit: 2, memory_overcommit_percent: 100 };
+        let policy = Policy { cpu_overcommit: 2, memory_overcommit_percent: 100, ..Policy::default() };
         for (vcpus, memory_mib, volume_gib) in asks {
             let sights: Vec<_> = specs.iter().zip(&claims).enumerate()
                 .map(|(n, (spec, claims))| sight(n as u128, Some(spec), *claims)).collect();

@@ -72,7 +72,7 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
     let volume = |id| desired.volumes.iter().find(|v| v.id == id);
     match item {
         Item::Instance(id) => {
-            let instance = desired.instances.iter().find(|i| i.id == id);
+            let instance = desired.instances.iter().chain(&desired.expected).find(|i| i.id == id);
             let volumes: Vec<_> = instance.map(plan::volumes_of).unwrap_or_default();
             let volumes: Vec<_> = volumes.into_iter().filter_map(volume).collect();
             text = format!("{instance:?} {volumes:?}");
@@ -158,6 +158,14 @@ impl Reconciler {
                 let held = memory.entry(item).or_default();
                 held.prepared = Some((next.kind(), instance.epoch));
                 held.next_fault = None;
+                Ok(())
+            }
+            (Step::PrepareExpected, Item::Instance(id), _) => {
+                let Some(coming) = desired.expected.iter().find(|i| i.id == id) else { return Ok(()) };
+                // On disk first: what is made ready and never started is found again by its tombstone.
+                self.note_begun(coming)?;
+                self.prepare(coming, &coming.body, coming.epoch).await?;
+                self.memory().entry(item).or_default().prepared = Some((coming.body.kind(), coming.epoch));
                 Ok(())
             }
             (Step::PrepareDesired, _, Some(instance)) => {

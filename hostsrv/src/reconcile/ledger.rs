@@ -195,6 +195,7 @@ mod tests {
             host,
             generation,
             instances: vec![],
+            expected: vec![],
             volumes: vec![],
             snapshots: vec![],
             tombstones: vec![],

@@ -137,9 +137,8 @@ impl Reconciler {
     /// made of.
     pub fn blobs_in_use(&self) -> BTreeSet<String> {
         let ledger = self.ledger();
-        let instances = ledger.desired().map(|d| d.instances.as_slice()).unwrap_or_default();
-        let bodies =
-            instances.iter().flat_map(|i| std::iter::once(&i.body).chain(&i.next_body).chain(&i.rescue));
+        let instances = ledger.desired().into_iter().flat_map(|d| d.instances.iter().chain(&d.expected));
+        let bodies = instances.flat_map(|i| std::iter::once(&i.body).chain(&i.next_body).chain(&i.rescue));
         let volumes = ledger.desired().map(|d| d.volumes.as_slice()).unwrap_or_default();
         let written = volumes.iter().filter(|v| !v.made).filter_map(|v| match &v.source {
             Some(VolumeSource::Image(image)) => Some(&**image),
@@ -279,6 +278,14 @@ impl Reconciler {
             let (item, steps) = match *tombstone {
                 // An instance that is desired here at a higher epoch has its stale bodies removed by its own plan.
                 Instance { id, .. } if desired.instances.iter().any(|i| i.id == id) => continue,
+                // It comes back before what it left is gone: what is here of it is removed first.
+                Instance { id, epoch } if desired.expected.iter().any(|i| i.id == id) => {
+                    let bodies = seen.bodies.iter().filter(|b| b.instance == id && b.epoch <= epoch);
+                    if bodies.count() == 0 {
+                        continue;
+                    }
+                    (Item::Instance(id), plan::burial(id, epoch, seen, &self.ledger().begun(id)))
+                }
                 Instance { id, epoch } => {
                     (Item::Instance(id), plan::burial(id, epoch, seen, &self.ledger().begun(id)))
                 }
@@ -286,6 +293,13 @@ impl Reconciler {
                 Snapshot { id } => (Item::Snapshot(id), plan::purge(id.0, seen)),
             };
             destroy.entry(item).or_default().extend(steps);
+        }
+        for coming in desired.expected.iter().filter(|e| !destroy.contains_key(&Item::Instance(e.id))) {
+            let item = Item::Instance(coming.id);
+            let begun = self.ledger().begun(coming.id);
+            let prepared = self.memory().get(&item).and_then(|m| m.prepared);
+            let memory = Remembered { begun, prepared };
+            plans.push((item, plan::expected(coming, seen, &memory, confirmed)));
         }
         plans.extend(destroy);
         for volume in desired.volumes.iter().filter(|v| !of_instances.contains(&v.id)) {
@@ -314,7 +328,7 @@ impl Reconciler {
             memory.busy
                 || match item {
                     Item::Instance(id) => {
-                        desired.instances.iter().any(|i| i.id == *id)
+                        desired.instances.iter().chain(&desired.expected).any(|i| i.id == *id)
                             || desired
                                 .tombstones
                                 .iter()

@@ -9,8 +9,8 @@ use crate::storage::VolumeKind;
 use amphi_api::image::Blob;
 use amphi_api::instance::{BodyKind, Fault, Power};
 use amphi_api::wire::{
-    BodyState, ExportStatus, HostDesired, HostStatus, InstanceDesired, InstanceStatus, SnapshotStatus,
-    Tombstone, VolumeStatus,
+    BodyState, ExpectedStatus, ExportStatus, HostDesired, HostStatus, InstanceDesired, InstanceStatus,
+    SnapshotStatus, Tombstone, VolumeStatus,
 };
 use amphi_api::{ImageId, InstanceId, VolumeId};
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ pub fn render(
             .iter()
             .map(|i| instance(i, world, memory, begun(i.id).restarts))
             .collect(),
+        expected: desired.expected.iter().map(|i| expected(i, memory)).collect(),
         volumes: desired.volumes.iter().map(|v| volume(desired, v.id, world, memory)).collect(),
         snapshots: desired.snapshots.iter().map(|s| snapshot(s.id, world, memory)).collect(),
         buried: plan::buried(desired, &world.observed(), begun),
@@ -87,6 +88,16 @@ fn instance(
         next_fault: memory.next_fault.clone(),
         fault: newer.or(silent).or_else(|| memory.fault.clone()).or(trouble),
         switch_ms: memory.switched.filter(|(epoch, _)| *epoch == desired.epoch).map(|(_, ms)| ms),
+    }
+}
+
+fn expected(coming: &InstanceDesired, memory: &BTreeMap<Item, Memory>) -> ExpectedStatus {
+    let memory = memory.get(&Item::Instance(coming.id));
+    ExpectedStatus {
+        id: coming.id,
+        epoch: coming.epoch,
+        ready: memory.is_some_and(|m| m.prepared == Some((coming.body.kind(), coming.epoch))),
+        fault: memory.and_then(|m| m.fault.clone()),
     }
 }
 
@@ -163,7 +174,7 @@ fn export(image: ImageId, memory: &BTreeMap<Item, Memory>, blob: Option<Blob>) -
 fn strangers(desired: Option<&HostDesired>, world: &World) -> Vec<String> {
     let known_body = |body: &ObservedBody| {
         desired.is_some_and(|d| {
-            d.instances.iter().any(|i| i.id == body.instance)
+            d.instances.iter().chain(&d.expected).any(|i| i.id == body.instance)
                 || d.tombstones
                     .iter()
                     .any(|t| matches!(t, Tombstone::Instance { id, epoch } if *id == body.instance && *epoch >= body.epoch))

@@ -160,6 +160,7 @@ fn set(name: &str, volume: bool, memory_mib: u64) -> Result<InstanceCreate> {
         metadata: Default::default(),
         failover: Default::default(),
         host: Some(HOST.to_owned()),
+        ..InstanceCreate::default()
     })
 }
 

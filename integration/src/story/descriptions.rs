@@ -71,6 +71,7 @@ fn instance(name: &str, host: Option<&str>, body: BodySpec, memory_mib: u64) -> 
         metadata: Default::default(),
         failover: FailoverPolicy::default(),
         host: host.map(str::to_owned),
+        ..InstanceCreate::default()
     }
 }
 

@@ -4,7 +4,7 @@ use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params};
 use super::guard::Scope;
-use amphi_api::instance::{Exchange, ExchangeCreate};
+use amphi_api::instance::{Exchange, ExchangeCreate, MoveCreate};
 use amphi_api::{ExchangeId, InstanceId};
 use axum::Json;
 use axum::extract::State;
@@ -61,4 +61,27 @@ pub async fn create(
     Body(request): Body<ExchangeCreate>,
 ) -> Result<(StatusCode, Json<Exchange>), Failure> {
     Ok((StatusCode::ACCEPTED, Json(native.ops.create_exchange(scope, id, &request).await?)))
+}
+
+/// Call an exchange or a move off: it ends as failed, with the old body where it was.
+#[utoipa::path(post, path = "/exchanges/{id}/cancel", tag = "exchanges", params(("id" = Uuid, Path)),
+    responses((status = 202, body = Exchange), WriteRefusals))]
+pub async fn cancel(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ExchangeId>,
+) -> Result<(StatusCode, Json<Exchange>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.cancel_exchange(scope, id).await?)))
+}
+
+/// Move the instance to another host, as either kind of body.
+#[utoipa::path(post, path = "/instances/{id}/moves", tag = "exchanges", params(("id" = Uuid, Path)), request_body = MoveCreate,
+    responses((status = 202, body = Exchange), WriteRefusals))]
+pub async fn create_move(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<InstanceId>,
+    Body(request): Body<MoveCreate>,
+) -> Result<(StatusCode, Json<Exchange>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.create_move(scope, id, &request).await?)))
 }

@@ -78,7 +78,9 @@ fn need(method: &Method, path: &str) -> &'static str {
     let below = path.strip_prefix("/v1/").unwrap_or_default();
     let noun = below.split('/').next().unwrap_or_default();
     match noun {
-        "hosts" | "join-tokens" => "admin",
+        "hosts" | "join-tokens" | "placements" => "admin",
+        // Which host runs what is the operator's business.
+        _ if path.ends_with("/moves") => "admin",
         _ if method == Method::GET || method == Method::HEAD => "reader",
         _ => "member",
     }
@@ -147,6 +149,8 @@ mod tests {
             (Method::GET, "/v1/hosts", "admin"),
             (Method::POST, "/v1/hosts/x/evacuate", "admin"),
             (Method::POST, "/v1/join-tokens", "admin"),
+            (Method::POST, "/v1/placements/explain", "admin"),
+            (Method::POST, "/v1/instances/x/moves", "admin"),
             (Method::GET, "/v1/hosts-of-mine", "reader"),
             (Method::POST, "/elsewhere", "member"),
         ] {

@@ -3,8 +3,9 @@
 use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, Params};
+use crate::ops::aggregates::HostMark;
 use amphi_api::HostId;
-use amphi_api::host::{Evacuation, Host, JoinToken, JoinTokenCreate};
+use amphi_api::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -41,6 +42,19 @@ pub async fn show(State(native): State<Native>, Id(id): Id<HostId>) -> Result<Js
     Ok(Json(native.ops.host(id)?))
 }
 
+/// Change what an operator says of a host.
+#[utoipa::path(patch, path = "/hosts/{id}", tag = "hosts", params(("id" = Uuid, Path)), request_body = HostChange,
+    responses((status = 200, body = Host), WriteRefusals))]
+pub async fn change(
+    State(native): State<Native>,
+    Id(id): Id<HostId>,
+    Body(change): Body<HostChange>,
+) -> Result<Json<Host>, Failure> {
+    let mark = HostMark { best_effort: change.best_effort, ..HostMark::default() };
+    native.ops.mark_host(id, &mark).await?;
+    Ok(Json(native.ops.host(id)?))
+}
+
 /// Forget a host that is not connected and holds nothing.
 #[utoipa::path(delete, path = "/hosts/{id}", tag = "hosts", params(("id" = Uuid, Path)),
     responses((status = 204), WriteRefusals))]
@@ -54,6 +68,28 @@ pub async fn delete(State(native): State<Native>, Id(id): Id<HostId>) -> Result<
     responses((status = 200, body = Evacuation), WriteRefusals))]
 pub async fn evacuate(State(native): State<Native>, Id(id): Id<HostId>) -> Result<Json<Evacuation>, Failure> {
     Ok(Json(native.ops.evacuate(id).await?))
+}
+
+/// Empty a host: it takes nothing new, and its instances move elsewhere, so many at a time.
+#[utoipa::path(post, path = "/hosts/{id}/maintenance", tag = "hosts", params(("id" = Uuid, Path)), request_body = MaintenanceCreate,
+    responses((status = 202, body = Host), WriteRefusals))]
+pub async fn begin_maintenance(
+    State(native): State<Native>,
+    Id(id): Id<HostId>,
+    Body(request): Body<MaintenanceCreate>,
+) -> Result<(StatusCode, Json<Host>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.begin_maintenance(id, &request).await?)))
+}
+
+/// End a host's maintenance. Moves that have not begun to leave are called off.
+#[utoipa::path(delete, path = "/hosts/{id}/maintenance", tag = "hosts", params(("id" = Uuid, Path)),
+    responses((status = 204), WriteRefusals))]
+pub async fn end_maintenance(
+    State(native): State<Native>,
+    Id(id): Id<HostId>,
+) -> Result<StatusCode, Failure> {
+    native.ops.end_maintenance(id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Permit a host to join, once.

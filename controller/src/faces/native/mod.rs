@@ -10,6 +10,7 @@ mod hosts;
 mod images;
 mod instances;
 mod networks;
+mod placements;
 mod shape;
 mod snapshots;
 #[cfg(test)]
@@ -68,8 +69,9 @@ impl utoipa::Modify for Token {
 fn routes() -> OpenApiRouter<Native> {
     OpenApiRouter::new()
         .routes(routes!(hosts::list))
-        .routes(routes!(hosts::show, hosts::delete))
+        .routes(routes!(hosts::show, hosts::change, hosts::delete))
         .routes(routes!(hosts::evacuate))
+        .routes(routes!(hosts::begin_maintenance, hosts::end_maintenance))
         .routes(routes!(hosts::create_join_token))
         .routes(routes!(networks::list, networks::create))
         .routes(routes!(networks::show, networks::delete))
@@ -91,6 +93,10 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(exchanges::list_of_instance, exchanges::create))
         .routes(routes!(exchanges::list))
         .routes(routes!(exchanges::show))
+        .routes(routes!(exchanges::cancel))
+        .routes(routes!(exchanges::create_move))
+        .routes(routes!(placements::explain))
+        .routes(routes!(placements::rebalance))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::delete))
         .routes(routes!(volumes::extend))

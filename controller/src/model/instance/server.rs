@@ -250,6 +250,7 @@ mod tests {
                 old_vcpus: 1,
                 old_memory_mib: 1,
                 old_root_gib: None,
+                old_qos: Default::default(),
                 old_host: HostId::new(),
                 migration: Uuid::nil(),
                 verified,

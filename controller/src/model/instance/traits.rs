@@ -3,6 +3,7 @@
 
 use crate::model::FlavorRecord;
 use amphi_api::instance::Fault;
+use amphi_api::placement::Qos;
 use amphi_api::{HostId, ImageId, PortId, ServerGroupId, UserId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,10 @@ pub struct ServerTraits {
     /// The zone that was asked for.
     pub zone: Option<String>,
     pub group: Option<ServerGroupId>,
+    /// What stands behind its vCPUs and memory.
+    pub qos: Qos,
+    /// The scheduler that was asked for; none: its project's, else the cloud's.
+    pub scheduler: Option<String>,
     pub config_drive: bool,
     /// nova's `OS-DCF:diskConfig`: AUTO, or MANUAL.
     pub manual_disk: bool,
@@ -124,6 +129,8 @@ pub struct Resize {
     pub old_vcpus: u32,
     pub old_memory_mib: u64,
     pub old_root_gib: Option<u64>,
+    #[serde(default)]
+    pub old_qos: Qos,
     pub old_host: HostId,
     /// The migration's record.
     pub migration: Uuid,

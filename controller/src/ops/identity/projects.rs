@@ -3,7 +3,9 @@
 use super::names::{self, NAME_MAX, name_key};
 use crate::model::Record;
 use crate::model::identity::*;
+use crate::ops::asked::SCHEDULER_KEY;
 use crate::ops::{Draft, Ops, OpsError};
+use crate::scheduler::SchedulerId;
 use amphi_api::ProjectId;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -47,6 +49,7 @@ impl Ops {
         let name = change.name.clone().ok_or_else(|| OpsError::field("name", "is a required property"))?;
         names::check(&name, NAME_MAX)?;
         check_tags(change.tags.as_ref())?;
+        check_scheduler(change)?;
         let id = ProjectId::new();
         self.transact(|view| {
             let identity = &view.identity;
@@ -108,6 +111,7 @@ impl Ops {
             names::check(name, NAME_MAX)?;
         }
         check_tags(change.tags.as_ref())?;
+        check_scheduler(change)?;
         self.transact(|view| {
             let identity = &view.identity;
             let row = identity.projects.get(id).ok_or_else(|| OpsError::not_found::<ProjectRecord>(id))?;
@@ -179,6 +183,16 @@ impl Ops {
             Ok((draft, ()))
         })
         .await
+    }
+}
+
+/// The property that names the scheduler of the project's instances.
+fn check_scheduler(change: &ProjectChange) -> Result<(), OpsError> {
+    match change.extra.get(SCHEDULER_KEY) {
+        None | Some(serde_json::Value::Null) => Ok(()),
+        Some(value) => SchedulerId::named(value.as_str().unwrap_or_default())
+            .map(drop)
+            .map_err(|why| OpsError::field(SCHEDULER_KEY, why)),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::model::*;
 use crate::ops::Draft;
 use crate::ops::View;
-use crate::ops::orders::{claims_of, instance_claims};
+use crate::ops::orders::{instance_claims, resize_claims};
 use amphi_api::instance::Power;
 use amphi_api::wire::BodyState;
 use jiff::Timestamp;
@@ -25,7 +25,7 @@ pub(in crate::ops) fn conclude(view: &View, draft: &mut Draft, record: &mut Inst
         Task::RevertResize => {
             if let Some(resize) = record.resize.take() {
                 // Since the order, the record's own size is the old one; what is freed is the one that was tried.
-                draft.unclaim(resize.old_host, claims_of(resize.old_vcpus, resize.old_memory_mib));
+                draft.unclaim(resize.old_host, resize_claims(&resize));
                 migration_is(view, draft, &resize, "reverted", now);
             }
         }

@@ -24,6 +24,7 @@ pub use resize::ResizeWish;
 
 pub(super) use conclude::{conclude, freed};
 pub(super) use journal::{Started, begin, end_task, note};
+pub(super) use resize::has_root_disk;
 
 use super::list::find;
 use super::{OpsError, Row, View};

@@ -4,7 +4,8 @@ use super::conclude::migration_is;
 use super::journal::{Started, note};
 use super::{Origin, allowed, state, unlocked};
 use crate::model::*;
-use crate::ops::orders::{claims_of, instance_claims};
+use crate::ops::asked::request_of;
+use crate::ops::orders::{instance_claims, resize_claims};
 use crate::ops::{Draft, Ops, OpsError, Row, View, resolve, sights};
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::instance::{BodyKind, BodySpec, Fault, Power, VmSpec};
@@ -262,15 +263,7 @@ fn unshelve(
     let offloaded = record.shelved.take().is_some_and(|s| s.offloaded);
     record.power = Power::On;
     let Some(host) = record.host.filter(|_| offloaded) else { return Ok(()) };
-    let request = Request {
-        vcpus: record.vcpus,
-        memory_mib: record.memory_mib,
-        bodies: vec![record.body],
-        network: !record.ports.is_empty(),
-        volume: record.volumes().next().is_some(),
-        pinned: Some(host),
-        ..Request::default()
-    };
+    let request = Request { pinned: Some(host), ..request_of(view, record) };
     place(&sights(view), &request, policy)?;
     draft.claim(host, instance_claims(record));
     Ok(())
@@ -316,7 +309,7 @@ fn rescue_body(
 
 fn confirm(view: &View, draft: &mut Draft, record: &mut InstanceRecord, now: Timestamp) {
     if let Some(resize) = record.resize.take() {
-        draft.unclaim(resize.old_host, claims_of(resize.old_vcpus, resize.old_memory_mib));
+        draft.unclaim(resize.old_host, resize_claims(&resize));
         migration_is(view, draft, &resize, "confirmed", now);
         record.updated_at = now;
     }
@@ -336,6 +329,7 @@ fn revert(
     std::mem::swap(&mut record.vcpus, &mut resize.old_vcpus);
     std::mem::swap(&mut record.memory_mib, &mut resize.old_memory_mib);
     std::mem::swap(&mut record.server.flavor, &mut resize.old_flavor);
+    std::mem::swap(&mut record.server.qos, &mut resize.old_qos);
     // A root disk never becomes smaller: what has grown stays.
     record.host = Some(resize.old_host);
     if let Some(tried) = tried {

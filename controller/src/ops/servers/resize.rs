@@ -6,7 +6,8 @@
 use super::journal::Started;
 use super::{Origin, allowed};
 use crate::model::*;
-use crate::ops::orders::{claims_of, entomb};
+use crate::ops::asked::{self, request_of};
+use crate::ops::orders::{entomb, instance_claims};
 use crate::ops::{Draft, Ops, OpsError, View, resolve, sights};
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::image::ImageFormat;
@@ -62,6 +63,7 @@ fn decide(
             ));
         }
         (record.vcpus, record.memory_mib) = (flavor.vcpus, flavor.ram_mib);
+        record.server.qos = asked::qos_of(flavor)?;
         record.server.flavor = Some(flavor.clone());
         if flavor.disk_gib > 0 {
             grow_roots(&mut record, flavor.disk_gib);
@@ -84,7 +86,7 @@ fn decide(
         updated_at: now,
     };
     draft.create(&migration);
-    draft.claim(host, claims_of(record.vcpus, record.memory_mib));
+    draft.claim(host, instance_claims(&record));
     if host != old_host {
         entomb(view, &mut draft, old_host, Tombstone::Instance { id, epoch: row.epoch }, now);
     }
@@ -93,6 +95,7 @@ fn decide(
         old_vcpus: row.vcpus,
         old_memory_mib: row.memory_mib,
         old_root_gib: None,
+        old_qos: row.server.qos,
         old_host,
         migration: migration.id,
         verified: false,
@@ -116,14 +119,7 @@ fn host_for(
     here: HostId,
     policy: &Policy,
 ) -> Result<HostId, OpsError> {
-    let request = Request {
-        vcpus: record.vcpus,
-        memory_mib: record.memory_mib,
-        bodies: vec![record.body],
-        network: !record.ports.is_empty(),
-        volume: record.volumes().next().is_some(),
-        ..Request::default()
-    };
+    let request = request_of(view, record);
     let pinned =
         wish.host.as_deref().map(|text| resolve::host(view, "host", text)).transpose()?.map(|h| h.id);
     let bound = bound_to_host(view, row);
@@ -151,7 +147,7 @@ fn bound_to_host(view: &View, row: &InstanceRecord) -> Option<String> {
 }
 
 /// A VM that booted from a disk image has a disk on its host; one of kernel and initramfs has none.
-pub(super) fn has_root_disk(view: &View, row: &InstanceRecord) -> bool {
+pub(in crate::ops) fn has_root_disk(view: &View, row: &InstanceRecord) -> bool {
     let image = row.body_of(row.body).and_then(|body| view.images.get(*body.images.first()?));
     row.body == BodyKind::Vm
         && row.root_volume.is_none()

@@ -219,7 +219,7 @@ async fn a_host_is_in_one_zone_and_keeps_it_while_it_runs_something() {
         let view = cloud.ops.world().read();
         let seen = sights(&view);
         let of = |id| seen.iter().find(|s| s.id == id).unwrap();
-        assert_eq!((of(h1).zone, of(h1).metadata.clone()), ("east", vec![("disk", "ssd")]));
+        assert_eq!((of(h1).zone, of(h1).metadata), ("east", &[("disk".to_owned(), "ssd".to_owned())][..]));
         assert_eq!((of(h2).zone, of(h2).metadata.len()), ("nova", 0));
     }
 

@@ -6,6 +6,8 @@ mod evacuation;
 mod exchange;
 mod images;
 mod life;
+mod moves;
+mod placement;
 mod servers;
 mod volumes;
 
@@ -256,7 +258,14 @@ impl Cloud {
             blob: Some(Blob { sha256: "cd".repeat(32), size: 2 }),
             fault: None,
         });
+        let expected = desired.expected.iter().map(|i| amphi_api::wire::ExpectedStatus {
+            id: i.id,
+            epoch: i.epoch,
+            ready: true,
+            fault: None,
+        });
         HostStatus {
+            expected: expected.collect(),
             exports: exports.collect(),
             generation: desired.generation,
             instances: instances.collect(),

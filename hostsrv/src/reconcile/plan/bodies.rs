@@ -114,6 +114,23 @@ pub fn instance(
     steps
 }
 
+/// The steps for an instance that is on its way here: made ready once. A body of it that is here already, of whatever
+/// epoch, is somebody else's business: the tombstone's or the epoch's to come.
+pub fn expected(
+    desired: &InstanceDesired,
+    seen: &Observed<'_>,
+    memory: &Remembered,
+    confirmed: bool,
+) -> Vec<Step> {
+    let kind = desired.body.kind();
+    let here = seen.bodies.iter().any(|b| b.instance == desired.id);
+    let ready = memory.prepared == Some((kind, desired.epoch));
+    if !confirmed || ready || here || !seen.answered.contains(&kind) {
+        return Vec::new();
+    }
+    vec![Step::PrepareExpected]
+}
+
 fn held<'a>(seen: &Observed<'a>, volume: &VolumeDesired) -> Option<&'a crate::storage::ObservedVolume> {
     seen.volumes.and_then(|all| all.get(&volume.id.0))
 }

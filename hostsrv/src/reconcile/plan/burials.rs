@@ -23,11 +23,7 @@ pub fn burial(id: InstanceId, epoch: u64, seen: &Observed<'_>, begun: &Begun) ->
 }
 
 /// Kinds that were begun for the instance and of which its engine holds no body.
-pub(super) fn bodiless(
-    id: InstanceId,
-    seen: &Observed<'_>,
-    begun: &Begun,
-) -> impl Iterator<Item = BodyKind> {
+pub(super) fn bodiless(id: InstanceId, seen: &Observed<'_>, begun: &Begun) -> impl Iterator<Item = BodyKind> {
     let lacks = move |kind: &BodyKind| !seen.bodies.iter().any(|b| b.instance == id && b.kind == *kind);
     begun.kinds.iter().copied().filter(|kind| seen.answered.contains(kind)).filter(lacks)
 }

@@ -16,7 +16,7 @@ use amphi_api::{ImageId, InstanceId, SnapshotId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use bodies::{instance, volumes_of};
+pub use bodies::{expected, instance, volumes_of};
 pub use burials::{burial, buried};
 pub use volumes::{purge, snapshot, volume};
 
@@ -39,6 +39,8 @@ pub enum Item {
 pub enum Step {
     /// Make the instance's next body ready beside the present one.
     PrepareNext,
+    /// Make the body of an instance that comes here ready, without starting anything.
+    PrepareExpected,
     /// Get everything of the desired body ready that needs no stop of the old one.
     PrepareDesired,
     Stop {
@@ -86,7 +88,14 @@ pub enum Step {
 impl Step {
     /// Whether volumes are after it as they were before; of [`Step::Ensure`], after its attaching.
     pub fn leaves_volumes(&self) -> bool {
-        matches!(self, Step::Ensure | Step::NoteRestarts { .. } | Step::PrepareNext | Step::PrepareDesired)
+        matches!(
+            self,
+            Step::Ensure
+                | Step::NoteRestarts { .. }
+                | Step::PrepareNext
+                | Step::PrepareDesired
+                | Step::PrepareExpected
+        )
     }
 }
 

@@ -394,6 +394,7 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
         host: HostId::new(),
         generation: 1,
         instances: vec![],
+        expected: vec![],
         volumes: vec![],
         snapshots: vec![],
         tombstones: vec![Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }, volume],
@@ -410,4 +411,24 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
     let nothing = BTreeMap::new();
     seen.volumes = Some(&nothing);
     assert_eq!(buried(&desired, &seen, begun), [volume]);
+}
+
+#[test]
+fn what_comes_here_is_made_ready_once_and_never_started() {
+    let w = world();
+    let coming = w.desired.clone();
+    let nothing = Observed { bodies: &[], answered: &w.answered, volumes: None };
+    let memory = |prepared| Remembered { prepared, ..Remembered::default() };
+    assert_eq!(expected(&coming, &nothing, &memory(None), true), [Step::PrepareExpected]);
+    let ready = memory(Some((coming.body.kind(), coming.epoch)));
+    assert!(expected(&coming, &nothing, &ready, true).is_empty());
+    let older = memory(Some((coming.body.kind(), coming.epoch - 1)));
+    assert_eq!(expected(&coming, &nothing, &older, true), [Step::PrepareExpected]);
+    assert!(
+        expected(&coming, &nothing, &memory(None), false).is_empty(),
+        "not before the controller has spoken"
+    );
+    let silent = BTreeSet::new();
+    let unknown = Observed { answered: &silent, ..nothing };
+    assert!(expected(&coming, &unknown, &memory(None), true).is_empty());
 }

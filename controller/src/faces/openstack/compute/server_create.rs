@@ -9,9 +9,11 @@ use super::servers::truthy;
 use super::{figure, flag, optional_text, refuse_unknown, text};
 use crate::model::{FlavorCopy, KeyPairKey};
 use crate::ops::aggregates::zones;
+use crate::ops::asked::{QOS_KEY, SCHEDULER_KEY};
 use crate::ops::identity::Caller;
 use crate::ops::servers::{COUNT_MAX, DeviceSource, DeviceWish, NicWish, NicsWish, ServerWish};
 use crate::ops::{View, flavors};
+use crate::scheduler::SchedulerId;
 use amphi_api::validate::{self, METADATA_MAX, USER_DATA_MAX};
 use amphi_api::{
     ImageId, InstanceId, NetworkId, PortId, ProjectId, ServerGroupId, SnapshotId, UserId, VolumeId,
@@ -437,6 +439,13 @@ fn apply_hints(
         let read = |text: &Value| one(text).ok_or_else(|| Refusal::field(key, "ids of servers"));
         texts.into_iter().map(read).collect()
     };
+    if let Some(text) = optional_text(hints, SCHEDULER_KEY)? {
+        SchedulerId::named(text).map_err(|why| Refusal::field(SCHEDULER_KEY, why))?;
+        wish.scheduler = Some(text.to_owned());
+    }
+    if let Some(text) = optional_text(hints, QOS_KEY)? {
+        wish.qos = Some(text.parse().map_err(|why: String| Refusal::field(QOS_KEY, why))?);
+    }
     wish.different_host = servers("different_host")?;
     wish.same_host = servers("same_host")?;
     Ok(())

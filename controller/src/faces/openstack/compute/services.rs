@@ -136,7 +136,7 @@ async fn update_service(
         Some(Some("disabled")) => Some((true, reason)),
         Some(_) => return Err(Refusal::field("status", "it is neither 'enabled' nor 'disabled'")),
     };
-    let mark = HostMark { disabled, forced_down: flag(map, "forced_down")? };
+    let mark = HostMark { disabled, forced_down: flag(map, "forced_down")?, ..HostMark::default() };
     if mark == HostMark::default() {
         return Err(Refusal::bad(
             "No updates were requested. Fields 'status' or 'forced_down' should be specified.",
@@ -192,11 +192,11 @@ async fn update_by_action(
         "force-down" => {
             let down = flag(map, "forced_down")?.ok_or_else(|| Refusal::bad("Missing forced_down field"))?;
             answer["forced_down"] = json!(down);
-            HostMark { disabled: None, forced_down: Some(down) }
+            HostMark { forced_down: Some(down), ..HostMark::default() }
         }
         "enable" => {
             answer["status"] = json!("enabled");
-            HostMark { disabled: Some((false, None)), forced_down: None }
+            HostMark { disabled: Some((false, None)), ..HostMark::default() }
         }
         _ => {
             let reason = match action {
@@ -207,7 +207,7 @@ async fn update_by_action(
             if let Some(reason) = &reason {
                 answer["disabled_reason"] = json!(reason);
             }
-            HostMark { disabled: Some((true, reason)), forced_down: None }
+            HostMark { disabled: Some((true, reason)), ..HostMark::default() }
         }
     };
     state.ops.mark_host(host, &mark).await?;

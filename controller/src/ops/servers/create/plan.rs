@@ -3,13 +3,16 @@
 use super::super::Origin;
 use super::super::journal::Started;
 use crate::model::*;
+use crate::ops::asked;
 use crate::ops::draft::guard_promises;
+use crate::ops::orders::instance_claims;
 use crate::ops::volumes::room;
-use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports, server_groups, sights};
-use crate::scheduler::{Policy, Request, place};
-use amphi_api::host::Claims;
+use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports, server_groups};
+use crate::scheduler::{Policy, Request};
 use amphi_api::instance::{BodyKind, FailoverPolicy, Fault, Power};
-use amphi_api::{HostId, ImageId, InstanceId, PortId, ProjectId, SecurityGroupId, SnapshotId, VolumeId};
+use amphi_api::{
+    HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, SnapshotId, VolumeId,
+};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -74,6 +77,15 @@ pub(in crate::ops) enum VolumeStart {
     Snapshot(SnapshotId, u64),
 }
 
+impl NicPlan {
+    fn network(&self, view: &View) -> Option<NetworkId> {
+        match self.target {
+            PortTarget::Network(id) => Some(id),
+            PortTarget::Port(id) => view.ports.get(id).map(|port| port.network),
+        }
+    }
+}
+
 impl VolumePlan {
     fn new_gib(&self) -> u64 {
         match self.start {
@@ -124,15 +136,17 @@ pub(in crate::ops) fn launch(
         asked.group = Some(server_groups::join(view, draft, plan.project, group, id)?);
     }
     let mut record = blank(id, &plan, now);
-    match place(&sights(view), &asked, policy) {
+    asked.qos = plan.server.qos;
+    asked.images = plan.bodies.first().map(|b| b.images.clone()).unwrap_or_default();
+    asked.physical = asked::physical(view, plan.nics.iter().filter_map(|nic| nic.network(view)));
+    asked.scheduler = asked::scheduler(view, plan.project, plan.server.scheduler.as_deref())?;
+    match view.fleet.place(&asked) {
         Ok(placement) => {
             record.host = Some(placement.host);
             record.body = asked.bodies[placement.body];
             connect(view, &plan, &mut record, draft, now)?;
             equip(view, plan, &mut record, placement.host, policy, draft, now)?;
-            let claims = Claims { instances: 1, ..Claims::default() };
-            let claims = Claims { vcpus: record.vcpus, memory_mib: record.memory_mib, ..claims };
-            draft.claim(placement.host, claims);
+            draft.claim(placement.host, instance_claims(&record));
             let before = record.clone();
             let started = Started { view, origin, before: &before, now };
             started.task(draft, &mut record, Task::Build, "create");

@@ -3,10 +3,12 @@
 use super::plan::{NoRoomIs, Plan, launch};
 use super::{bodies, nics, volumes};
 use crate::model::*;
+use crate::ops::asked::{SCHEDULER_KEY, qos_of};
 use crate::ops::servers::Origin;
 use crate::ops::{Draft, OpsError, View, groups, quotas, resolve};
 use crate::scheduler::{Policy, Request};
 use amphi_api::instance::FailoverPolicy;
+use amphi_api::placement::Qos;
 use amphi_api::set::SetSpec;
 use amphi_api::{
     ImageId, InstanceId, NetworkId, PortId, SecurityGroupId, ServerGroupId, SnapshotId, VolumeId,
@@ -47,6 +49,9 @@ pub struct ServerWish {
     pub access_v4: Option<Ipv4Addr>,
     pub access_v6: Option<Ipv6Addr>,
     pub manual_disk: bool,
+    /// By scheduler hint, in the place of the flavor's.
+    pub scheduler: Option<String>,
+    pub qos: Option<Qos>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +140,14 @@ pub(super) fn decide(
         metadata: wish.metadata.clone(),
         failover: FailoverPolicy::AnyKind,
         asked: asked(view, origin, wish)?,
-        server: traits(origin, wish, made.image, index, reservation),
+        server: traits(
+            origin,
+            wish,
+            made.image,
+            index,
+            reservation,
+            wish.qos.map_or_else(|| qos_of(&wish.flavor), Ok)?,
+        ),
         no_room: NoRoomIs::Told,
     };
     let id = launch(view, origin, plan, policy, now, &mut draft)?;
@@ -148,6 +160,7 @@ fn traits(
     image: Option<ImageId>,
     index: u32,
     reservation: &str,
+    qos: Qos,
 ) -> ServerTraits {
     ServerTraits {
         flavor: Some(wish.flavor.clone()),
@@ -165,6 +178,8 @@ fn traits(
         access_v6: wish.access_v6,
         reservation: Some(reservation.to_owned()),
         launch_index: index,
+        qos,
+        scheduler: wish.scheduler.clone().or_else(|| wish.flavor.extra_specs.get(SCHEDULER_KEY).cloned()),
         ..ServerTraits::default()
     }
 }

@@ -1,0 +1,127 @@
+//! A move between hosts: an exchange whose next body is made on another host. Which step comes next: pure.
+//!
+//! preparing → leaving → switching → done; preparing → failed (nothing changed); leaving or switching → returning →
+//! rolling back → failed. Leaving begins with one commit: the instance belongs to the new host, at the next epoch, and
+//! a tombstone is left on the old one. The new host is told to start it only when the old one has said that nothing is
+//! left; returning is the same the other way round. So two bodies never live, however slow a host is.
+
+use super::exchange::{
+    ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE, lasting, late, settled,
+};
+use amphi_api::HostId;
+use amphi_api::instance::{ExchangePhase, Fault, MoveCause, Power};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// From host to host, and how far the new host has got.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JourneyRecord {
+    pub from: HostId,
+    pub to: HostId,
+    pub reason: String,
+    #[serde(default)]
+    pub cause: MoveCause,
+    /// The new host has all in place for a start.
+    #[serde(default)]
+    pub ready: bool,
+    /// Why it has not.
+    #[serde(default)]
+    pub fault: Option<Fault>,
+    /// When the old body was ordered to end.
+    #[serde(default)]
+    pub left_at: Option<Timestamp>,
+}
+
+/// What else the decision looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct JourneySight<'a> {
+    pub journey: &'a JourneyRecord,
+    pub from_up_since: Option<Timestamp>,
+    pub to_up_since: Option<Timestamp>,
+    /// Since when the new host's link is as it is.
+    pub to_since: Timestamp,
+    /// Nothing of the instance is left on the old host, or on the new one: no tombstone waits there.
+    pub from_clear: bool,
+    pub to_clear: bool,
+}
+
+/// The next step of a move.
+pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> ExchangeStep {
+    let exchange = sight.exchange;
+    let cancelled = || exchange.cancelled.then(|| fault("cancelled", "the move was called off", sight.now));
+    let current = sight.instance.current();
+    let waited = |since: Option<Timestamp>| {
+        since.map(|since| sight.now.duration_since(exchange.phase_since.max(since)))
+    };
+    match exchange.phase {
+        ExchangePhase::Preparing => {
+            if let Some(fault) = cancelled() {
+                return ExchangeStep::Fail(fault);
+            }
+            let Some(waited) = waited(hosts.to_up_since) else {
+                let gone = sight.now.duration_since(exchange.phase_since.max(hosts.to_since));
+                let down = || fault("host_down", "the host that it should go to does not answer", sight.now);
+                return if gone >= FAULT_PATIENCE { ExchangeStep::Fail(down()) } else { ExchangeStep::Wait };
+            };
+            // What happens to a body on a host that does not answer is not decided here.
+            if hosts.from_up_since.is_none() {
+                return ExchangeStep::Wait;
+            }
+            // A stopped instance has no outage to keep short.
+            if hosts.journey.ready || sight.instance.power == Power::Off {
+                return ExchangeStep::Leave;
+            }
+            match lasting(sight, hosts.journey.fault.as_ref(), exchange.phase_since) {
+                Some(fault) => ExchangeStep::Fail(fault),
+                None if waited >= PREPARE_DEADLINE => {
+                    ExchangeStep::Fail(late(sight, "the new host was not ready", PREPARE_DEADLINE))
+                }
+                None => ExchangeStep::Wait,
+            }
+        }
+        ExchangePhase::Leaving if !hosts.from_clear => ExchangeStep::Wait,
+        ExchangePhase::Leaving => match cancelled() {
+            Some(fault) => ExchangeStep::Return(fault),
+            None => ExchangeStep::Switch,
+        },
+        ExchangePhase::Switching => {
+            if let Some(fault) = cancelled() {
+                return ExchangeStep::Return(fault);
+            }
+            // A host that went away with the body on it is a failover's business.
+            let (Some(waited), Some(up)) = (waited(hosts.to_up_since), hosts.to_up_since) else {
+                return ExchangeStep::Wait;
+            };
+            if settled(sight.instance, current) {
+                let outage = hosts.journey.left_at.filter(|_| sight.instance.power == Power::On);
+                let outage = outage.map(|at| sight.now.duration_since(at).as_millis());
+                return ExchangeStep::Done { outage_ms: outage.and_then(|ms| u64::try_from(ms).ok()) };
+            }
+            match lasting(sight, current.and_then(|o| o.fault.as_ref()), exchange.phase_since.max(up)) {
+                Some(fault) => ExchangeStep::Return(fault),
+                None if waited >= SWITCH_DEADLINE => {
+                    ExchangeStep::Return(late(sight, "the new body did not run", SWITCH_DEADLINE))
+                }
+                None => ExchangeStep::Wait,
+            }
+        }
+        ExchangePhase::Returning if hosts.to_clear => ExchangeStep::Resume,
+        ExchangePhase::Returning => ExchangeStep::Wait,
+        // The old body is back, or the instance's own fault says why not: the move itself is over either way.
+        ExchangePhase::RollingBack => {
+            let Some(waited) = waited(hosts.from_up_since) else { return ExchangeStep::Wait };
+            let reason = exchange.fault.clone().unwrap_or_else(|| late(sight, "it failed", SWITCH_DEADLINE));
+            let trouble = lasting(sight, current.and_then(|o| o.fault.as_ref()), exchange.phase_since);
+            if settled(sight.instance, current) || trouble.is_some() || waited >= SWITCH_DEADLINE {
+                ExchangeStep::Fail(reason)
+            } else {
+                ExchangeStep::Wait
+            }
+        }
+        ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
+    }
+}
+
+fn fault(code: &str, message: &str, since: Timestamp) -> Fault {
+    Fault { code: code.into(), message: message.into(), since }
+}

@@ -1,0 +1,250 @@
+//! All hosts, kept in the order in which each scheduler would look at them, so that a decision among ten thousand
+//! looks at a few. Owns the order, and follows every change of a host or its claims in logarithmic time; decides as
+//! [`place`](super::place) does, which a test compares.
+//!
+//! The order is by the part of the score that does not depend on the request. The rest of the score has a bound: images
+//! in the cache bring at most so much, and a server group brings something only to hosts that run members. So the
+//! walk down the order ends as soon as no host further down can win.
+
+use super::{Best, HostSight, NoRoom, Placement, Policy, Request, SCHEDULERS, body_for, filters};
+use crate::model::HostRecord;
+use amphi_api::host::{Claims, HostState};
+use amphi_api::instance::BodyKind;
+use amphi_api::placement::Qos;
+use amphi_api::{HostId, ImageId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// An image that so few hosts have is looked for there first.
+const FEW: usize = 64;
+/// Hosts that a refusal tells of.
+const TOLD: usize = 16;
+
+#[derive(Debug, Default)]
+pub struct Fleet {
+    policy: Policy,
+    hosts: HashMap<HostId, Entry>,
+    /// By scheduler: the greatest standing score first (negated), then the lowest id.
+    orders: [BTreeSet<(i64, HostId)>; SCHEDULERS.len()],
+    images: HashMap<HostId, BTreeMap<ImageId, u32>>,
+    holders: HashMap<ImageId, BTreeSet<HostId>>,
+    /// Hosts that run sets, and those that run VMs.
+    runs: [usize; 2],
+}
+
+#[derive(Debug)]
+struct Entry {
+    host: Arc<HostRecord>,
+    claims: Claims,
+    zone: String,
+    metadata: Vec<(String, String)>,
+    keys: [i64; SCHEDULERS.len()],
+    runs: [bool; 2],
+}
+
+impl Fleet {
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, ..Self::default() }
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Another policy: every host is weighed anew.
+    pub fn set_policy(&mut self, policy: Policy) {
+        if self.policy != policy {
+            self.policy = policy;
+            let all: Vec<HostId> = self.hosts.keys().copied().collect();
+            all.into_iter().for_each(|id| self.weigh(id));
+        }
+    }
+
+    /// A host as it is now, with its zone, the metadata of its aggregates, and what is claimed of it.
+    pub fn set_host(
+        &mut self,
+        host: Arc<HostRecord>,
+        claims: Claims,
+        zone: String,
+        metadata: Vec<(String, String)>,
+    ) {
+        let id = host.id;
+        let (keys, runs) = match self.hosts.get(&id) {
+            Some(before) => (before.keys, before.runs),
+            None => {
+                self.orders.iter_mut().for_each(|order| {
+                    order.insert((0, id));
+                });
+                Default::default()
+            }
+        };
+        self.hosts.insert(id, Entry { host, claims, zone, metadata, keys, runs });
+        self.weigh(id);
+    }
+
+    pub fn set_claims(&mut self, host: HostId, claims: Claims) {
+        if let Some(entry) = self.hosts.get_mut(&host)
+            && entry.claims != claims
+        {
+            entry.claims = claims;
+            self.weigh(host);
+        }
+    }
+
+    pub fn remove(&mut self, host: HostId) {
+        if let Some(entry) = self.hosts.remove(&host) {
+            for (order, key) in self.orders.iter_mut().zip(entry.keys) {
+                order.remove(&(key, host));
+            }
+            for (count, runs) in self.runs.iter_mut().zip(entry.runs) {
+                *count -= usize::from(runs);
+            }
+        }
+    }
+
+    /// A body made of these images comes to the host, or goes.
+    pub fn count_images(&mut self, host: HostId, images: &[ImageId], comes: bool) {
+        let here = self.images.entry(host).or_default();
+        for image in images {
+            let count = here.entry(*image).or_default();
+            *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                here.remove(image);
+                if let Some(holders) = self.holders.get_mut(image) {
+                    holders.remove(&host);
+                    if holders.is_empty() {
+                        self.holders.remove(image);
+                    }
+                }
+            } else {
+                self.holders.entry(*image).or_default().insert(host);
+            }
+        }
+        if here.is_empty() {
+            self.images.remove(&host);
+        }
+    }
+
+    pub fn sights(&self) -> impl Iterator<Item = HostSight<'_>> {
+        self.hosts.values().map(|entry| self.sight(entry))
+    }
+
+    fn sight<'a>(&'a self, entry: &'a Entry) -> HostSight<'a> {
+        let host = &entry.host;
+        HostSight {
+            id: host.id,
+            name: &host.name,
+            state: if host.forced_down { HostState::Down } else { host.state },
+            spec: host.spec.as_ref(),
+            claims: entry.claims,
+            disabled: host.closed_because(),
+            best_effort: host.best_effort,
+            zone: &entry.zone,
+            metadata: &entry.metadata,
+            images: self.images.get(&host.id),
+        }
+    }
+
+    /// Puts a host where it belongs in every order.
+    fn weigh(&mut self, id: HostId) {
+        let Some(entry) = self.hosts.get(&id) else { return };
+        let sight = self.sight(entry);
+        let mut keys = [0; SCHEDULERS.len()];
+        for (key, scheduler) in keys.iter_mut().zip(SCHEDULERS) {
+            // What takes nothing more comes last, so that nobody walks past it.
+            *key = if filters::exhausted(&sight, &self.policy) {
+                i64::MAX
+            } else {
+                -scheduler.standing(&sight, &self.policy)
+            };
+        }
+        let up = sight.state == HostState::Up;
+        let runs = [BodyKind::Set, BodyKind::Vm].map(|kind| up && filters::body_engine(&sight, kind).is_ok());
+        let Some(entry) = self.hosts.get_mut(&id) else { return };
+        for ((order, before), now) in self.orders.iter_mut().zip(entry.keys).zip(keys) {
+            if before != now {
+                order.remove(&(before, id));
+                order.insert((now, id));
+            }
+        }
+        for ((count, before), now) in self.runs.iter_mut().zip(entry.runs).zip(runs) {
+            *count = *count + usize::from(now) - usize::from(before);
+        }
+        (entry.keys, entry.runs) = (keys, runs);
+    }
+
+    /// The earliest body that any host at all may run.
+    fn least_body(&self, request: &Request) -> usize {
+        let runs = |kind: &BodyKind| match kind {
+            BodyKind::Set => self.runs[0] > 0,
+            BodyKind::Vm => self.runs[1] > 0,
+        };
+        request.bodies.iter().position(runs).unwrap_or(0)
+    }
+
+    /// Chooses a host and a body.
+    pub fn place(&self, request: &Request) -> Result<Placement, NoRoom> {
+        let scheduler = self.policy.scheduler_of(request);
+        let index = request.scheduler.unwrap_or(self.policy.scheduler).index();
+        let mut best: Option<Best> = None;
+        let look = |id: &HostId, best: &mut Option<Best>| {
+            let Some(entry) = self.hosts.get(id) else { return };
+            let sight = self.sight(entry);
+            if let Ok(body) = body_for(&sight, request, &self.policy) {
+                let score = scheduler.standing(&sight, &self.policy) + scheduler.asked(&sight, request);
+                Best::take(best, body, score, *id);
+            }
+        };
+        if let Some(id) = request.pinned.or(request.volume_host) {
+            look(&id, &mut best);
+            return best.map(Best::placement).ok_or_else(|| self.refused([id], request));
+        }
+        if let Some(among) = &request.among {
+            among.iter().for_each(|id| look(id, &mut best));
+            return best.map(Best::placement).ok_or_else(|| self.refused(among.iter().copied(), request));
+        }
+        // What an exhausted host may still take is not in the order of its score.
+        let small =
+            request.bodies.is_empty() || request.vcpus == 0 || request.memory_mib < filters::LEAST_MEMORY;
+        if small || request.qos == Qos::BestEffort {
+            self.hosts.keys().for_each(|id| look(id, &mut best));
+            return best.map(Best::placement).ok_or_else(|| self.refused(self.ids(), request));
+        }
+        let holders = || request.images.iter().filter_map(|image| self.holders.get(image));
+        let few = holders().map(BTreeSet::len).sum::<usize>() <= FEW;
+        let members = request.group.iter().flat_map(|group| group.members.keys());
+        members.for_each(|id| look(id, &mut best));
+        if few {
+            holders().flatten().for_each(|id| look(id, &mut best));
+        }
+        // Members were looked at; whoever else is in the order gains from images at most.
+        let most = if few || request.images.is_empty() { 0 } else { scheduler.images_most() };
+        let least = self.least_body(request);
+        for (key, id) in &self.orders[index] {
+            if let Some(best) = &best
+                && best.body <= least
+                && (key.saturating_neg().saturating_add(most), std::cmp::Reverse(*id))
+                    < (best.score, std::cmp::Reverse(best.host))
+            {
+                break;
+            }
+            look(id, &mut best);
+        }
+        best.map(Best::placement).ok_or_else(|| self.refused(self.ids(), request))
+    }
+
+    fn ids(&self) -> BTreeSet<HostId> {
+        self.hosts.keys().copied().collect()
+    }
+
+    /// Why these hosts are not fit.
+    fn refused(&self, ids: impl IntoIterator<Item = HostId>, request: &Request) -> NoRoom {
+        let entries: Vec<&Entry> = ids.into_iter().filter_map(|id| self.hosts.get(&id)).collect();
+        let reasons = |entry: &&Entry| {
+            let why = body_for(&self.sight(entry), request, &self.policy).err()?;
+            Some((entry.host.name.clone(), why.into_iter().map(|(_, why)| why).collect()))
+        };
+        let hosts: Vec<_> = entries.iter().take(TOLD).filter_map(reasons).collect();
+        NoRoom { more: entries.len().saturating_sub(TOLD), hosts }
+    }
+}
