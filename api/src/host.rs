@@ -220,9 +220,12 @@ pub struct HostChange {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MaintenanceCreate {
+    /// Why: 1 to 255 characters.
+    #[schema(min_length = 1, max_length = 255)]
     pub reason: String,
     /// Most instances that move at one time, 1 to 64. Default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 64)]
     pub at_a_time: Option<u32>,
 }
 

@@ -407,6 +407,7 @@ pub struct MoveCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<BodyKind>,
     /// Why: 1 to 255 characters.
+    #[schema(min_length = 1, max_length = 255)]
     pub reason: String,
 }
 

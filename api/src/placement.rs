@@ -2,7 +2,7 @@
 //! chosen or not.
 
 use crate::instance::BodyKind;
-use crate::{HostId, InstanceId};
+use crate::{FieldError, HostId, InstanceId, validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -106,19 +106,25 @@ pub struct PlacementAsk {
     /// An instance that exists: what it is says what is asked, and its own host is left out. Name or id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// Virtual CPUs.
+    /// Virtual CPUs, at most 256.
     #[serde(default)]
+    #[schema(maximum = 256)]
     pub vcpus: u32,
+    /// At most 4,194,304 MiB.
     #[serde(default)]
+    #[schema(maximum = 4_194_304)]
     pub memory_mib: u64,
-    /// Room for new volumes, in GiB.
+    /// Room for new volumes, in GiB; at most 65,536.
     #[serde(default)]
+    #[schema(maximum = 65_536)]
     pub volume_gib: u64,
     /// Acceptable bodies, the preferred first. Default: both, a set first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 2)]
     pub bodies: Vec<BodyKind>,
-    /// Names or ids of networks.
+    /// Names or ids of networks. At most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 8)]
     pub networks: Vec<String>,
     /// Name or id of the image, for hosts that have it already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,6 +139,16 @@ pub struct PlacementAsk {
     /// Name of the scheduler. Default: the project's, else the cloud's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,
+}
+
+impl PlacementAsk {
+    pub fn check(&self) -> Result<(), FieldError> {
+        validate::within("vcpus", self.vcpus.into(), 0, 256, "")?;
+        validate::within("memory_mib", self.memory_mib, 0, 4 << 20, "MiB")?;
+        validate::within("volume_gib", self.volume_gib, 0, validate::VOLUME_GIB_MAX, "GiB")?;
+        validate::within("bodies", self.bodies.len() as u64, 0, 2, "bodies")?;
+        validate::within("networks", self.networks.len() as u64, 0, 8, "networks")
+    }
 }
 
 /// What placement says of every host. It claims nothing: the next order may find things changed.
@@ -187,6 +203,7 @@ pub struct PlacementReason {
 #[serde(deny_unknown_fields)]
 pub struct RebalanceAsk {
     /// Most moves in the plan, 1 to 1,000.
+    #[schema(minimum = 1, maximum = 1000)]
     pub most: u32,
 }
 

@@ -169,6 +169,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
             let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
             println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
+        }
         Verb::BenchPlacement => {
             let bench = own_program()?.with_file_name("amphi-bench-placement");
             return Err(std::process::Command::new(&bench).exec())

@@ -19,6 +19,7 @@ impl Ops {
         scope: ProjectId,
         ask: &PlacementAsk,
     ) -> Result<PlacementExplained, OpsError> {
+        ask.check()?;
         let view = self.world().read();
         let request = request(&view, scope, ask)?;
         let policy = view.fleet.policy();

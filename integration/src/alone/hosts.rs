@@ -9,8 +9,9 @@ use amphi_api::ErrorBody;
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::{MemberStatus, Power};
 use amphi_api::wire::{
-    Answer, BodyDesired, BodyState, FromHost, HEARTBEAT_SECONDS, HostDesired, HostStatus, InstanceDesired,
-    InstanceStatus, JoinAnswer, JoinRequest, JoinTicket, PROTOCOL, SnapshotStatus, ToHost, VolumeStatus,
+    Answer, BodyDesired, BodyState, ExpectedStatus, FromHost, HEARTBEAT_SECONDS, HostDesired, HostStatus,
+    InstanceDesired, InstanceStatus, JoinAnswer, JoinRequest, JoinTicket, PROTOCOL, SnapshotStatus, ToHost,
+    VolumeStatus,
 };
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{Sink, SinkExt, StreamExt};
@@ -152,6 +153,11 @@ fn done(desired: &HostDesired) -> HostStatus {
     HostStatus {
         generation: desired.generation,
         instances: desired.instances.iter().map(body).collect(),
+        expected: desired
+            .expected
+            .iter()
+            .map(|i| ExpectedStatus { id: i.id, epoch: i.epoch, ready: true, fault: None })
+            .collect(),
         volumes: desired
             .volumes
             .iter()

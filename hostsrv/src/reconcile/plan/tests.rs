@@ -123,6 +123,7 @@ fn name(step: &Step) -> String {
         Step::Remove { kind, epoch, remains: Remains::Roots } => return format!("remove {kind} {epoch}"),
         Step::Remove { kind, epoch, .. } => return format!("bury {kind} {epoch}"),
         Step::TellGrown { kind, .. } => return format!("tell {kind}"),
+        Step::PrepareExpected => "prepare what comes",
         Step::PrepareNext => "prepare next",
         Step::PrepareDesired => "prepare",
         Step::EnsureVolume { .. } => "volume",
