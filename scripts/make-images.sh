@@ -125,9 +125,9 @@ metric=$(cat "/sys/class/net/$interface/ifindex")
 [ "$interface" != eth0 ] || metric=0
 event=$1
 case $event in
-deconfig) ip addr flush dev "$interface"; ip link set "$interface" up ;;
+deconfig) ip -4 addr flush dev "$interface"; ip link set "$interface" up ;;
 bound | renew)
-  ip addr flush dev "$interface"
+  ip -4 addr flush dev "$interface"
   ip addr add "$ip/$mask" dev "$interface"
   [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
   if [ -n "$staticroutes" ]; then
