@@ -232,6 +232,7 @@ mod tests {
         let desired = HostDesired {
             host: HostId::new(),
             generation: 1,
+            expected: Vec::new(),
             instances: vec![one, two, elsewhere],
             volumes: Vec::new(),
             snapshots: Vec::new(),
