@@ -53,6 +53,12 @@ impl Guard {
                 (state, _) => state,
             };
             let until = if state == LeaseState::Fenced { 0 } else { until };
+            if fenced.is_some() && state != LeaseState::Fenced {
+                // What an engine was starting when this host was fenced goes before anything new may come.
+                self.sweep();
+                tracing::info!("this host is admitted again");
+                fenced = None;
+            }
             let voters = self.shared.voters().borrow().clone();
             let memo = Memo { state, until, rule, voters };
             // Before anything is ended: nothing is started from here on. And nothing is said before a controller has spoken.
@@ -77,13 +83,7 @@ impl Guard {
                         fenced = Some((since, Instant::now()));
                     }
                 }
-                (_, Some(_)) => {
-                    // What was being started when it was fenced goes before anything new may come.
-                    self.sweep();
-                    tracing::info!("this host is admitted again");
-                    fenced = None;
-                }
-                (_, None) => {}
+                _ => {}
             }
             self.shared.set_state(state);
         }

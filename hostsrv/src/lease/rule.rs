@@ -161,9 +161,6 @@ impl Rule {
         let back = |time: &mut Millis| *time = time.saturating_sub(by).max(floor.min(*time));
         self.renewed.iter_mut().for_each(back);
         self.vouching.values_mut().for_each(back);
-        // Words that lapsed are as if they were never said.
-        let evidence = self.timing.evidence;
-        self.vouching.retain(|_, asked| *asked + evidence > floor);
     }
 
     /// The same for the grant's number, which is a time on the controller's clock.
