@@ -1,6 +1,6 @@
 //! The lease of a host, in words: what its lease process says to the controller and hears, what it asks other hosts, and
 //! the times that both sides keep to. All durations are milliseconds on clocks that only go forward and do not stop while
-//! the machine sleeps; no clock is ever compared with another machine's. `docs/failover.md` says why this is enough.
+//! the machine sleeps; no clock is ever compared with another machine's. `docs/lease.md` says why this is enough.
 
 use crate::HostId;
 use schemars::JsonSchema;

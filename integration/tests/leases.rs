@@ -82,7 +82,7 @@ impl Stage {
     fn guests(&self, host: &str) -> String {
         let script = r#"for p in /proc/[0-9]*; do
             c=$(tr '\0' ' ' <$p/cmdline 2>/dev/null); s=$(cut -d' ' -f22 $p/stat 2>/dev/null)
-            case "$c" in *qemu*guest=amphi-*) echo "vm ${p#/proc/} $s";; "/bin/sh -c while :; do sleep 1000"*) echo "set ${p#/proc/} $s";; esac
+            case "$c" in /usr/bin/qemu*guest=amphi-*) echo "vm ${p#/proc/} $s";; "/bin/sh -c while :; do sleep 1000"*) echo "set ${p#/proc/} $s";; esac
         done; true"#;
         self.lab.run(host, &["sh", "-c", script]).expect("the host answers")
     }
@@ -94,6 +94,12 @@ impl Stage {
 
     fn boot(&self, host: &str) -> String {
         self.lab.run(host, &["cat", "/run/amphi/boot"]).expect("a boot")
+    }
+
+    /// The same guests, and nobody fenced.
+    fn unchanged(&self, before: &[(String, String); 3], when: &str) {
+        let now = HOSTS.map(|host| (self.guests(host), self.boot(host)));
+        assert_eq!(now, *before, "{when}");
     }
 
     fn in_state(&self, host: &str, state: &str, patience: Duration) {
@@ -134,7 +140,7 @@ fn stage(layout: &Layout) -> Stage {
 fn an_outage_of_the_controller_stops_nobody_and_a_lonely_host_stops_itself() {
     let layout =
         Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("leases-lab")).expect("lab directory");
-    let stage = stage(&layout);
+    let mut stage = stage(&layout);
     let instances = [
         stage.set("one", "h1"),
         stage.create("two", "h1", BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None })),
@@ -145,23 +151,21 @@ fn an_outage_of_the_controller_stops_nobody_and_a_lonely_host_stops_itself() {
     HOSTS.iter().for_each(|host| stage.in_state(host, "held", PATIENCE));
     let before = HOSTS.map(|host| (stage.guests(host), stage.boot(host)));
     assert_eq!(before[0].0.lines().count(), 2, "{before:?}");
-    let unchanged = |when: &str| {
-        let now = HOSTS.map(|host| (stage.guests(host), stage.boot(host)));
-        assert_eq!(now, before, "{when}: the same guests, and nobody fenced");
-    };
 
     println!("the controller is away for {OUTAGE:?}");
     stage.lab.kill(CONTROLLER, "controller", Signal::SIGKILL).expect("killed");
     let began = Instant::now();
     HOSTS.iter().for_each(|host| stage.in_state(host, "hold", PATIENCE));
     while began.elapsed() < OUTAGE {
-        unchanged("while the controller is away");
+        stage.unchanged(&before, "while the controller is away");
         HOSTS.iter().for_each(|host| assert_eq!(stage.lease(host)["state"], "hold", "{host}"));
         std::thread::sleep(Duration::from_millis(250));
     }
     stage.lab.start(CONTROLLER, "controller").expect("started");
+    // The connections of the old client ended with the old controller.
+    stage.client = run::client(&layout).expect("client");
     HOSTS.iter().for_each(|host| stage.in_state(host, "held", PATIENCE));
-    unchanged("when the controller is back");
+    stage.unchanged(&before, "when the controller is back");
 
     println!("agent and lease process of h1 are killed and started again");
     stage.lab.kill("h1", "hostsrv", Signal::SIGKILL).expect("killed");
@@ -169,7 +173,7 @@ fn an_outage_of_the_controller_stops_nobody_and_a_lonely_host_stops_itself() {
     stage.lab.start("h1", "lease").expect("started");
     stage.lab.start("h1", "hostsrv").expect("started");
     stage.in_state("h1", "held", PATIENCE);
-    unchanged("after restarts of both processes");
+    stage.unchanged(&before, "after restarts of both processes");
 
     println!("h1 is cut off from everybody");
     let others = [CONTROLLER, "h2", "h3"];
