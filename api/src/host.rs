@@ -171,6 +171,11 @@ pub struct Host {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<HostSpec>,
     pub claims: Claims,
+    /// Since when the network shuts it out: it was taken for dead and has not yet buried what moved away from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    #[schema(value_type = Option<String>)]
+    pub barred_since: Option<Timestamp>,
     /// When the agent was last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]

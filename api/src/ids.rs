@@ -86,6 +86,8 @@ id!(/// An image of the catalogue.
     ImageId);
 id!(/// One exchange of an instance's body.
     ExchangeId);
+id!(/// One failover of a host.
+    FailoverId);
 id!(/// A user: who asks.
     UserId);
 id!(/// A server group: instances that keep together or apart.

@@ -1,5 +1,6 @@
 //! Instances: identity first, body second. Owns the request, its rules and the view; refuses engine terms.
 
+use crate::failover::FailoverTerms;
 use crate::placement::Qos;
 use crate::set::SetSpec;
 use crate::{
@@ -156,6 +157,8 @@ pub struct InstanceCreate {
     pub metadata: BTreeMap<String, String>,
     #[serde(default)]
     pub failover: FailoverPolicy,
+    #[serde(default, skip_serializing_if = "FailoverTerms::is_default")]
+    pub failover_terms: FailoverTerms,
     /// Name or id of the host to begin on. Whether it may leave it when it fails is `failover`'s to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -195,6 +198,7 @@ impl InstanceCreate {
         }
         let user_data = self.user_data.as_deref().unwrap_or_default().len();
         validate::within("user_data", user_data as u64, 0, validate::USER_DATA_MAX as u64, "bytes")?;
+        self.failover_terms.check().map_err(|e| e.under("failover_terms"))?;
         validate::within("ssh_keys", self.ssh_keys.len() as u64, 0, 32, "keys")?;
         for (at, key) in self.ssh_keys.iter().enumerate() {
             if key.trim().is_empty() || key.len() > 16_384 || key.chars().any(char::is_control) {
@@ -363,6 +367,8 @@ pub struct Instance {
     pub failover: FailoverPolicy,
     #[serde(default, skip_serializing_if = "is_standard")]
     pub qos: Qos,
+    #[serde(default, skip_serializing_if = "FailoverTerms::is_default")]
+    pub failover_terms: FailoverTerms,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

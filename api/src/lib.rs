@@ -5,6 +5,7 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod error;
+pub mod failover;
 pub mod host;
 pub mod ids;
 pub mod image;

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use amphi_api::VolumeId;
+use amphi_api::failover::{FailoverTerms, LocalVolume, PRIORITY_DEFAULT};
 use amphi_api::instance::{BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume};
 use amphi_api::placement::Qos;
 use clap::{Args, ValueEnum};
@@ -40,9 +41,15 @@ pub struct InstanceFlags {
     /// KEY=VALUE; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     metadata: Vec<(String, String)>,
-    /// What an evacuation may do.
+    /// What may happen when its host is lost.
     #[arg(long, value_enum, default_value_t = Failover::AnyKind)]
     failover: Failover,
+    /// Who goes first when a host is lost: 0 to 1,000, the lower the earlier.
+    #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
+    failover_priority: u32,
+    /// When a host is lost with its data volume, go on elsewhere with a blank one. Default: wait for the host.
+    #[arg(long)]
+    failover_fresh_volume: bool,
     /// Name or id of the one host it may go to.
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
@@ -102,6 +109,13 @@ impl InstanceFlags {
                 Failover::Never => FailoverPolicy::Never,
                 Failover::SameKind => FailoverPolicy::SameKind,
                 Failover::AnyKind => FailoverPolicy::AnyKind,
+            },
+            failover_terms: FailoverTerms {
+                priority: self.failover_priority,
+                local_volume: match self.failover_fresh_volume {
+                    true => LocalVolume::Fresh,
+                    false => LocalVolume::Wait,
+                },
             },
             host: self.host,
             qos: self.qos,

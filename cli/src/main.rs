@@ -85,6 +85,9 @@ enum Noun {
     Rebalance(noun::moving::Rebalance),
     /// Where an order would go, and why not elsewhere.
     Place(noun::place::Arguments),
+    /// Hosts that were taken for dead, and what became of their instances.
+    #[command(alias = "failover")]
+    Failovers(noun::failovers::Arguments),
     /// Volumes.
     #[command(subcommand)]
     Volume(noun::volume::Command),
@@ -129,6 +132,7 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Set(command) => command.run(session).await,
         Noun::Vm(command) => command.run(session).await,
         Noun::Instance(command) => command.run(session).await,
+        Noun::Failovers(arguments) => arguments.run(session).await,
         Noun::Exchange(arguments) => arguments.run(session).await,
         Noun::Move(arguments) => arguments.run(session).await,
         Noun::Rebalance(arguments) => arguments.run(session).await,

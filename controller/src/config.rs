@@ -1,9 +1,11 @@
 //! The controller's settings, from one TOML file. An unknown key is refused by name: a misspelt setting that is quietly
 //! left out is a setting that somebody believes in.
 
+use crate::fence::{Fence, FenceConfig};
 use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +44,9 @@ pub struct Config {
     /// The scheduler of whoever names none: `spread` or `pack`. Default: `spread`.
     #[serde(default)]
     pub scheduler: Option<String>,
+    /// What switches hosts off from outside, by host name. None: a host's own lease is what counts.
+    #[serde(default)]
+    pub fence: BTreeMap<String, FenceConfig>,
     /// How long a deleted volume stays in the recycle bin, in hours.
     #[serde(default = "recycle_hours")]
     pub recycle_hours: u32,
@@ -108,6 +113,15 @@ impl Config {
     fn scheduler_id(&self) -> anyhow::Result<SchedulerId> {
         let named = self.scheduler.as_deref().map(SchedulerId::named).transpose();
         Ok(named.map_err(|why| anyhow::anyhow!("scheduler: {why}"))?.unwrap_or_default())
+    }
+
+    /// The fence devices, ready to be asked.
+    pub fn fences(&self) -> anyhow::Result<BTreeMap<String, Fence>> {
+        let open = |(host, config): (&String, &FenceConfig)| {
+            let fence = config.open().with_context(|| format!("in [fence.{host}]"))?;
+            Ok((host.clone(), fence))
+        };
+        self.fence.iter().map(open).collect()
     }
 
     pub fn policy(&self) -> Policy {

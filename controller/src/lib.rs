@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod config;
 pub mod faces;
+pub mod fence;
 pub mod images;
 pub mod leases;
 pub mod model;

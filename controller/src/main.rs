@@ -7,6 +7,7 @@ use amphi_controller::faces::hosts::{self, Links};
 use amphi_controller::faces::native::Native;
 use amphi_controller::faces::side::Side;
 use amphi_controller::images::BlobStore;
+use amphi_controller::network::Southbound;
 use amphi_controller::ops::{Ops, Settings, World};
 use amphi_controller::pki::{self, Ca};
 use amphi_controller::store::{SledStore, Store};
@@ -86,7 +87,11 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
-    let tasks: [Arc<dyn Task>; 8] = [
+    let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
+    let failover =
+        tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
+    let tasks: [Arc<dyn Task>; 9] = [
+        Arc::new(failover),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),

@@ -64,6 +64,7 @@ impl Trouble {
             ssh_keys: vec![],
             metadata: Default::default(),
             failover: Default::default(),
+            failover_terms: Default::default(),
             host: None,
             ..InstanceCreate::default()
         };

@@ -1,6 +1,7 @@
 //! One method per route, noun by noun. Lists come out of their envelope (`{"instances": […]}`).
 
 use super::{Client, ClientError};
+use crate::failover::Failover;
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use crate::image::{Image, ImageCreate};
 use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
@@ -97,6 +98,11 @@ impl Client {
     /// What placement thinks of every host. Claims nothing.
     pub async fn explain_placement(&self, ask: &PlacementAsk) -> Result<PlacementExplained> {
         self.post("explain placement".to_owned(), "/placements/explain", ask).await
+    }
+
+    /// The newest first.
+    pub async fn failovers(&self) -> Result<Vec<Failover>> {
+        self.list("failovers", "/failovers").await
     }
 
     pub async fn create_join_token(&self, request: &JoinTokenCreate) -> Result<JoinToken> {

@@ -181,7 +181,7 @@ pub fn list(hosts: &[Host], now: Timestamp) -> String {
                 |used: String, all: Option<String>| all.map_or("-".to_owned(), |all| format!("{used}/{all}"));
             vec![
                 host.name.clone(),
-                word(host.state),
+                state(host),
                 or_dash(spec.map(|s| &s.address)),
                 of(
                     host.claims.vcpus.to_string(),
@@ -202,6 +202,12 @@ pub fn list(hosts: &[Host], now: Timestamp) -> String {
     )
 }
 
+/// `down/barred`: taken for dead, and shut out of the network until it has buried what moved away.
+fn state(host: &Host) -> String {
+    let barred = if host.barred_since.is_some() { "/barred" } else { "" };
+    format!("{}{barred}", word(host.state))
+}
+
 /// `docker=20.10.24`, with `!` where it cannot be used now.
 fn engine(engine: &Engine) -> String {
     let trouble = if engine.trouble.is_some() { "!" } else { "" };
@@ -211,13 +217,13 @@ fn engine(engine: &Engine) -> String {
 
 fn detail(host: &Host, now: Timestamp) -> String {
     let mut lines = Vec::new();
-    if host.state == HostState::Down {
+    if host.state == HostState::Down && host.barred_since.is_none() {
         lines.push(("!", format!("{0} does not answer. If it is dead: amphi host evacuate {0}", host.name)));
     }
     lines.extend([
         ("Name", host.name.clone()),
         ("Id", host.id.to_string()),
-        ("State", word(host.state)),
+        ("State", state(host)),
         ("Seen", host.seen_at.map_or("never".to_owned(), |at| moment(at, now))),
         (
             "Promised",

@@ -1,6 +1,7 @@
 //! One file per noun: its verbs, its columns.
 
 pub mod exchange;
+pub mod failovers;
 pub mod host;
 pub mod image;
 pub mod instance;

@@ -86,6 +86,10 @@ impl HostLinks for Links {
     fn is_linked(&self, host: HostId) -> bool {
         self.is_up(host)
     }
+
+    fn end(&self, host: HostId) {
+        Links::end(self, host);
+    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub struct HostRecord {
     /// It is being emptied, or kept empty: nothing new comes here.
     #[serde(default)]
     pub maintenance: Option<MaintenanceRecord>,
+    /// Taken for dead then, and not let in since: the network shuts it out, and nothing is placed on it.
+    #[serde(default)]
+    pub barred_since: Option<Timestamp>,
     pub joined_at: Timestamp,
 }
 

@@ -5,6 +5,7 @@ mod action;
 mod aggregate;
 mod claim;
 mod exchange;
+mod failover;
 mod flavor;
 mod host;
 pub mod identity;
@@ -32,6 +33,7 @@ pub use exchange::{
     ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,
     exchange_step,
 };
+pub use failover::{FAILOVERS_KEPT, FailoverRecord};
 pub use flavor::{DEFAULT_FLAVORS, FlavorKey, FlavorRecord};
 pub use host::{HostRecord, JoinDigest, JoinRecord, MaintenanceRecord};
 pub use image::{ImageExport, ImageRecord};

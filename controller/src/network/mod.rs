@@ -12,9 +12,11 @@ mod northbound;
 mod ports;
 mod render;
 mod router;
+mod southbound;
 
 pub use northbound::{Northbound, ProjectionError};
 pub use render::{Table, render};
+pub use southbound::{BarError, Barred, NetworkBar, Southbound};
 
 use amphi_api::network::{Direction, Family};
 use amphi_api::{FloatingIpId, NetworkId, PortId, QosRuleId, RouterId, RuleId, SecurityGroupId, SubnetId};

@@ -67,6 +67,11 @@ impl Draft {
         })
     }
 
+    /// Compares and writes so far, those of claims included.
+    pub(super) fn size(&self) -> usize {
+        self.txn.compares.len() + self.txn.ops.len() + 2 * self.claims.len()
+    }
+
     /// Promises more of the host.
     pub fn claim(&mut self, host: HostId, claims: Claims) {
         self.claims.entry(host).or_default().push((true, claims));

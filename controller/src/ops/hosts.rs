@@ -84,6 +84,7 @@ impl Ops {
                         leased: false,
                         best_effort: false,
                         maintenance: None,
+                        barred_since: None,
                         joined_at: now,
                     };
                     draft.create(&record);
@@ -149,9 +150,10 @@ impl Ops {
     /// Writes only what is new.
     pub async fn heartbeat(&self, host: HostId, engines: &[Engine], free_bytes: u64) -> Result<(), OpsError> {
         self.hear(host);
+        // One that was taken for dead is up again by a hello alone: a word of before may still be on its way.
         let news = |row: &HostRecord| {
             let spec = row.spec.as_ref();
-            !row.is_up()
+            (!row.is_up() && row.barred_since.is_none())
                 || spec.is_none_or(|s| s.engines != engines || s.volume_group_free_bytes != free_bytes)
         };
         if !self.world().read().hosts.get(host).is_some_and(|row| news(row)) {
@@ -165,7 +167,7 @@ impl Ops {
                     spec.engines = engines.to_vec();
                     spec.volume_group_free_bytes = free_bytes;
                 }
-                if !record.is_up() {
+                if !record.is_up() && record.barred_since.is_none() {
                     record.state = HostState::Up;
                     record.state_since = Timestamp::now();
                 }
@@ -244,6 +246,7 @@ impl Ops {
             state: record.state,
             spec: record.spec.clone(),
             claims: view.claims_of(record.id),
+            barred_since: record.barred_since,
             seen_at: self
                 .heard_at(record.id)
                 .or_else(|| (record.state == HostState::Down).then_some(record.state_since)),

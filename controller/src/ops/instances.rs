@@ -93,6 +93,7 @@ fn decide(
         ssh_keys: request.ssh_keys.clone(),
         metadata: request.metadata.clone(),
         failover: request.failover,
+        failover_terms: request.failover_terms,
         asked: Request { pinned, ..Request::default() },
         server: ServerTraits {
             qos: request.qos,
@@ -177,6 +178,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         metadata: record.metadata.clone(),
         failover: record.failover,
         qos: record.server.qos,
+        failover_terms: record.failover_terms,
         fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
         lost: record.lost.clone(),
         created_at: record.created_at,

@@ -13,6 +13,8 @@ mod draft;
 mod error;
 pub mod evacuate;
 pub mod exchanges;
+mod exodus;
+mod failover;
 pub mod flavors;
 pub mod floating_ips;
 mod groups;
@@ -92,6 +94,8 @@ pub trait HostLinks: Send + Sync + 'static {
     async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError>;
     /// Whether a link to the host stands here now.
     fn is_linked(&self, host: HostId) -> bool;
+    /// Ends the link that stands, if one does: the host has to say hello again.
+    fn end(&self, host: HostId);
 }
 
 #[derive(Clone, Debug, thiserror::Error)]

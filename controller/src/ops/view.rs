@@ -163,6 +163,7 @@ pub struct View {
     pub volume_types: Table<VolumeTypeRecord>,
     pub volume_transfers: Table<VolumeTransferRecord>,
     pub exchanges: Table<ExchangeRecord>,
+    pub failovers: Table<FailoverRecord>,
     pub tombstones: Table<TombstoneRecord>,
     pub claims: Table<ClaimRecord>,
     pub actions: Table<ActionRecord>,
@@ -349,6 +350,7 @@ impl View {
             }
             ActionRecord::PREFIX => drop(self.actions.put(read!(), version)),
             MigrationRecord::PREFIX => drop(self.migrations.put(read!(), version)),
+            FailoverRecord::PREFIX => drop(self.failovers.put(read!(), version)),
             ClaimRecord::PREFIX => {
                 let (host, _) = self.claims.put(read!(), version);
                 self.reclaim(host);
@@ -498,6 +500,7 @@ impl View {
             }
             ActionRecord::PREFIX => drop(remove(&mut self.actions, id)),
             MigrationRecord::PREFIX => drop(remove(&mut self.migrations, id)),
+            FailoverRecord::PREFIX => drop(remove(&mut self.failovers, id)),
             ClaimRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.claims, id) {
                     self.reclaim(old.host);

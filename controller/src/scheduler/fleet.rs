@@ -134,7 +134,7 @@ impl Fleet {
         HostSight {
             id: host.id,
             name: &host.name,
-            state: if host.forced_down { HostState::Down } else { host.state },
+            state: if host.forced_down || host.barred_since.is_some() { HostState::Down } else { host.state },
             spec: host.spec.as_ref(),
             claims: entry.claims,
             disabled: host.closed_because(),

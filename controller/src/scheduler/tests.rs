@@ -187,6 +187,7 @@ fn record(number: u128, spec: &HostSpec) -> HostRecord {
         disabled: false,
         disabled_reason: None,
         forced_down: false,
+        barred_since: None,
         leased: false,
         best_effort: false,
         maintenance: None,

@@ -2,6 +2,7 @@
 
 pub mod driver;
 mod exchanges;
+mod failover;
 mod journal;
 mod leases;
 mod maintenance;
@@ -13,6 +14,7 @@ mod topology;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
+pub use failover::{Failover, Unleased, Verdict, Verdicts};
 pub use journal::Journal;
 pub use leases::Leases;
 pub use maintenance::MaintenanceMoves;

@@ -70,6 +70,7 @@ fn instance(name: &str, host: Option<&str>, body: BodySpec, memory_mib: u64) -> 
         ssh_keys: Vec::new(),
         metadata: Default::default(),
         failover: FailoverPolicy::default(),
+        failover_terms: Default::default(),
         host: host.map(str::to_owned),
         ..InstanceCreate::default()
     }

@@ -100,6 +100,13 @@ impl Links {
         tokio::time::timeout(self.patience, asked).await.map_err(|_| AskError::Timeout)?
     }
 
+    /// Ends a host's link, if one stands.
+    pub fn end(&self, host: HostId) {
+        if let Some(open) = locked(&self.open).get(&host) {
+            open.stop.cancel();
+        }
+    }
+
     /// Ends all links; hosts come back to whoever serves then.
     pub fn shutdown(&self) {
         locked(&self.open).values().for_each(|open| open.stop.cancel());

@@ -78,7 +78,7 @@ fn need(method: &Method, path: &str) -> &'static str {
     let below = path.strip_prefix("/v1/").unwrap_or_default();
     let noun = below.split('/').next().unwrap_or_default();
     match noun {
-        "hosts" | "join-tokens" | "placements" => "admin",
+        "hosts" | "join-tokens" | "placements" | "failovers" => "admin",
         // Which host runs what is the operator's business.
         _ if path.ends_with("/moves") => "admin",
         _ if method == Method::GET || method == Method::HEAD => "reader",

@@ -4,6 +4,7 @@
 mod answers;
 mod exchanges;
 mod extract;
+mod failovers;
 mod groups;
 mod guard;
 mod hosts;
@@ -97,6 +98,8 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(exchanges::create_move))
         .routes(routes!(placements::explain))
         .routes(routes!(placements::rebalance))
+        .routes(routes!(failovers::list))
+        .routes(routes!(failovers::show))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::delete))
         .routes(routes!(volumes::extend))

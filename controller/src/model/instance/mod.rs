@@ -14,6 +14,7 @@ pub use state::{fault_of, state_of};
 pub use traits::{Attachment, FlavorCopy, Leaving, Lock, Resize, ServerTraits, Shelved};
 
 use super::Record;
+use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, BodySpec, FailoverPolicy, Lost, Power};
 use amphi_api::{ExchangeId, HostId, ImageId, InstanceId, PortId, ProjectId, SecurityGroupId, VolumeId};
 use jiff::Timestamp;
@@ -75,6 +76,8 @@ pub struct InstanceRecord {
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     pub failover: FailoverPolicy,
+    #[serde(default)]
+    pub failover_terms: FailoverTerms,
 
     pub epoch: u64,
     /// Where its body belongs; none while no host has room for it.
@@ -191,6 +194,7 @@ pub(super) mod tests {
             ssh_keys: Vec::new(),
             metadata: BTreeMap::new(),
             failover: FailoverPolicy::AnyKind,
+            failover_terms: FailoverTerms::default(),
             epoch: 2,
             host: Some(HostId::new()),
             body: BodyKind::Set,

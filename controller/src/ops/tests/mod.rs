@@ -46,6 +46,9 @@ impl HostLinks for PlayedLinks {
     fn is_linked(&self, host: HostId) -> bool {
         self.0.lock().unwrap().contains(&host)
     }
+    fn end(&self, host: HostId) {
+        self.0.lock().unwrap().remove(&host);
+    }
 }
 
 /// The real store, which can be told to refuse commits.

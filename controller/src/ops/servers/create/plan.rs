@@ -9,6 +9,7 @@ use crate::ops::orders::instance_claims;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports, server_groups};
 use crate::scheduler::{Policy, Request};
+use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, FailoverPolicy, Fault, Power};
 use amphi_api::{
     HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, SnapshotId, VolumeId,
@@ -37,6 +38,7 @@ pub(in crate::ops) struct Plan {
     pub ssh_keys: Vec<String>,
     pub metadata: BTreeMap<String, String>,
     pub failover: FailoverPolicy,
+    pub failover_terms: FailoverTerms,
     /// What placement is asked beside the sizes.
     pub asked: Request,
     pub server: ServerTraits,
@@ -186,6 +188,7 @@ fn blank(id: InstanceId, plan: &Plan, now: Timestamp) -> InstanceRecord {
         ssh_keys: plan.ssh_keys.clone(),
         metadata: plan.metadata.clone(),
         failover: plan.failover,
+        failover_terms: plan.failover_terms,
         epoch: 1,
         host: None,
         body: plan.bodies.first().map_or(BodyKind::Vm, BodyRecord::kind),

@@ -139,6 +139,7 @@ pub(super) fn decide(
         ssh_keys: wish.key.iter().map(|(_, public)| public.trim().to_owned()).collect(),
         metadata: wish.metadata.clone(),
         failover: FailoverPolicy::AnyKind,
+        failover_terms: Default::default(),
         asked: asked(view, origin, wish)?,
         server: traits(
             origin,

@@ -1,0 +1,182 @@
+//! Fails hosts over. Each look judges anew, from the leases' verdicts and the records: whom to fence, whom to take for
+//! dead, whom the network has to shut out, what is to move, what runs by now, whom to let in again.
+//!
+//! Order of safety: a host is taken for dead only when its lease has ended (and is seized, so that it is granted nothing
+//! more) or a fence device says that it is off; nothing moves before the network has shut the host out, unless the host
+//! is known to be off. Nothing is let in before it has buried what moved.
+
+mod fencing;
+#[cfg(test)]
+mod tests;
+
+use super::Task;
+use crate::fence::Fence;
+use crate::network::NetworkBar;
+use crate::ops::Ops;
+use amphi_api::HostId;
+use amphi_api::failover::FailoverCause;
+use async_trait::async_trait;
+use fencing::Fencing;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A verdict is acted on within this.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often an instance that found no room is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How often the bars are compared although nothing has changed.
+const COMPARE: Duration = Duration::from_secs(10);
+
+/// What the lease of a host has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Fresh,
+    Late,
+    HeldBack { why: String },
+    Ended,
+}
+
+/// What failover needs of the leases.
+pub trait Verdicts: Send + Sync + 'static {
+    fn verdicts(&self) -> BTreeMap<HostId, Verdict>;
+    /// Takes an ended lease away; false when it has not ended after all.
+    fn seize(&self, host: HostId) -> bool;
+    /// Takes the lease of a host away that is known to be off.
+    fn seize_fenced(&self, host: HostId);
+    /// The host may be granted a lease again.
+    fn admit(&self, host: HostId);
+}
+
+/// Leases that nobody grants: hosts end by fence devices alone.
+pub struct Unleased;
+
+impl Verdicts for Unleased {
+    fn verdicts(&self) -> BTreeMap<HostId, Verdict> {
+        BTreeMap::new()
+    }
+    fn seize(&self, _: HostId) -> bool {
+        false
+    }
+    fn seize_fenced(&self, _: HostId) {}
+    fn admit(&self, _: HostId) {}
+}
+
+#[derive(Debug, Default)]
+struct Clock {
+    compared: Option<Instant>,
+    /// How many hosts were shut out then.
+    shut_out: usize,
+    tried_again: Option<Instant>,
+}
+
+pub struct Failover {
+    ops: Arc<Ops>,
+    leases: Arc<dyn Verdicts>,
+    network: Arc<dyn NetworkBar>,
+    fencing: Fencing,
+    clock: Mutex<Clock>,
+}
+
+impl Failover {
+    /// `fences` by host name.
+    pub fn new(
+        ops: Arc<Ops>,
+        leases: Arc<dyn Verdicts>,
+        network: Arc<dyn NetworkBar>,
+        fences: BTreeMap<String, Fence>,
+    ) -> Self {
+        Self { ops, leases, network, fencing: Fencing::new(fences), clock: Mutex::default() }
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes for dead who is.
+    async fn condemn(&self) -> anyhow::Result<()> {
+        let verdicts = self.leases.verdicts();
+        for (host, report) in self.fencing.look(&self.ops, &verdicts) {
+            self.leases.seize_fenced(host);
+            self.ops.condemn(host, FailoverCause::Fenced, Some(report)).await?;
+            self.fencing.done(host);
+        }
+        let ended = verdicts.iter().filter(|(_, verdict)| **verdict == Verdict::Ended);
+        for (host, _) in ended {
+            if self.ops.may_condemn(*host) && self.leases.seize(*host) {
+                tracing::warn!(%host, "the host's lease has ended: its instances go elsewhere");
+                self.ops.condemn(*host, FailoverCause::LeaseEnded, self.fencing.report(*host)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the network shut out who must be.
+    async fn bar(&self) -> anyhow::Result<()> {
+        let barred = self.ops.barred();
+        let due = {
+            let clock = self.clock();
+            clock.shut_out != barred.len() || clock.compared.is_none_or(|at| at.elapsed() >= COMPARE)
+        };
+        if !due && !self.ops.bars_are_awaited() {
+            return Ok(());
+        }
+        let outcome = self.network.shut_out(&barred).await;
+        if outcome.is_ok() {
+            let mut clock = self.clock();
+            clock.compared = Some(Instant::now());
+            clock.shut_out = barred.len();
+        }
+        self.ops.are_barred(&barred, outcome.is_ok()).await?;
+        Ok(outcome?)
+    }
+
+    async fn move_away(&self) -> anyhow::Result<()> {
+        let again = {
+            let mut clock = self.clock();
+            let due = clock.tried_again.is_none_or(|at| at.elapsed() >= AGAIN);
+            if due {
+                clock.tried_again = Some(Instant::now());
+            }
+            due
+        };
+        for id in self.ops.failovers_to_move(again) {
+            self.ops.move_away(id, again).await?;
+        }
+        Ok(())
+    }
+
+    async fn let_in(&self) -> anyhow::Result<()> {
+        for host in self.ops.returned_hosts() {
+            if self.ops.let_in(host).await? {
+                tracing::info!(%host, "the host has buried what had moved and is let in again");
+                self.leases.admit(host);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Task for Failover {
+    fn name(&self) -> &'static str {
+        "failover"
+    }
+    fn period(&self) -> Duration {
+        LOOK
+    }
+    fn wakes(&self) -> bool {
+        false
+    }
+    /// A step that fails holds up none of the others: each finds in the records what it needs.
+    async fn look(&self) -> anyhow::Result<()> {
+        let steps = [
+            self.condemn().await,
+            self.bar().await,
+            self.move_away().await,
+            self.ops.watch_failovers().await.map_err(Into::into),
+            self.let_in().await,
+        ];
+        steps.into_iter().collect()
+    }
+}
