@@ -4,9 +4,11 @@
 pub mod alone;
 pub mod bench;
 pub mod face;
+pub mod failing;
 pub mod fuzz;
 pub mod lab;
+pub mod probe;
 pub mod run;
 pub mod story;
 pub mod tools;
-mod wait;
+pub mod wait;

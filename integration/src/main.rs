@@ -126,6 +126,9 @@ enum Verb {
         #[arg(long)]
         engines_only: bool,
     },
+    /// Ask addresses by ping, all the time, and write down who answers when
+    #[command(hide = true)]
+    Probe { log: std::path::PathBuf, addresses: Vec<std::net::Ipv4Addr> },
     #[command(hide = true)]
     Node {
         name: String,
@@ -145,6 +148,9 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {
+    if let Verb::Probe { log, addresses } = &verb {
+        amphi_integration::probe::run(log, addresses)?;
+    }
     let layout = Layout::from_env()?;
     match verb {
         Verb::Supervise { hosts, engines_only, pv_bytes } => guard(&layout, hosts, engines_only, pv_bytes)?,

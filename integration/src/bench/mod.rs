@@ -4,6 +4,7 @@
 mod bare;
 mod create;
 mod exchange;
+mod failover;
 mod rest;
 pub mod services;
 
@@ -32,6 +33,8 @@ pub enum Part {
     Exchange,
     /// What the daemons take while nothing happens.
     Rest,
+    /// A power cut of a host: until each of its instances answers from elsewhere.
+    Failover,
 }
 
 /// One number, with what was promised of it.
@@ -56,6 +59,26 @@ pub fn run(
     only: &[Part],
     mut unit: impl FnMut(&UnitStatus),
 ) -> Result<()> {
+    let wanted = |part: Part| only.is_empty() || only.contains(&part);
+    let before = load();
+    let mut figures = Vec::new();
+    if [Part::Create, Part::Exchange, Part::Rest].into_iter().any(wanted) {
+        figures.extend(on_one_host(layout.clone(), program, rounds, wanted, &mut unit)?);
+    }
+    if wanted(Part::Failover) {
+        figures.extend(failover::measure(layout, program, unit)?);
+    }
+    print(&figures, &before);
+    Ok(())
+}
+
+fn on_one_host(
+    layout: Layout,
+    program: &Path,
+    rounds: usize,
+    wanted: impl Fn(Part) -> bool,
+    mut unit: impl FnMut(&UnitStatus),
+) -> Result<Vec<Figure>> {
     let lab = Lab::up(&UpOptions::new(layout.clone(), program.to_owned(), 1), |u| unit(u))?;
     let client = crate::run::client(&layout)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -64,11 +87,9 @@ pub fn run(
         .build()
         .context("start a runtime")?;
     let bench = Bench { lab: &lab, client: &client, runtime: &runtime };
-    let before = load();
-    let figures = bench.figures(rounds, |part| only.is_empty() || only.contains(&part))?;
+    let figures = bench.figures(rounds, wanted)?;
     lab.down()?;
-    print(&figures, &before);
-    Ok(())
+    Ok(figures)
 }
 
 impl Bench<'_> {
@@ -159,6 +180,7 @@ fn set(name: &str, volume: bool, memory_mib: u64) -> Result<InstanceCreate> {
         ssh_keys: Vec::new(),
         metadata: Default::default(),
         failover: Default::default(),
+        failover_terms: Default::default(),
         host: Some(HOST.to_owned()),
         ..InstanceCreate::default()
     })

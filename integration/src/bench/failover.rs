@@ -1,0 +1,103 @@
+//! From the power cut of a host to the answer of each of its instances from another host: what a peer sees of it.
+
+use std::path::Path;
+
+use amphi_api::failover::{Failover, FailoverFate};
+use anyhow::{Context, Result};
+
+use super::Figure;
+use crate::failing::{PEER, Stage, address, request, set, vm};
+use crate::lab::{Layout, UnitStatus};
+
+/// What lives on the host that loses its power. `AMPHI_FAILOVER=SETS,VMS` says otherwise.
+const SETS: usize = 40;
+const VMS: usize = 10;
+
+/// On a lab of its own, of three hosts.
+pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) -> Result<Vec<Figure>> {
+    let (sets, vms) = load()?;
+    let stage = Stage::up(layout, program, 3, unit)?;
+    super::rest::widen(&stage.lab)?;
+    for host in ["h1", "h2", PEER] {
+        stage.host_is_back(host)?;
+    }
+    stage.warm(&["h1", "h2", PEER])?;
+    let mut addresses = (Vec::new(), Vec::new());
+    let mut ordered = Vec::new();
+    for number in 0..sets + vms {
+        let body = if number < sets { set() } else { vm() };
+        ordered.push(stage.order(&request(&format!("i{number}"), vec![body], Some("h1")))?.id);
+    }
+    for (number, id) in ordered.into_iter().enumerate() {
+        let told = if number < sets { &mut addresses.0 } else { &mut addresses.1 };
+        told.push(address(&stage.runs(id)?)?);
+    }
+    let all = [addresses.0.clone(), addresses.1.clone()].concat();
+    let (_, probe) = stage.watch(&all)?;
+    let outage = stage.fail("h1", &probe, &all, || stage.lab.power_cut("h1"))?;
+    let (of_sets, of_vms) = outage.answered.split_at(addresses.0.len());
+    let mut figures = Vec::new();
+    if !of_sets.is_empty() {
+        figures.push(figure("failover_sets_p50_ms", percentile(of_sets, 50), "under 6000"));
+        figures.push(figure("failover_sets_p99_ms", percentile(of_sets, 99), "under 12000"));
+    }
+    if !of_vms.is_empty() {
+        figures.push(figure("failover_vms_p50_ms", percentile(of_vms, 50), "sets' + boot"));
+        figures.push(figure("failover_vms_p99_ms", percentile(of_vms, 99), "sets' + boot"));
+    }
+    figures.extend(phases(&outage.failover, percentile(&outage.answered, 50))?);
+    stage.down()?;
+    Ok(figures)
+}
+
+fn load() -> Result<(usize, usize)> {
+    let Ok(text) = std::env::var("AMPHI_FAILOVER") else { return Ok((SETS, VMS)) };
+    let (sets, vms) = text.split_once(',').context("AMPHI_FAILOVER is SETS,VMS")?;
+    Ok((sets.parse().context("AMPHI_FAILOVER")?, vms.parse().context("AMPHI_FAILOVER")?))
+}
+
+fn figure(name: &'static str, value: f64, goal: &'static str) -> Figure {
+    Figure { name, value, goal }
+}
+
+/// Where the time of the middle one went: the phases of the record, whose clock is the controller's, from the decision on;
+/// what is left before that is detection.
+fn phases(failover: &Failover, middle: f64) -> Result<Vec<Figure>> {
+    let since = |at: jiff::Timestamp| at.duration_since(failover.decided_at).as_millis() as f64;
+    let barred = failover.barred_at.map(since).context("it was never barred")?;
+    let moved = failover.moved_at.map(since).context("nothing was moved")?;
+    let mut runs: Vec<u64> = Vec::new();
+    for item in &failover.instances {
+        if let FailoverFate::Moved { running_at: Some(at), .. } = &item.fate {
+            runs.push(since(*at) as u64);
+        }
+    }
+    let runs = if runs.is_empty() { 0.0 } else { percentile(&runs, 50) };
+    Ok(vec![
+        figure("failover_detection_ms", middle - runs, ""),
+        figure("failover_bar_ms", barred, ""),
+        figure("failover_commit_ms", moved - barred, ""),
+        figure("failover_start_p50_ms", runs - moved, ""),
+    ])
+}
+
+/// The value that so many percent do not exceed.
+fn percentile(values: &[u64], percent: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let rank = (sorted.len() * percent).div_ceil(100).clamp(1, sorted.len());
+    sorted[rank - 1] as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_rank() {
+        let values: Vec<u64> = (1..=100).rev().collect();
+        assert_eq!((percentile(&values, 50), percentile(&values, 99)), (50.0, 99.0));
+        assert_eq!(percentile(&[7], 99), 7.0);
+        assert_eq!(percentile(&[1, 2, 3], 99), 3.0);
+    }
+}
