@@ -19,7 +19,8 @@ impl Ops {
         let voters: BTreeSet<HostId> = ids.into_iter().take(VOTERS_MAX).collect();
         let known = |host: &HostRecord| {
             let address = host.spec.as_ref().and_then(|spec| spec.address.parse::<IpAddr>().ok());
-            let known = Known { voter: voters.contains(&host.id), enforces: host.leased, barred: false };
+            let (voter, barred) = (voters.contains(&host.id), host.barred_since.is_some());
+            let known = Known { voter, enforces: host.leased, barred };
             KnownHost {
                 name: host.name.clone(),
                 address: address.map(|ip| SocketAddr::new(ip, LEASE_PORT)),

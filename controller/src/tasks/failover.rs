@@ -11,6 +11,7 @@ mod tests;
 
 use super::Task;
 use crate::fence::Fence;
+use crate::leases::{Leases, Verdict};
 use crate::network::NetworkBar;
 use crate::ops::Ops;
 use amphi_api::HostId;
@@ -28,15 +29,6 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// How often the bars are compared although nothing has changed.
 const COMPARE: Duration = Duration::from_secs(10);
 
-/// What the lease of a host has come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Fresh,
-    Late,
-    HeldBack { why: String },
-    Ended,
-}
-
 /// What failover needs of the leases.
 pub trait Verdicts: Send + Sync + 'static {
     fn verdicts(&self) -> BTreeMap<HostId, Verdict>;
@@ -48,18 +40,19 @@ pub trait Verdicts: Send + Sync + 'static {
     fn admit(&self, host: HostId);
 }
 
-/// Leases that nobody grants: hosts end by fence devices alone.
-pub struct Unleased;
-
-impl Verdicts for Unleased {
+impl Verdicts for Leases {
     fn verdicts(&self) -> BTreeMap<HostId, Verdict> {
-        BTreeMap::new()
+        Leases::verdicts(self, Instant::now())
     }
-    fn seize(&self, _: HostId) -> bool {
-        false
+    fn seize(&self, host: HostId) -> bool {
+        Leases::seize(self, host, Instant::now())
     }
-    fn seize_fenced(&self, _: HostId) {}
-    fn admit(&self, _: HostId) {}
+    fn seize_fenced(&self, host: HostId) {
+        Leases::seize_fenced(self, host);
+    }
+    fn admit(&self, host: HostId) {
+        Leases::admit(self, host, Instant::now());
+    }
 }
 
 #[derive(Debug, Default)]

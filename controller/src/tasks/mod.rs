@@ -14,7 +14,7 @@ mod topology;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
-pub use failover::{Failover, Unleased, Verdict, Verdicts};
+pub use failover::{Failover, Verdicts};
 pub use journal::Journal;
 pub use leases::Leases;
 pub use maintenance::MaintenanceMoves;
