@@ -39,6 +39,8 @@ pub struct Stage {
 pub struct Outage {
     /// When it began, in milliseconds since the machine's boot.
     pub cut: u64,
+    /// The same by the clock that records go by.
+    pub cut_at: jiff::Timestamp,
     /// Milliseconds from there until each address answered.
     pub answered: Vec<u64>,
     pub failover: Failover,
@@ -191,7 +193,7 @@ impl Stage {
         breaking: impl FnOnce() -> Result<()>,
     ) -> Result<Outage> {
         let before = self.last_failover(host)?;
-        let cut = uptime_ms()?;
+        let (cut, cut_at) = (uptime_ms()?, jiff::Timestamp::now());
         breaking()?;
         let failover = self.failover(host, before)?;
         let answered = until("every address answers from elsewhere", FAILED_OVER, || {
@@ -205,7 +207,7 @@ impl Stage {
             Ok(Seen::Enough(all))
         });
         let answered = answered.with_context(|| format!("{:?}", self.ask(self.client.failovers())))?;
-        Ok(Outage { cut, answered, failover: self.failover_done(failover.id)? })
+        Ok(Outage { cut, cut_at, answered, failover: self.failover_done(failover.id)? })
     }
 
     /// What Docker and libvirt of a host hold of an instance that moved away: nothing, after a while.

@@ -45,7 +45,7 @@ pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) ->
         figures.push(figure("failover_vms_p50_ms", percentile(of_vms, 50), "sets' + boot"));
         figures.push(figure("failover_vms_p99_ms", percentile(of_vms, 99), "sets' + boot"));
     }
-    figures.extend(phases(&outage.failover, percentile(&outage.answered, 50))?);
+    figures.extend(phases(&outage.failover, outage.cut_at)?);
     stage.down()?;
     Ok(figures)
 }
@@ -60,25 +60,27 @@ fn figure(name: &'static str, value: f64, goal: &'static str) -> Figure {
     Figure { name, value, goal }
 }
 
-/// Where the time of the middle one went: the phases of the record, whose clock is the controller's, from the decision on;
-/// what is left before that is detection.
-fn phases(failover: &Failover, middle: f64) -> Result<Vec<Figure>> {
-    let since = |at: jiff::Timestamp| at.duration_since(failover.decided_at).as_millis() as f64;
-    let barred = failover.barred_at.map(since).context("it was never barred")?;
-    let moved = failover.moved_at.map(since).context("nothing was moved")?;
-    let mut runs: Vec<u64> = Vec::new();
+/// Where the time went, by the failover's record.
+fn phases(failover: &Failover, cut: jiff::Timestamp) -> Result<Vec<Figure>> {
+    let between = |from: jiff::Timestamp, to: jiff::Timestamp| to.duration_since(from).as_millis() as f64;
+    let barred = failover.barred_at.context("it was never barred")?;
+    let moved = failover.moved_at.context("nothing was moved")?;
+    let mut starts: Vec<u64> = Vec::new();
     for item in &failover.instances {
         if let FailoverFate::Moved { running_at: Some(at), .. } = &item.fate {
-            runs.push(since(*at) as u64);
+            starts.push(between(moved, *at) as u64);
         }
     }
-    let runs = if runs.is_empty() { 0.0 } else { percentile(&runs, 50) };
-    Ok(vec![
-        figure("failover_detection_ms", middle - runs, ""),
-        figure("failover_bar_ms", barred, ""),
-        figure("failover_commit_ms", moved - barred, ""),
-        figure("failover_start_p50_ms", runs - moved, ""),
-    ])
+    let mut figures = vec![
+        figure("failover_detection_ms", between(cut, failover.decided_at), ""),
+        figure("failover_bar_ms", between(failover.decided_at, barred), ""),
+        figure("failover_commit_ms", between(barred, moved), ""),
+    ];
+    if !starts.is_empty() {
+        figures.push(figure("failover_start_p50_ms", percentile(&starts, 50), ""));
+        figures.push(figure("failover_start_p99_ms", percentile(&starts, 99), ""));
+    }
+    Ok(figures)
 }
 
 /// The value that so many percent do not exceed.
