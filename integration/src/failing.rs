@@ -267,6 +267,8 @@ pub fn request(name: &str, bodies: Vec<BodySpec>, host: Option<&str>) -> Instanc
         metadata: Default::default(),
         failover: Default::default(),
         failover_terms: FailoverTerms::default(),
+        qos: Default::default(),
+        scheduler: None,
         host: host.map(str::to_owned),
     }
 }

@@ -58,6 +58,7 @@ fn host(number: u128) -> HostRecord {
         disabled: false,
         disabled_reason: None,
         forced_down: false,
+        barred_since: None,
         leased: false,
         best_effort: false,
         maintenance: None,
