@@ -14,6 +14,7 @@ pub mod lease;
 pub mod network;
 pub mod placement;
 pub mod set;
+pub mod streams;
 pub mod validate;
 pub mod volume;
 pub mod wire;

@@ -6,6 +6,7 @@ use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::set::SetSpec;
+use crate::streams::StreamOpen;
 use crate::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -24,9 +25,17 @@ pub const SILENCE_SECONDS: u64 = 7;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToHost {
-    Welcome { host: HostId, ovn_remote: String },
+    Welcome {
+        host: HostId,
+        ovn_remote: String,
+    },
     Desired(HostDesired),
-    Ask { id: u64, ask: Ask },
+    Ask {
+        id: u64,
+        ask: Ask,
+    },
+    /// Connect once more, for a stream.
+    Open(StreamOpen),
 }
 
 /// What the host says.

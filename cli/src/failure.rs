@@ -19,6 +19,11 @@ impl Failure {
         Self { code, what: what.into(), field: None, next: None }
     }
 
+    /// An exit code, and nothing to say: it was said.
+    pub fn silent(code: u8) -> Self {
+        Self::new(code, "")
+    }
+
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
@@ -37,7 +42,9 @@ impl Failure {
     }
 
     pub fn report(self) -> ExitCode {
-        eprint!("{}", self.text());
+        if !self.what.is_empty() {
+            eprint!("{}", self.text());
+        }
         ExitCode::from(self.code)
     }
 }

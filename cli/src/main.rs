@@ -9,6 +9,7 @@ mod progress;
 mod rule;
 mod session;
 mod table;
+mod terminal;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;
@@ -28,7 +29,8 @@ Exit codes:
   2  wrong usage, a file that cannot be read, AMPHI_URL or AMPHI_TOKEN missing
   3  no such thing
   4  refused: bad input, or in conflict with what is there; nothing was changed
-  5  the controller does not answer, or a wait took too long";
+  5  the controller does not answer, or a wait took too long
+  `exec` ends with its command's exit code (255: it has none)";
 
 /// Instances with one address and two bodies: a VM or a set of containers.
 #[derive(Parser)]
@@ -88,6 +90,12 @@ enum Noun {
     /// Hosts that were taken for dead, and what became of their instances.
     #[command(alias = "failover")]
     Failovers(noun::failovers::Arguments),
+    /// Run a command in a set's member.
+    Exec(noun::looking_in::Exec),
+    /// A VM's serial console, or a shell in a set's member.
+    Console(noun::looking_in::Console),
+    /// A member's output, or what a VM wrote on its console.
+    Logs(noun::looking_in::Logs),
     /// Volumes.
     #[command(subcommand)]
     Volume(noun::volume::Command),
@@ -137,6 +145,9 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Move(arguments) => arguments.run(session).await,
         Noun::Rebalance(arguments) => arguments.run(session).await,
         Noun::Place(arguments) => arguments.run(session).await,
+        Noun::Exec(arguments) => arguments.run(session).await,
+        Noun::Console(arguments) => arguments.run(session).await,
+        Noun::Logs(arguments) => arguments.run(session).await,
         Noun::Volume(command) => command.run(session).await,
         Noun::Snapshot(command) => command.run(session).await,
         Noun::RecycleBin(command) => command.run(session).await,
@@ -184,5 +195,8 @@ mod tests {
         assert!(!parse(&["exchange", "web"]));
         assert!(!parse(&["exchange", "web", "--to", "bird"]));
         assert!(!parse(&["instance", "list", "--timeout", "0"]));
+        assert!(parse(&["exec", "-it", "web", "--", "sh", "-c", "ls"]));
+        assert!(parse(&["exec", "web", "ls", "-l", "--json"]));
+        assert!(!parse(&["exec", "web"]));
     }
 }

@@ -15,5 +15,6 @@ pub mod ops;
 pub mod pki;
 pub mod scheduler;
 pub mod store;
+pub mod streams;
 pub mod tasks;
 pub mod tokens;

@@ -19,4 +19,5 @@ pub mod qemu_img;
 pub mod reconcile;
 pub mod signals;
 pub mod storage;
+pub mod streams;
 pub mod upkeep;

@@ -3,6 +3,7 @@
 
 use crate::reconcile::Reconciler;
 use crate::reconcile::ledger::LedgerError;
+use crate::streams;
 use amphi_api::HostId;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
@@ -17,7 +18,11 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use uuid::Uuid;
 
@@ -81,6 +86,7 @@ pub struct Voice {
 
 /// Stays connected for as long as the process lives. `on_welcome` hears where OVN's southbound database is.
 pub async fn run(papers: Papers, reconciler: Arc<Reconciler>, voice: Voice, on_welcome: impl Fn(String)) {
+    let papers = Arc::new(papers);
     let mut pause = Duration::from_millis(100);
     loop {
         let began = Instant::now();
@@ -95,28 +101,40 @@ pub async fn run(papers: Papers, reconciler: Arc<Reconciler>, voice: Voice, on_w
     }
 }
 
-async fn session(
+/// Opens a WebSocket to the hosts' face, with this host's certificate and perhaps a bearer token.
+pub(crate) async fn connect(
     papers: &Papers,
+    path: &str,
+    bearer: Option<&str>,
+    message_max: usize,
+) -> anyhow::Result<WebSocketStream<TlsStream<TcpStream>>> {
+    let (host, port) = papers.authority()?;
+    let connected = async {
+        let tcp = TcpStream::connect((host.as_str(), port)).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
+        let tls = tokio_rustls::TlsConnector::from(papers.tls.clone()).connect(name, tcp).await?;
+        let limits =
+            WebSocketConfig::default().max_message_size(Some(message_max)).max_frame_size(Some(message_max));
+        let mut request = format!("wss://{host}:{port}{path}").into_client_request()?;
+        if let Some(bearer) = bearer {
+            request.headers_mut().insert(AUTHORIZATION, format!("Bearer {bearer}").parse()?);
+        }
+        let (socket, _) = tokio_tungstenite::client_async_with_config(request, tls, Some(limits)).await?;
+        anyhow::Ok(socket)
+    };
+    tokio::time::timeout(CONNECT, connected).await.context("connecting took too long")?
+}
+
+async fn session(
+    papers: &Arc<Papers>,
     reconciler: &Arc<Reconciler>,
     voice: &Voice,
     on_welcome: &impl Fn(String),
 ) -> anyhow::Result<()> {
-    let (host, port) = papers.authority()?;
     // What comes over this link is good for this boot only.
     let boot = reconciler.boot();
-    let socket = tokio::time::timeout(CONNECT, async {
-        let tcp = TcpStream::connect((host.as_str(), port)).await?;
-        tcp.set_nodelay(true)?;
-        let name = ServerName::try_from(host.clone())?;
-        let tls = tokio_rustls::TlsConnector::from(papers.tls.clone()).connect(name, tcp).await?;
-        let limits =
-            WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
-        let url = format!("wss://{host}:{port}/hosts/v1/link");
-        let (socket, _) = tokio_tungstenite::client_async_with_config(url, tls, Some(limits)).await?;
-        anyhow::Ok(socket)
-    })
-    .await
-    .context("connecting took too long")??;
+    let socket = connect(papers, "/hosts/v1/link", None, MESSAGE_MAX).await?;
     let (mut up, mut down) = socket.split();
     let (answers, mut answered) = mpsc::channel::<FromHost>(64);
     let (mut spec, mut status) = (voice.spec.clone(), reconciler.status());
@@ -136,7 +154,7 @@ async fn session(
                 match message.context("the controller closed the link")?? {
                     Message::Text(text) => {
                         let message = serde_json::from_str(&text).context("a message that this agent cannot read")?;
-                        welcomed |= receive(message, boot, reconciler, &answers, on_welcome)?;
+                        welcomed |= receive(message, boot, papers, reconciler, &answers, on_welcome)?;
                         continue;
                     }
                     Message::Close(_) => bail!("the controller closed the link"),
@@ -185,6 +203,7 @@ async fn session(
 fn receive(
     message: ToHost,
     boot: Uuid,
+    papers: &Arc<Papers>,
     reconciler: &Arc<Reconciler>,
     answers: &mpsc::Sender<FromHost>,
     on_welcome: &impl Fn(String),
@@ -212,6 +231,10 @@ fn receive(
                 // A full or closed channel means that the link is going: the controller's own deadline answers.
                 let _ = answers.send(FromHost::Answer { id, answer }).await;
             });
+        }
+        // It has a connection of its own, and outlives a link that breaks.
+        ToHost::Open(order) => {
+            tokio::spawn(streams::serve(papers.clone(), reconciler.clone(), order));
         }
     }
     Ok(false)

@@ -4,12 +4,14 @@
 use amphi_api::host::EngineName;
 use amphi_api::image::{Blob, Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, Power};
+use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{
     AttachmentDesired, BodyDesired, BodyState, ExportDesired, ExportSource, HostDesired, HostStatus,
     InstanceDesired, Tombstone, VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache};
+use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::*;
 use amphi_hostsrv::qemu_img::DiskFormat;
 use amphi_hostsrv::reconcile::exports::{BlobSink, Exporter};
@@ -140,6 +142,17 @@ impl BodyExport for Bodies {
         self.note(format!("export {:?} as {:?}", plan.part, plan.format));
         std::fs::write(&plan.to, "of a body")
             .map_err(|source| DriverError::Io { doing: "write".into(), source })
+    }
+}
+
+#[async_trait]
+impl BodyStreams for Bodies {
+    async fn open(&self, _: InstanceId, _: &StreamTarget) -> Result<Opened, DriverError> {
+        Err(DriverError::EngineRefused {
+            engine: "fake",
+            doing: "open".into(),
+            message: "nothing here".into(),
+        })
     }
 }
 

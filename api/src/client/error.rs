@@ -11,7 +11,7 @@ pub enum ClientError {
     #[error("{operation}: {}{}", field_of(detail), detail.message)]
     Api { operation: String, status: u16, detail: ErrorDetail },
     /// No connection, or it broke. Whether an order was taken is not known.
-    #[error("{operation}: the controller at {url} does not answer: {reason}")]
+    #[error("{operation}: the controller{} does not answer: {reason}", if url.is_empty() { String::new() } else { format!(" at {url}") })]
     Unreachable { operation: String, url: String, reason: String },
     /// Nothing within the time; `saw` is the last thing that a wait observed.
     #[error("{operation}: not within {} s{}", after.as_secs_f32(), saw.as_ref().map(|s| format!("; last seen: {s}")).unwrap_or_default())]

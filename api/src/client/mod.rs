@@ -5,15 +5,18 @@
 mod error;
 mod find;
 mod routes;
+mod streams;
 mod upload;
 mod wait;
 
 pub use error::ClientError;
 pub use find::{Named, pick};
+pub use streams::{BodyStream, Heard, Listener, Speaker};
 pub use upload::Progress;
 
 use crate::ErrorBody;
 use error::chain;
+use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
@@ -163,6 +166,27 @@ impl Call {
             Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
             Ok(Ok((status, bytes))) if status.is_success() => Ok(bytes.to_vec()),
             Ok(Ok((status, bytes))) => Err(refusal(operation, status, &bytes)),
+        }
+    }
+}
+
+impl Call {
+    /// Sends, and takes the connection over once the other side has agreed.
+    pub(crate) async fn upgrade(self) -> Result<(reqwest::Upgraded, HeaderMap), ClientError> {
+        let Call { operation, request, limit } = self;
+        let answer = async {
+            let response = request.send().await?;
+            let (status, headers) = (response.status(), response.headers().clone());
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(Ok((response.upgrade().await?, headers)));
+            }
+            Ok::<_, reqwest::Error>(Err((status, response.bytes().await?)))
+        };
+        match tokio::time::timeout(limit, answer).await {
+            Err(_) => Err(ClientError::Timeout { operation, after: limit, saw: None }),
+            Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
+            Ok(Ok(Ok(upgraded))) => Ok(upgraded),
+            Ok(Ok(Err((status, bytes)))) => Err(refusal(operation, status, &bytes)),
         }
     }
 }

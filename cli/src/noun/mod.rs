@@ -6,6 +6,7 @@ pub mod host;
 pub mod image;
 pub mod instance;
 mod instance_view;
+pub mod looking_in;
 pub mod moving;
 pub mod network;
 pub mod place;

@@ -1,5 +1,6 @@
 //! The faces: each translates between its protocol and `ops`, and decides nothing.
 
+pub mod console;
 pub mod hosts;
 pub mod native;
 pub mod openstack;
@@ -13,5 +14,6 @@ pub fn of_one_listener(native: native::Native, token: &str, public_url: Option<&
         public_url: public_url.map(Into::into),
         ..openstack::OpenStack::new(native.ops.clone())
     };
-    native::router(native, token).merge(openstack::router(&openstack))
+    let console = console::router(native.ops.clone());
+    native::router(native, token).merge(openstack::router(&openstack)).merge(console)
 }

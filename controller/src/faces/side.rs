@@ -3,9 +3,11 @@
 use super::hosts::{AskError as LinkError, HostSide, Links, Refusal};
 use crate::ops::{AskError, HostLinks, Ops, OpsError};
 use crate::pki::Ca;
+use crate::streams::HostStream;
 use amphi_api::host::{Engine, HostSpec};
+use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
-use amphi_api::{ErrorCode, HostId};
+use amphi_api::{ErrorCode, HostId, InstanceId};
 use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -73,14 +75,29 @@ fn told(host: HostId, what: &str, outcome: Result<(), OpsError>) {
     }
 }
 
+impl From<LinkError> for AskError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::NotConnected => Self::NoLink,
+            LinkError::Timeout => Self::Timeout,
+            LinkError::Refused(fault) => Self::Fault(fault),
+        }
+    }
+}
+
 #[async_trait]
 impl HostLinks for Links {
     async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError> {
-        Links::ask(self, host, ask).await.map_err(|error| match error {
-            LinkError::NotConnected => AskError::NoLink,
-            LinkError::Timeout => AskError::Timeout,
-            LinkError::Refused(fault) => AskError::Fault(fault),
-        })
+        Links::ask(self, host, ask).await.map_err(AskError::from)
+    }
+
+    async fn stream(
+        &self,
+        host: HostId,
+        instance: InstanceId,
+        what: StreamTarget,
+    ) -> Result<HostStream, AskError> {
+        Links::stream(self, host, instance, what).await.map_err(AskError::from)
     }
 
     fn is_linked(&self, host: HostId) -> bool {

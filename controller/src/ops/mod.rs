@@ -25,6 +25,7 @@ mod instances;
 pub mod key_pairs;
 mod leases;
 mod list;
+mod looking_in;
 mod maintenance;
 mod moves;
 mod networks;
@@ -59,6 +60,7 @@ use draft::guard_promises;
 pub use error::{OpsError, OverQuota};
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
+pub use looking_in::{ConsoleKind, Ticket};
 pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
@@ -75,10 +77,12 @@ use crate::images::BlobStore;
 use crate::leases::Leases;
 use crate::scheduler::{HostSight, Policy};
 use crate::store::{Store, StoreError, Txn};
-use amphi_api::HostId;
+use crate::streams::HostStream;
 use amphi_api::instance::Fault;
 use amphi_api::lease::LeaseTiming;
+use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostStatus};
+use amphi_api::{HostId, InstanceId};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -88,10 +92,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How often a change is decided anew when others were faster.
 const ATTEMPTS: u32 = 16;
 
-/// Asks a connected host something that it answers at once.
+/// Asks a connected host something that it answers at once, or has it open a stream.
 #[async_trait]
 pub trait HostLinks: Send + Sync + 'static {
     async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError>;
+    /// Has it open something in a body; the stream once that is open.
+    async fn stream(
+        &self,
+        host: HostId,
+        instance: InstanceId,
+        what: StreamTarget,
+    ) -> Result<HostStream, AskError>;
     /// Whether a link to the host stands here now.
     fn is_linked(&self, host: HostId) -> bool;
     /// Ends the link that stands, if one does: the host has to say hello again.
@@ -138,6 +149,7 @@ pub struct Ops {
     /// Where passwords are checked.
     door: identity::Door,
     leases: Arc<Leases>,
+    tickets: looking_in::Spent,
 }
 
 impl Ops {
@@ -161,6 +173,7 @@ impl Ops {
             heard: Mutex::default(),
             unrecorded: Mutex::default(),
             door: identity::Door::default(),
+            tickets: looking_in::Spent::default(),
         })
     }
 

@@ -181,7 +181,7 @@ impl Ops {
     }
 }
 
-fn refuse_no_member(row: &InstanceRecord, name: &str) -> Result<(), OpsError> {
+pub(super) fn refuse_no_member(row: &InstanceRecord, name: &str) -> Result<(), OpsError> {
     let known: Vec<&str> = match row.body_of(row.body).map(|b| &b.spec) {
         Some(BodySpec::Set(set)) => set.members.iter().map(|m| m.name.as_str()).collect(),
         Some(BodySpec::Vm(_)) | None => return Err(OpsError::field("member", "a vm has no members")),

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -99,13 +100,7 @@ fn cipher(key: &TokenKeyRecord) -> Result<LessSafeKey, TokenError> {
 }
 
 pub fn seal(key: &TokenKeyRecord, payload: &Payload) -> Result<String, TokenError> {
-    let nonce: [u8; NONCE_LEN] = random();
-    let mut message = serde_json::to_vec(payload).map_err(|_| TokenError::Malformed)?;
-    let id = key.id.0.into_bytes();
-    cipher(key)?
-        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(id), &mut message)
-        .map_err(|_| TokenError::BadKey)?;
-    Ok(URL_SAFE_NO_PAD.encode([&id[..], &nonce[..], &message[..]].concat()))
+    seal_for(key, b"", payload)
 }
 
 /// Opens what [`seal`] made. Says nothing about time or revocation.
@@ -113,6 +108,31 @@ pub fn open<'a>(
     text: &str,
     key: impl FnOnce(TokenKeyId) -> Option<&'a TokenKeyRecord>,
 ) -> Result<Payload, TokenError> {
+    open_for(text, b"", key)
+}
+
+/// Seals anything, for one purpose: it is authenticated with it, so that what was sealed for another does not open.
+pub fn seal_for(
+    key: &TokenKeyRecord,
+    purpose: &[u8],
+    content: &impl Serialize,
+) -> Result<String, TokenError> {
+    let nonce: [u8; NONCE_LEN] = random();
+    let mut message = serde_json::to_vec(content).map_err(|_| TokenError::Malformed)?;
+    let id = key.id.0.into_bytes();
+    let context = [&id[..], purpose].concat();
+    cipher(key)?
+        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context), &mut message)
+        .map_err(|_| TokenError::BadKey)?;
+    Ok(URL_SAFE_NO_PAD.encode([&id[..], &nonce[..], &message[..]].concat()))
+}
+
+/// Opens what [`seal_for`] made for the same purpose.
+pub fn open_for<'a, T: DeserializeOwned>(
+    text: &str,
+    purpose: &[u8],
+    key: impl FnOnce(TokenKeyId) -> Option<&'a TokenKeyRecord>,
+) -> Result<T, TokenError> {
     if text.len() > TEXT_MAX {
         return Err(TokenError::Malformed);
     }
@@ -120,8 +140,9 @@ pub fn open<'a>(
     let (id, rest) = bytes.split_first_chunk_mut::<16>().ok_or(TokenError::Malformed)?;
     let (nonce, message) = rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(TokenError::Malformed)?;
     let key = key(TokenKeyId(Uuid::from_bytes(*id))).ok_or(TokenError::UnknownKey)?;
+    let context = [&id[..], purpose].concat();
     let plain = cipher(key)?
-        .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(*id), message)
+        .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(context), message)
         .map_err(|_| TokenError::Forged)?;
     serde_json::from_slice(plain).map_err(|_| TokenError::Malformed)
 }

@@ -7,6 +7,7 @@
 pub(crate) mod config_drive;
 mod folders;
 pub mod set;
+pub mod streams;
 pub mod vm;
 
 use crate::qemu_img::QemuImgError;
@@ -259,7 +260,7 @@ pub trait BodyExport: Send + Sync {
 
 /// Makes, starts, stops and removes bodies of one kind. Every call is idempotent and bounded in time.
 #[async_trait]
-pub trait BodyDriver: BodyExport {
+pub trait BodyDriver: BodyExport + streams::BodyStreams {
     /// Asks the engine whether it works.
     async fn probe(&self) -> Result<EngineFacts, DriverError>;
 

@@ -4,10 +4,12 @@
 
 use super::tls::Peer;
 use super::{HostSide, State};
-use amphi_api::HostId;
+use crate::streams::{HostStream, Registry};
 use amphi_api::host::HostSpec;
 use amphi_api::instance::Fault;
+use amphi_api::streams::{StreamOpen, StreamTarget};
 use amphi_api::wire::{Answer, Ask, FromHost, PROTOCOL, SILENCE_SECONDS, ToHost};
+use amphi_api::{HostId, InstanceId};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const MESSAGE_MAX: usize = 16 << 20;
 /// A question is answered within this, or not at all.
 const ASK: Duration = Duration::from_secs(15);
+/// A stream is open within this, or not at all: engines have 20 s for a call.
+const STREAM: Duration = Duration::from_secs(25);
 /// A link that was replaced has this long to end.
 const HANDOVER: Duration = Duration::from_secs(15);
 /// Saying why a link ends takes at most this long.
@@ -46,6 +50,7 @@ pub struct Links {
     open: Mutex<BTreeMap<HostId, Open>>,
     count: AtomicU64,
     patience: Duration,
+    streams: Registry,
 }
 
 impl Default for Links {
@@ -59,15 +64,16 @@ impl Default for Links {
 struct Open {
     /// Tells an older link of the same host from a newer one.
     number: u64,
-    questions: mpsc::Sender<Question>,
+    words: mpsc::Sender<Word>,
     stop: CancellationToken,
     /// Cancelled when its last word has been handled.
     ended: CancellationToken,
 }
 
-struct Question {
-    ask: Ask,
-    answer: oneshot::Sender<Result<Answer, Fault>>,
+/// What is said to a host beside its desired state.
+enum Word {
+    Ask(Ask, oneshot::Sender<Result<Answer, Fault>>),
+    Open(StreamOpen),
 }
 
 /// Questions under way, by their number.
@@ -80,7 +86,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Links {
     /// `patience`: how long a host has for an answer.
     pub fn new(patience: Duration) -> Self {
-        Self { open: Mutex::default(), count: AtomicU64::new(0), patience }
+        Self { open: Mutex::default(), count: AtomicU64::new(0), patience, streams: Registry::default() }
     }
 
     pub fn is_up(&self, host: HostId) -> bool {
@@ -89,12 +95,11 @@ impl Links {
 
     /// Asks a host; its answer, or why there is none.
     pub async fn ask(&self, host: HostId, ask: Ask) -> Result<Answer, AskError> {
-        let questions = locked(&self.open).get(&host).map(|open| open.questions.clone());
-        let questions = questions.ok_or(AskError::NotConnected)?;
+        let words = self.words(host)?;
         let (answer, answered) = oneshot::channel();
         let asked = async {
-            questions.send(Question { ask, answer }).await.map_err(|_| AskError::NotConnected)?;
-            drop(questions);
+            words.send(Word::Ask(ask, answer)).await.map_err(|_| AskError::NotConnected)?;
+            drop(words);
             answered.await.map_err(|_| AskError::NotConnected)?.map_err(AskError::Refused)
         };
         tokio::time::timeout(self.patience, asked).await.map_err(|_| AskError::Timeout)?
@@ -105,6 +110,33 @@ impl Links {
         if let Some(open) = locked(&self.open).get(&host) {
             open.stop.cancel();
         }
+    /// Has a host open something in a body; its stream once it is open, or why it is not.
+    pub async fn stream(
+        &self,
+        host: HostId,
+        instance: InstanceId,
+        what: StreamTarget,
+    ) -> Result<HostStream, AskError> {
+        let words = self.words(host)?;
+        let mut expected = self.streams.expect(host);
+        let order = StreamOpen { id: expected.id, secret: expected.secret.clone(), instance, what };
+        let opened = async {
+            words.send(Word::Open(order)).await.map_err(|_| AskError::NotConnected)?;
+            drop(words);
+            let socket = (&mut expected.socket).await.map_err(|_| AskError::NotConnected)?;
+            HostStream::begin(socket).await.map_err(AskError::Refused)
+        };
+        tokio::time::timeout(STREAM, opened).await.map_err(|_| AskError::Timeout)?
+    }
+
+    /// Streams that hosts are about to connect for.
+    pub(super) fn streams(&self) -> &Registry {
+        &self.streams
+    }
+
+    fn words(&self, host: HostId) -> Result<mpsc::Sender<Word>, AskError> {
+        let words = locked(&self.open).get(&host).map(|open| open.words.clone());
+        words.ok_or(AskError::NotConnected)
     }
 
     /// Ends all links; hosts come back to whoever serves then.
@@ -113,12 +145,12 @@ impl Links {
     }
 
     /// Puts a new link into the place of an older one, which is told to stop.
-    fn enter(&self, host: HostId) -> (Open, mpsc::Receiver<Question>, Option<Open>) {
-        let (questions, asked) = mpsc::channel(64);
+    fn enter(&self, host: HostId) -> (Open, mpsc::Receiver<Word>, Option<Open>) {
+        let (words, said) = mpsc::channel(64);
         let mut open = locked(&self.open);
         let link = Open {
             number: self.count.fetch_add(1, Ordering::Relaxed),
-            questions,
+            words,
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
@@ -126,7 +158,7 @@ impl Links {
         if let Some(older) = &older {
             older.stop.cancel();
         }
-        (link, asked, older)
+        (link, said, older)
     }
 
     /// True when no newer link has taken the place.
@@ -170,7 +202,7 @@ async fn session(state: State, host: HostId, mut socket: WebSocket) {
             return;
         }
     };
-    let (link, questions, older) = state.links.enter(host);
+    let (link, words, older) = state.links.enter(host);
     if let Some(older) = older
         && tokio::time::timeout(HANDOVER, older.ended.cancelled()).await.is_err()
     {
@@ -179,7 +211,7 @@ async fn session(state: State, host: HostId, mut socket: WebSocket) {
     let reason = match state.side.hello(host, spec).await {
         Ok(ovn_remote) => {
             tracing::debug!(%host, "hello");
-            talk(&state, host, socket, ovn_remote, questions, &link.stop).await
+            talk(&state, host, socket, ovn_remote, words, &link.stop).await
         }
         Err(refusal) => {
             close(&mut socket, &refusal.message).await;
@@ -233,7 +265,7 @@ async fn talk(
     host: HostId,
     socket: WebSocket,
     ovn_remote: String,
-    questions: mpsc::Receiver<Question>,
+    words: mpsc::Receiver<Word>,
     stop: &CancellationToken,
 ) -> String {
     let (mut sink, mut stream) = socket.split();
@@ -241,7 +273,7 @@ async fn talk(
     let writer = tokio::spawn({
         let (state, stop, waiting) = (state.clone(), stop.clone(), waiting.clone());
         async move {
-            let told = tell(&state, host, &mut sink, ovn_remote, questions, &waiting);
+            let told = tell(&state, host, &mut sink, ovn_remote, words, &waiting);
             let reason = tokio::select! {
                 Err(reason) = told => Some(reason),
                 () = stop.cancelled() => None,
@@ -283,7 +315,7 @@ async fn tell(
     host: HostId,
     sink: &mut SplitSink<WebSocket, Message>,
     ovn_remote: String,
-    mut questions: mpsc::Receiver<Question>,
+    mut words: mpsc::Receiver<Word>,
     waiting: &Waiting,
 ) -> Result<std::convert::Infallible, String> {
     let mut generation = state.side.desired_generation(host);
@@ -302,15 +334,18 @@ async fn tell(
                     sent = Some(desired);
                 }
             }
-            Some(Question { ask, answer }) = questions.recv() => {
-                asked += 1;
-                {
-                    let mut waiting = locked(waiting);
-                    waiting.retain(|_, answer| !answer.is_closed());
-                    waiting.insert(asked, answer);
+            Some(word) = words.recv() => match word {
+                Word::Ask(ask, answer) => {
+                    asked += 1;
+                    {
+                        let mut waiting = locked(waiting);
+                        waiting.retain(|_, answer| !answer.is_closed());
+                        waiting.insert(asked, answer);
+                    }
+                    send(sink, &ToHost::Ask { id: asked, ask }).await?;
                 }
-                send(sink, &ToHost::Ask { id: asked, ask }).await?;
-            }
+                Word::Open(order) => send(sink, &ToHost::Open(order)).await?,
+            },
         }
     }
 }

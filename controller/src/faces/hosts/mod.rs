@@ -5,6 +5,7 @@ mod blobs;
 mod join;
 mod lease;
 mod link;
+mod streams;
 mod tls;
 
 pub use link::{AskError, Links};
@@ -91,5 +92,6 @@ pub fn router(state: State) -> Router {
         )
         .route("/hosts/v1/link", get(link::link))
         .route("/hosts/v1/lease", post(lease::renew).layer(DefaultBodyLimit::max(LEASE_MAX)))
+        .route("/hosts/v1/streams/{id}", get(streams::stream))
         .with_state(state)
 }

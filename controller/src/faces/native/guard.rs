@@ -81,6 +81,12 @@ fn need(method: &Method, path: &str) -> &'static str {
         "hosts" | "join-tokens" | "placements" | "failovers" => "admin",
         // Which host runs what is the operator's business.
         _ if path.ends_with("/moves") => "admin",
+        // What runs in a body can be changed from there.
+        "instances"
+            if below.split('/').nth(2).is_some_and(|w| matches!(w, "exec" | "console" | "screen")) =>
+        {
+            "member"
+        }
         _ if method == Method::GET || method == Method::HEAD => "reader",
         _ => "member",
     }
@@ -152,6 +158,11 @@ mod tests {
             (Method::POST, "/v1/placements/explain", "admin"),
             (Method::POST, "/v1/instances/x/moves", "admin"),
             (Method::GET, "/v1/hosts-of-mine", "reader"),
+            (Method::GET, "/v1/instances/x/exec", "member"),
+            (Method::GET, "/v1/instances/x/console", "member"),
+            (Method::GET, "/v1/instances/x/screen", "member"),
+            (Method::GET, "/v1/instances/x/logs", "reader"),
+            (Method::GET, "/v1/instances/x/console-log", "reader"),
             (Method::POST, "/elsewhere", "member"),
         ] {
             assert_eq!(need(&method, path), role, "{method} {path}");

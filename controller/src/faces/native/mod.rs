@@ -14,6 +14,7 @@ mod networks;
 mod placements;
 mod shape;
 mod snapshots;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -91,6 +92,10 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(instances::stop))
         .routes(routes!(instances::restart))
         .routes(routes!(instances::console_log))
+        .routes(routes!(streams::exec))
+        .routes(routes!(streams::console))
+        .routes(routes!(streams::screen))
+        .routes(routes!(streams::logs))
         .routes(routes!(exchanges::list_of_instance, exchanges::create))
         .routes(routes!(exchanges::list))
         .routes(routes!(exchanges::show))

@@ -6,6 +6,7 @@ use crate::model::identity::*;
 use crate::ops::{Draft, Ops, OpsError};
 use crate::tokens::{self, Payload};
 use jiff::{SignedDuration, Timestamp};
+use std::sync::Arc;
 
 /// How long a token lives: keystone's default.
 pub const TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
@@ -17,25 +18,25 @@ const SWEEP: usize = 32;
 impl Ops {
     /// Seals a payload that holds; answers the token and who it speaks for.
     pub(super) async fn issue(&self, payload: &Payload) -> Result<(String, Caller), OpsError> {
-        let present = {
+        let key = self.sealing_key().await?;
+        let now = Timestamp::now();
+        let caller = caller_of(&self.world().read().identity, payload, now)?;
+        let token = tokens::seal(&key, payload).map_err(|e| OpsError::Internal(e.to_string()))?;
+        Ok((token, caller))
+    }
+
+    /// The key that seals now; a new one, where the newest is old.
+    pub(in crate::ops) async fn sealing_key(&self) -> Result<Arc<TokenKeyRecord>, OpsError> {
+        let newest = || {
             let view = self.world().read();
             view.identity.token_keys.iter().next_back().map(|row| row.record.clone())
         };
         let now = Timestamp::now();
-        let key = match present.filter(|key| now.duration_since(key.created_at) < KEY_LIFETIME) {
-            Some(key) => key,
-            None => {
-                self.rotate_token_key(KEY_LIFETIME).await?;
-                let view = self.world().read();
-                let newest = view.identity.token_keys.iter().next_back();
-                newest
-                    .map(|row| row.record.clone())
-                    .ok_or_else(|| OpsError::Internal("no token key".into()))?
-            }
-        };
-        let caller = caller_of(&self.world().read().identity, payload, now)?;
-        let token = tokens::seal(&key, payload).map_err(|e| OpsError::Internal(e.to_string()))?;
-        Ok((token, caller))
+        if let Some(key) = newest().filter(|key| now.duration_since(key.created_at) < KEY_LIFETIME) {
+            return Ok(key);
+        }
+        self.rotate_token_key(KEY_LIFETIME).await?;
+        newest().ok_or_else(|| OpsError::Internal("no token key".into()))
     }
 
     /// A new key for new tokens, if the present one is at least so old. The one before it still opens what it sealed.

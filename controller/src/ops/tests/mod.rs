@@ -43,6 +43,13 @@ impl HostLinks for PlayedLinks {
         let Ask::ConsoleLog { member, lines, .. } = ask;
         Ok(Answer::ConsoleLog { text: format!("{lines} lines of {member:?}") })
     }
+    async fn stream(&self, host: HostId, _: InstanceId, what: StreamTarget) -> Result<HostStream, AskError> {
+        if !self.is_linked(host) {
+            return Err(AskError::NoLink);
+        }
+        let message = format!("told to open {what:?}");
+        Err(AskError::Fault(Fault { code: "engine_refused".into(), message, since: jiff::Timestamp::now() }))
+    }
     fn is_linked(&self, host: HostId) -> bool {
         self.0.lock().unwrap().contains(&host)
     }

@@ -8,7 +8,8 @@ use super::observed::{Part, PartState, Sightings, assemble};
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, events, export, ports, start};
+use super::{ENGINE, events, exec, export, logs, ports, start};
+use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
     PortGate, Remains, folders,
@@ -16,6 +17,7 @@ use crate::instance::{
 use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, Power};
 use amphi_api::set::{MemberSpec, SetSpec};
+use amphi_api::streams::StreamTarget;
 use amphi_api::wire::BodyDesired;
 use async_trait::async_trait;
 use bollard::query_parameters::LogsOptionsBuilder;
@@ -88,6 +90,7 @@ impl SetDriver {
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
+        tokio::spawn(exec::sweep(shared.state_dir.clone()));
         Ok(Self { shared, events })
     }
 
@@ -129,6 +132,30 @@ impl SetDriver {
             }
         }
         Ok(())
+    }
+
+    /// The container of a member that counts now: the newest, and a rescue's while one runs. None named: the first.
+    async fn member(
+        &self,
+        instance: InstanceId,
+        member: Option<&str>,
+        doing: &str,
+    ) -> Result<Part, DriverError> {
+        let mut parts = self.parts(instance).await?;
+        let rescued = parts.iter().any(Part::is_rescuer);
+        parts.retain(|part| part.is_rescuer() == rescued);
+        let wanted = parts.iter().rfind(|part| match (part.tag.role.member(), member) {
+            (Some((_, name)), Some(member)) => name == member,
+            _ => false,
+        });
+        let newest = parts.last().map(|part| part.tag.epoch);
+        let first = parts.iter().find(|part| !part.is_anchor() && Some(part.tag.epoch) == newest);
+        let part = wanted.or(first.filter(|_| member.is_none())).cloned();
+        part.ok_or_else(|| DriverError::EngineRefused {
+            engine: ENGINE,
+            doing: format!("{doing} of member {} of instance {instance}", member.unwrap_or("(first)")),
+            message: "there is no such container".to_owned(),
+        })
     }
 
     async fn parts(&self, instance: InstanceId) -> Result<Vec<Part>, DriverError> {
@@ -223,25 +250,7 @@ impl BodyDriver for SetDriver {
         member: Option<&str>,
         lines: u32,
     ) -> Result<String, DriverError> {
-        let mut parts = self.parts(instance).await?;
-        let rescued = parts.iter().any(Part::is_rescuer);
-        parts.retain(|part| part.is_rescuer() == rescued);
-        let wanted = parts.iter().rfind(|part| match (part.tag.role.member(), member) {
-            (Some((_, name)), Some(member)) => name == member,
-            _ => false,
-        });
-        let newest = parts.last().map(|part| part.tag.epoch);
-        let first = parts.iter().find(|part| !part.is_anchor() && Some(part.tag.epoch) == newest);
-        let Some(part) = wanted.or(first.filter(|_| member.is_none())) else {
-            return Err(DriverError::EngineRefused {
-                engine: ENGINE,
-                doing: format!(
-                    "read the output of member {} of instance {instance}",
-                    member.unwrap_or("(first)")
-                ),
-                message: "there is no such container".to_owned(),
-            });
-        };
+        let part = &self.member(instance, member, "read the output").await?;
         let options =
             LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&lines.to_string()).build();
         let doing = format!("read the output of container {}", part.id);
@@ -287,6 +296,31 @@ impl BodyExport for SetDriver {
     async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
         let parts = self.parts(plan.instance).await?;
         export::export(&self.shared, plan, &parts).await
+    }
+}
+
+#[async_trait]
+impl BodyStreams for SetDriver {
+    async fn open(&self, instance: InstanceId, what: &StreamTarget) -> Result<Opened, DriverError> {
+        let (doing, shared) = ("look into a container", &self.shared);
+        match what {
+            StreamTarget::Exec(spec) => {
+                exec::open(shared, &self.member(instance, spec.member.as_deref(), doing).await?, spec).await
+            }
+            StreamTarget::Console { member, size } => {
+                let shell = exec::shell(member.clone(), *size);
+                exec::open(shared, &self.member(instance, member.as_deref(), doing).await?, &shell).await
+            }
+            StreamTarget::Logs(spec) => {
+                let part = self.member(instance, spec.member.as_deref(), "follow the output").await?;
+                Ok(logs::open(shared, instance, part, spec))
+            }
+            StreamTarget::Screen => Err(DriverError::EngineRefused {
+                engine: ENGINE,
+                doing: format!("open the screen of instance {instance}"),
+                message: "a set has none".to_owned(),
+            }),
+        }
     }
 }
 

@@ -49,6 +49,11 @@ impl Engine {
         Engine { socket, limits, client: Mutex::new(None) }
     }
 
+    /// The path of its socket.
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
     /// The client. It holds no connection: each call makes its own, so a restarted dockerd needs no care.
     pub fn client(&self, doing: &str) -> Result<Docker, DriverError> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);

@@ -187,25 +187,25 @@ pub fn volume_io(device: &Path) -> VolumeIo {
     VolumeIo { block, direct }
 }
 
+/// The console log of the newest body that has one.
+pub fn newest_console(state_dir: &Path, instance: InstanceId) -> io::Result<Option<PathBuf>> {
+    let folders = folders::epochs(state_dir, instance, BodyKind::Vm)?;
+    Ok(folders.into_iter().rev().map(|(_, folder)| folder.join(LOG)).find(|log| log.exists()))
+}
+
 /// The last lines of the newest body's console that has one. Empty when nothing was written yet.
 pub async fn console_tail(state_dir: &Path, instance: InstanceId, lines: u32) -> Result<String, DriverError> {
     let state_dir = state_dir.to_owned();
     blocking("read the console log", move || {
-        for (_, folder) in folders::epochs(&state_dir, instance, BodyKind::Vm)?.into_iter().rev() {
-            let log = folder.join(LOG);
-            if !log.exists() {
-                continue;
-            }
-            let mut bytes = tail(&log)?;
-            // virtlogd moves a log that has grown to `console.log.0`.
-            if (bytes.len() as u64) < LOG_TAIL_MAX {
-                let mut older = tail(&folder.join("console.log.0")).unwrap_or_default();
-                older.append(&mut bytes);
-                bytes = older;
-            }
-            return Ok(last_lines(&String::from_utf8_lossy(&bytes), lines as usize));
+        let Some(log) = newest_console(&state_dir, instance)? else { return Ok(String::new()) };
+        let mut bytes = tail(&log)?;
+        // virtlogd moves a log that has grown to `console.log.0`.
+        if (bytes.len() as u64) < LOG_TAIL_MAX {
+            let mut older = tail(&log.with_file_name("console.log.0")).unwrap_or_default();
+            older.append(&mut bytes);
+            bytes = older;
         }
-        Ok(String::new())
+        Ok(last_lines(&String::from_utf8_lossy(&bytes), lines as usize))
     })
     .await
 }

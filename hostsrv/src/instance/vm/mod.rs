@@ -7,6 +7,7 @@
 //! guests this process holds still for a snapshot. After a restart such a guest is resumed by the next `ensure`.
 //! Refuses to start a body beside one of another epoch, and to touch domains that are not named as ours.
 
+mod console;
 mod disks;
 mod domain;
 mod drive_image;
@@ -21,8 +22,10 @@ pub mod probe;
 pub(crate) mod sample;
 mod sight;
 mod traits;
+mod watch;
 mod xml;
 
+use super::streams::{BodyStreams, Opened};
 use super::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
     ObservedState, Remains, folders,
@@ -30,6 +33,7 @@ use super::{
 use amphi_api::InstanceId;
 use amphi_api::host::Acceleration;
 use amphi_api::instance::{BodyKind, Power};
+use amphi_api::streams::StreamTarget;
 use async_trait::async_trait;
 use disks::{Disk, VolumeIo};
 use domain::{TraitCache, condition, lookup, press, read_traits, resume, sweep, undefine, unless_gone};
@@ -37,7 +41,7 @@ use files::BodyFiles;
 use link::{ENGINE, Link};
 use sight::{Condition, Way};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -66,6 +70,7 @@ pub struct VmDriver {
     traits: Arc<Mutex<TraitCache>>,
     /// Guests that this process paused and will resume.
     held: Mutex<BTreeSet<InstanceId>>,
+    consoles: console::Consoles,
 }
 
 impl VmDriver {
@@ -86,6 +91,7 @@ impl VmDriver {
             acceleration,
             traits: Arc::default(),
             held: Mutex::default(),
+            consoles: console::Consoles::default(),
         }
     }
 
@@ -341,6 +347,39 @@ impl BodyDriver for VmDriver {
 impl BodyExport for VmDriver {
     async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
         export::export(&self.link, &self.state_dir, plan).await
+    }
+}
+
+#[async_trait]
+impl BodyStreams for VmDriver {
+    async fn open(&self, instance: InstanceId, what: &StreamTarget) -> Result<Opened, DriverError> {
+        let doing = format!("look into the VM of {instance}");
+        let refused = |message: &str| console::refused(instance, message);
+        let running = move |c: &Connect| {
+            let Some(domain) = lookup(c, instance)? else { return Ok(None) };
+            unless_gone((|| Ok(if domain.is_active()? { Some(domain.get_xml_desc(0)?) } else { None }))())
+                .map(Option::flatten)
+        };
+        if let StreamTarget::Logs(spec) = what {
+            // The mark first: what is written between the two is told twice rather than lost.
+            let mark = watch::mark(&self.state_dir, instance).await?;
+            let begin = files::console_tail(&self.state_dir, instance, spec.tail.unwrap_or(u32::MAX)).await?;
+            return Ok(watch::open(&self.state_dir, instance, spec, begin, mark));
+        }
+        let xml = self.link.call(&doing, LOOK, running).await?.ok_or_else(|| refused("it does not run"))?;
+        match what {
+            StreamTarget::Console { .. } => {
+                let pty = traits::serial_pty(&xml).ok_or_else(|| refused("it has no serial line"))?;
+                self.consoles.open(instance, Path::new(pty))
+            }
+            StreamTarget::Screen => {
+                let none = "it was started without a screen; restart it";
+                let socket = traits::screen_socket(&xml).ok_or_else(|| refused(none))?;
+                console::screen(socket).await.map_err(|source| DriverError::Io { doing, source })
+            }
+            StreamTarget::Exec(_) => Err(refused("nothing inside it takes commands; use its console")),
+            StreamTarget::Logs(_) => Err(refused("its output is a file")),
+        }
     }
 }
 

@@ -89,6 +89,19 @@ fn device(element: &str) -> Option<Device> {
 }
 
 /// The outermost elements of a name that cannot hold its like. Text and attributes are escaped, so a tag is a tag.
+/// The pseudo-terminal of a running domain's serial line.
+pub fn serial_pty(domain: &str) -> Option<&str> {
+    let serial = elements(domain, "serial").into_iter().next()?;
+    let (_, source) = serial.split_once("<source")?;
+    attribute(source.split('>').next()?, "path")
+}
+
+/// The socket of a running domain's screen.
+pub fn screen_socket(domain: &str) -> Option<&str> {
+    let (_, graphics) = domain.split_once("<graphics")?;
+    attribute(graphics.split('>').next()?, "socket")
+}
+
 fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let (open, close) = (format!("<{name} "), format!("</{name}>"));
     let mut found = Vec::new();
@@ -129,6 +142,16 @@ mod tests {
             let traits = Traits::read(text);
             assert_eq!((traits.epoch, traits.rescued), (epoch, rescued), "{text}");
         }
+    }
+
+    #[test]
+    fn where_a_running_domain_is_looked_into() {
+        let text = "<domain><devices><serial type='pty'>\n <source path='/dev/pts/7'/>\n <log file='/x'/></serial>\
+            <console type='pty' tty='/dev/pts/7'/><graphics type='vnc' socket='/v/vnc.sock'>\n\
+            <listen type='socket' socket='/v/vnc.sock'/></graphics></devices></domain>";
+        assert_eq!((serial_pty(text), screen_socket(text)), (Some("/dev/pts/7"), Some("/v/vnc.sock")));
+        let stopped = "<serial type='pty'><log file='/x'/></serial><graphics type='vnc'><listen type='socket'/></graphics>";
+        assert_eq!((serial_pty(stopped), screen_socket(stopped)), (None, None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Refuses to look at any file or engine.
 //!
 //! The machine is `pc`: its one PCI bus takes and gives devices through ACPI, without a port reserved for each, and it
-//! starts quicker than `q35`. Of the bus's 32 places some 24 are left for interfaces and volumes that come later.
+//! starts quicker than `q35`. Of the bus's 32 places some 22 are left for interfaces and volumes that come later.
 
 use super::disks::Disk;
 use super::markup::Element;
@@ -23,6 +23,9 @@ pub const PORT_ALIAS: &str = "ua-port-";
 const TCG_CACHE_MIB: u32 = 64;
 /// How long the BIOS waits before it tries again to boot, in milliseconds (libvirt takes up to 65535).
 const BOOT_RETRY_MS: u32 = 30_000;
+
+/// The screen's memory: 1920 by 1080 in 32 bits, and room for a second page. Only what is used of it is taken.
+const VIDEO_KIB: u32 = 16 << 10;
 
 /// What the renderer has to know beside the plan: files made for this body and facts of the host.
 #[derive(Clone, Debug)]
@@ -135,6 +138,17 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
     devices
         .child(Element::new("controller").attr("type", "usb").attr("model", "none"))
         .child(Element::new("serial").attr("type", "pty").child(log))
+        // On a socket that libvirt makes for QEMU's user alone; its path is in the running domain's definition. VGA, because
+        // every guest has a driver for it.
+        .child(
+            Element::new("graphics").attr("type", "vnc").child(Element::new("listen").attr("type", "socket")),
+        )
+        .child(
+            Element::new("video")
+                .child(Element::new("model").attr("type", "vga").attr("vram", VIDEO_KIB).attr("heads", 1)),
+        )
+        // Absolute positions: a viewer's pointer and the guest's are the same.
+        .child(Element::new("input").attr("type", "tablet").attr("bus", "virtio"))
         .child(
             Element::new("channel")
                 .attr("type", "unix")

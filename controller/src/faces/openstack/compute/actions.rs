@@ -2,6 +2,7 @@
 
 use super::super::answers::Refusal;
 use super::super::routes::{Call, Need, Routes};
+use super::remote_consoles;
 use super::server_create as fields;
 use super::server_view::Form;
 use super::servers::{origin_of, shown};
@@ -58,10 +59,10 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .action(PATH, "changePassword", Member, change_password)
         .action(PATH, "createBackup", Member, create_backup)
         .action(PATH, "trigger_crash_dump", Member, crash_dump)
-        .action(PATH, "os-getVNCConsole", Member, no_console)
-        .action(PATH, "os-getSPICEConsole", Member, no_console)
-        .action(PATH, "os-getSerialConsole", Member, no_console)
-        .action(PATH, "os-getRDPConsole", Member, no_console)
+        .action(PATH, "os-getVNCConsole", Member, |call| remote_consoles::old(call, "vnc"))
+        .action(PATH, "os-getSPICEConsole", Member, |call| remote_consoles::old(call, "spice"))
+        .action(PATH, "os-getSerialConsole", Member, |call| remote_consoles::old(call, "serial"))
+        .action(PATH, "os-getRDPConsole", Member, |call| remote_consoles::old(call, "rdp"))
 }
 
 type Answer = Result<Response, Refusal>;
@@ -332,9 +333,4 @@ async fn create_backup(call: Call) -> Answer {
 async fn crash_dump(call: Call) -> Answer {
     let (_, id) = origin(&call)?;
     Err(Refusal::bad(format!("Triggering a crash dump is not supported by instance {id}")))
-}
-
-async fn no_console(call: Call) -> Answer {
-    origin(&call)?;
-    Err(Refusal::bad("Unavailable console type; the console's log is at os-getConsoleOutput"))
 }
