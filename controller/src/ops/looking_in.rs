@@ -159,3 +159,94 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
     }
     row.host.ok_or_else(|| OpsError::conflict("no host has room for the instance: it has no body"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{Cloud, P};
+    use amphi_api::ErrorCode;
+    use amphi_api::instance::Instance;
+    use amphi_api::streams::{ExecSpec, LogsSpec};
+    use serde_json::json;
+
+    async fn stage() -> (Cloud, Instance, Instance, HostId) {
+        let (cloud, h1, _) = Cloud::furnished().await;
+        let set = cloud.create(json!({"host": "h1"})).await.unwrap();
+        let vm = cloud.create(json!({"name": "vm", "host": "h1", "bodies": [{"vm": {"image": "vm"}}]}));
+        let vm = vm.await.unwrap();
+        cloud.obey(h1).await;
+        (cloud, set, vm, h1)
+    }
+
+    fn exec(member: Option<&str>) -> StreamTarget {
+        let command = vec!["ls".to_owned()];
+        StreamTarget::Exec(ExecSpec { member: member.map(str::to_owned), command, ..ExecSpec::default() })
+    }
+
+    fn console(member: Option<&str>) -> StreamTarget {
+        StreamTarget::Console { member: member.map(str::to_owned), size: None }
+    }
+
+    /// Rows: what is asked of whom, and why not; none: it gets as far as the host.
+    #[tokio::test]
+    async fn what_a_body_does_not_have_is_refused_here() {
+        let (cloud, set, vm, h1) = stage().await;
+        let logs = |member: &str| {
+            StreamTarget::Logs(LogsSpec { member: Some(member.into()), ..LogsSpec::default() })
+        };
+        for (what, id, refused) in [
+            (exec(None), set.id, None),
+            (exec(Some("anchor")), set.id, Some(ErrorCode::InvalidField)),
+            (console(Some("anchor")), set.id, Some(ErrorCode::InvalidField)),
+            (logs("anchor"), set.id, Some(ErrorCode::InvalidField)),
+            (StreamTarget::Screen, set.id, Some(ErrorCode::Conflict)),
+            (StreamTarget::Exec(ExecSpec::default()), set.id, Some(ErrorCode::InvalidField)),
+            (exec(None), vm.id, Some(ErrorCode::Conflict)),
+            (console(None), vm.id, None),
+            (console(Some("x")), vm.id, Some(ErrorCode::InvalidField)),
+            (StreamTarget::Screen, vm.id, None),
+            (exec(None), InstanceId::new(), Some(ErrorCode::NotFound)),
+        ] {
+            let error = cloud.ops.open_stream(P, id, what.clone()).await.unwrap_err();
+            match refused {
+                Some(code) => assert_eq!(error.code(), code, "{what:?}: {error}"),
+                None => assert!(error.to_string().contains("told to open"), "{what:?}: {error}"),
+            }
+        }
+        let other = ProjectId::new();
+        let error = cloud.ops.open_stream(other, set.id, exec(None)).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::NotFound, "another project's");
+        cloud.down(h1).await;
+        let error = cloud.ops.open_stream(P, set.id, exec(None)).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Unavailable, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_ticket_is_good_once_and_for_nothing_else() {
+        let (cloud, set, vm, _) = stage().await;
+        let ops = &cloud.ops;
+        let refused = ops.console_ticket(P, set.id, ConsoleKind::Screen).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Conflict);
+        let text = ops.console_ticket(P, vm.id, ConsoleKind::Screen).await.unwrap();
+        let ticket = ops.read_ticket(&text).unwrap();
+        assert_eq!((ticket.instance, ticket.kind), (vm.id, ConsoleKind::Screen));
+        assert!(ops.authenticate(&text).is_err(), "it is no token");
+        let opened = ops.open_by_ticket(&text).await.unwrap_err();
+        assert!(opened.to_string().contains("told to open Screen"), "{opened}");
+        let again = ops.open_by_ticket(&text).await.unwrap_err();
+        assert_eq!(again.code(), ErrorCode::Unauthenticated, "{again}");
+        // Another controller opens what this one sealed.
+        let other = cloud.another().await;
+        assert_eq!(other.ops.read_ticket(&text).unwrap(), ticket);
+        // One that has ended, and one for what is gone.
+        let key = ops.sealing_key().await.unwrap();
+        for ticket in
+            [Ticket { expires: 1, ..ticket.clone() }, Ticket { instance: InstanceId::new(), ..ticket }]
+        {
+            let text = tokens::seal_for(&key, PURPOSE, &ticket).unwrap();
+            assert_eq!(ops.read_ticket(&text).unwrap_err().code(), ErrorCode::Unauthenticated);
+            let text = tokens::seal_for(&key, b"", &ticket).unwrap();
+            assert_eq!(ops.read_ticket(&text).unwrap_err().code(), ErrorCode::Unauthenticated);
+        }
+    }
+}
