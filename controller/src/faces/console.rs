@@ -30,9 +30,16 @@ pub fn router(ops: Arc<Ops>) -> Router {
 /// The address by which a ticket's screen opens: noVNC's page where it is installed, else the WebSocket.
 pub fn screen_url(base: &str, ticket: &str) -> String {
     match File::new(NOVNC).join(PAGE).is_file() {
-        true => format!("{base}/console/novnc/{PAGE}?path=console/{ticket}"),
+        true => page_url(base, ticket),
         false => socket_url(base, ticket),
     }
+}
+
+/// noVNC's page is told the WebSocket's path from the root of its own host.
+fn page_url(base: &str, ticket: &str) -> String {
+    let below = base.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
+    let below = below.map(|(_, path)| format!("{path}/")).unwrap_or_default();
+    format!("{base}/console/novnc/{PAGE}?path={below}console/{ticket}")
 }
 
 /// The WebSocket's address: `ws://…`, or `wss://…` where the base is HTTPS.
@@ -117,6 +124,8 @@ mod tests {
             assert_eq!(kind(path).is_some(), known, "{path}");
         }
         assert_eq!(socket_url("http://a:1", "t"), "ws://a:1/console/t");
-        assert_eq!(socket_url("https://a", "t"), "wss://a/console/t");
+        assert_eq!(socket_url("https://a/b", "t"), "wss://a/b/console/t");
+        assert_eq!(page_url("http://a:1", "t"), "http://a:1/console/novnc/vnc_lite.html?path=console/t");
+        assert_eq!(page_url("https://a/b", "t"), "https://a/b/console/novnc/vnc_lite.html?path=b/console/t");
     }
 }
