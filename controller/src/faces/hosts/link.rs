@@ -110,6 +110,8 @@ impl Links {
         if let Some(open) = locked(&self.open).get(&host) {
             open.stop.cancel();
         }
+    }
+
     /// Has a host open something in a body; its stream once it is open, or why it is not.
     pub async fn stream(
         &self,
