@@ -209,7 +209,8 @@ async fn tokens_by_their_routes() {
     let answer = face.router.clone().oneshot(spoken_of).await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND, "a revoked token is none");
     let wrong = json!({"auth": {"identity": {"methods": ["password"], "password": {"user": {
-        "name": "admin", "domain": {"id": "default"}, "password": "wrong"}}}}});
+        "name": "nobody", "domain": {"id": "default"}, "password": "wrong"}}}}});
+    // Somebody who has come in from here before waits instead; see `guesses`.
     for attempt in 0..8 {
         let (status, headers, _) = face.send("", "POST /v3/auth/tokens", wrong.clone()).await;
         match attempt {
