@@ -218,15 +218,14 @@ impl Reconciler {
     /// Plans every item and starts a task for each that has steps. Items that were busy when the look began are left:
     /// what was seen of them may be older than what they have done since.
     fn act(self: &Arc<Self>, world: &World, busy_before: &BTreeSet<Item>) -> bool {
-        let (desired, confirmed) = {
+        let (desired, confirmed, leased) = {
             let ledger = self.ledger();
             let Some(desired) = ledger.desired() else { return false };
-            // Without a lease nothing is begun, as before the controller's first word.
-            (Arc::new(desired.clone()), ledger.confirmed() && ledger.may_start().is_ok())
+            (Arc::new(desired.clone()), ledger.confirmed(), ledger.may_start().is_ok())
         };
         let seen = world.observed();
         let mut started = false;
-        for (item, steps) in self.plan_all(&desired, &seen, confirmed) {
+        for (item, steps) in self.plan_all(&desired, &seen, confirmed, leased) {
             let mut memory = self.memory();
             let held = memory.entry(item).or_default();
             if steps.is_empty() {
@@ -255,6 +254,7 @@ impl Reconciler {
         desired: &HostDesired,
         seen: &Observed<'_>,
         confirmed: bool,
+        leased: bool,
     ) -> Vec<(Item, Vec<plan::Step>)> {
         let mut plans = Vec::new();
         let mut of_instances = BTreeSet::new();
@@ -267,7 +267,7 @@ impl Reconciler {
             let begun = self.ledger().begun(instance.id);
             let prepared = self.memory().get(&item).and_then(|m| m.prepared);
             let memory = Remembered { begun, prepared };
-            plans.push((item, plan::instance(instance, &volumes, seen, &memory, confirmed)));
+            plans.push((item, plan::instance(instance, &volumes, seen, &memory, confirmed && leased)));
         }
         if !confirmed {
             return plans;
@@ -299,9 +299,14 @@ impl Reconciler {
             let begun = self.ledger().begun(coming.id);
             let prepared = self.memory().get(&item).and_then(|m| m.prepared);
             let memory = Remembered { begun, prepared };
-            plans.push((item, plan::expected(coming, seen, &memory, confirmed)));
+            plans.push((item, plan::expected(coming, seen, &memory, confirmed && leased)));
         }
         plans.extend(destroy);
+        // Without a lease nothing is begun, as before the controller's first word. What was buried elsewhere is buried here
+        // all the same: that is what a host that was shut out has to do before it gets a lease again.
+        if !leased {
+            return plans;
+        }
         for volume in desired.volumes.iter().filter(|v| !of_instances.contains(&v.id)) {
             if let Some(all) = seen.volumes {
                 let steps = plan::volume(volume, all.get(&volume.id.0), used(volume.id));

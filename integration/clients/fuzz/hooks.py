@@ -36,7 +36,8 @@ def records():
         answer = session.get(f"{URL}/v1/{path}", timeout=30)
         assert answer.status_code == 200, f"list {path}: {answer.status_code}: {answer.text}"
         items = answer.json()[key]
-        found[path] = {item["id"] for item in items}
+        # A host that is being emptied orders moves by itself, whatever else is asked meanwhile.
+        found[path] = {item["id"] for item in items if (item.get("journey") or {}).get("cause") != "maintenance"}
         if path == "security-groups":
             found["rules"] = {rule["id"] for item in items for rule in item["rules"]}
     return found
