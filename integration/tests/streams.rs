@@ -12,6 +12,7 @@ use amphi_integration::run;
 use amphi_integration::story::read_env;
 use amphi_integration::wait::{seen, until};
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use nix::sys::termios::tcgetattr;
 use serde_json::json;
@@ -21,6 +22,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio_tungstenite::tungstenite::Message;
 
 /// For whatever has to happen at all, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -161,6 +163,7 @@ fn bodies_can_be_looked_into() -> Result<()> {
     step("output that is followed", &|| logs(&s, set.id))?;
     s.runs(vm.id)?;
     step("a VM", &|| vm_inside(&s, vm.id))?;
+    step("OpenStack's consoles", &|| openstack(&s, set.id, vm.id))?;
     step("an agent that is killed", &|| killed_agent(&s, set.id))?;
     for id in [set.id, vm.id] {
         s.ask(s.client.delete_instance(id, true))?;
@@ -423,6 +426,75 @@ fn vm_inside(s: &Stage, id: InstanceId) -> Result<()> {
             Err(ClientError::Api { detail, .. }) if detail.code == ErrorCode::Conflict => Ok(()),
             other => bail!("a command in a vm: {other:?}"),
         }
+    })
+}
+
+/// An address for whoever has it, once.
+fn openstack(s: &Stage, set: InstanceId, vm: InstanceId) -> Result<()> {
+    let variable = |name: &str| {
+        let found =
+            s.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.trim_matches('\''));
+        found.with_context(|| format!("no {name}"))
+    };
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
+    let login = json!({"auth": {
+        "identity": {"methods": ["password"], "password": {"user": {
+            "name": variable("OS_USERNAME")?, "domain": {"id": "default"}, "password": variable("OS_PASSWORD")?,
+        }}},
+        "scope": {"project": {"name": variable("OS_PROJECT_NAME")?, "domain": {"id": "default"}}},
+    }});
+    s.runtime.block_on(async {
+        let base = s.client.url();
+        let answer = http.post(format!("{base}/identity/v3/auth/tokens")).json(&login).send().await?;
+        let token = answer.headers().get("x-subject-token").context("no token")?.to_str()?.to_owned();
+        let ask = async |id: InstanceId, protocol: &str, kind: &str| {
+            let console = json!({"remote_console": {"protocol": protocol, "type": kind}});
+            let request = http.post(format!("{base}/compute/v2.1/servers/{id}/remote-consoles"));
+            let request =
+                request.header("x-auth-token", &token).header("openstack-api-version", "compute 2.31");
+            let answer = request.json(&console).send().await?;
+            let status = answer.status().as_u16();
+            anyhow::Ok((status, answer.json::<serde_json::Value>().await?))
+        };
+        let (status, refused) = ask(set, "vnc", "novnc").await?;
+        ensure!(status == 400 && refused.to_string().contains("Unavailable console type novnc"), "{refused}");
+        for (id, protocol, kind, say, word) in [
+            (vm, "vnc", "novnc", "", "RFB 003.008"),
+            (vm, "serial", "serial", "echo me-$((7 * 8))\r", "me-56"),
+            (set, "serial", "serial", "echo me-$((8 * 9))\r", "me-72"),
+        ] {
+            let (status, console) = ask(id, protocol, kind).await?;
+            let console = &console["remote_console"];
+            ensure!(status == 200 && console["protocol"] == protocol && console["type"] == kind, "{console}");
+            let url = console["url"].as_str().context("no address")?;
+            // Where noVNC is installed, its page knows the WebSocket.
+            let ticket = url.rsplit_once("console/").context("no ticket")?.1;
+            let shown = http.get(format!("{base}/compute/v2.1/os-console-auth-tokens/{ticket}"));
+            let shown = shown.header("x-auth-token", &token).header("openstack-api-version", "compute 2.31");
+            let shown: serde_json::Value = shown.send().await?.json().await?;
+            ensure!(shown["console"]["instance_uuid"] == id.to_string(), "{shown}");
+            let socket = format!("{}/console/{ticket}", base.replacen("http", "ws", 1));
+            let (mut stream, _) = tokio_tungstenite::connect_async(&socket).await?;
+            let mut text = String::new();
+            let mut again = tokio::time::interval(Duration::from_secs(3));
+            let hear = async {
+                while !text.contains(word) {
+                    tokio::select! {
+                        _ = again.tick() => stream.send(Message::binary(say.as_bytes().to_vec())).await?,
+                        heard = stream.next() => match heard.context("it ended")?? {
+                            Message::Binary(bytes) => text += &String::from_utf8_lossy(&bytes),
+                            Message::Close(frame) => bail!("{frame:?}"),
+                            _ => {}
+                        },
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let heard = tokio::time::timeout(PATIENCE, hear).await;
+            heard.with_context(|| format!("no {word} in {text:?}"))??;
+            ensure!(tokio_tungstenite::connect_async(&socket).await.is_err(), "a ticket is good once");
+        }
+        Ok(())
     })
 }
 
