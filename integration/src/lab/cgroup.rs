@@ -68,6 +68,9 @@ pub fn create(layout: &Layout, nodes: &[String]) -> Result<()> {
         if hierarchy.v1.is_none() {
             hand_down(&hierarchy.mountpoint);
         }
+        // A lab at this place whose directory was deleted under it has left groups that no record names, and that take no
+        // process: their controllers are handed down.
+        remove_tree(&hierarchy.lab)?;
         make(&hierarchy.lab)?;
         if hierarchy.v1.is_none() {
             hand_down(&hierarchy.lab);
