@@ -2,6 +2,7 @@
 //! format is said, never guessed from bytes that a guest might have written. Refuses to know what a disk is for.
 
 use amphi_api::image::ImageFormat;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -104,10 +105,14 @@ pub struct Convert<'a> {
 }
 
 impl Convert<'_> {
-    fn arguments(&self) -> Vec<&str> {
-        // Past the page cache, which for a device under a mounted file system may hold stale blocks.
-        let mut args = vec!["convert", "-q", "-U", "-T", "none", "-f", self.from_format.name()];
-        args.extend(["-O", self.to_format.name()]);
+    fn arguments(&self, from_device: bool) -> Vec<&str> {
+        let mut args = vec!["convert", "-q", "-U"];
+        if from_device {
+            // Past the page cache, which under a mounted file system may hold stale blocks. A file has no such
+            // second view, and its file system may know no other way than the cache (tmpfs).
+            args.extend(["-T", "none"]);
+        }
+        args.extend(["-f", self.from_format.name(), "-O", self.to_format.name()]);
         if self.into_device {
             args.extend(["-n", "-t", "none"]);
         }
@@ -115,9 +120,13 @@ impl Convert<'_> {
     }
 
     pub async fn run(&self) -> Result<(), QemuImgError> {
+        let doing = "convert the disk";
+        let from = tokio::fs::metadata(self.from)
+            .await
+            .map_err(|source| QemuImgError::Io { doing: doing.to_owned(), source })?;
         let mut command = bounded(&CONVERT_BOUNDS);
-        command.args(self.arguments()).arg(self.from).arg(self.to);
-        run("convert the disk", command, self.limit).await.map(drop)
+        command.args(self.arguments(from.file_type().is_block_device())).arg(self.from).arg(self.to);
+        run(doing, command, self.limit).await.map(drop)
     }
 }
 
@@ -146,15 +155,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_written_into_and_a_file_is_made() {
-        let convert = |into_device| {
+    fn a_device_is_read_past_the_cache_and_written_into_and_a_file_is_neither() {
+        let convert = |from_device, into_device| {
             let (from, to) = (Path::new("/a"), Path::new("/b"));
             let (from_format, to_format) = (DiskFormat::Qcow2, DiskFormat::Raw);
             let limit = Duration::from_secs(1);
-            Convert { from, from_format, to, to_format, into_device, limit }.arguments().join(" ")
+            Convert { from, from_format, to, to_format, into_device, limit }.arguments(from_device).join(" ")
         };
-        assert_eq!(convert(false), "convert -q -U -T none -f qcow2 -O raw");
-        assert_eq!(convert(true), "convert -q -U -T none -f qcow2 -O raw -n -t none");
+        assert_eq!(convert(false, false), "convert -q -U -f qcow2 -O raw");
+        assert_eq!(convert(true, false), "convert -q -U -T none -f qcow2 -O raw");
+        assert_eq!(convert(false, true), "convert -q -U -f qcow2 -O raw -n -t none");
     }
 
     #[tokio::test]
