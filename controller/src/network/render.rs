@@ -250,7 +250,13 @@ pub(super) mod tests {
         }];
         Topology {
             networks: vec![
-                NetworkSpec { id: net, name: "blue \"net\"".into(), tunnel_key: Some(77), physical: None, metadata: true },
+                NetworkSpec {
+                    id: net,
+                    name: "blue \"net\"".into(),
+                    tunnel_key: Some(77),
+                    physical: None,
+                    metadata: true,
+                },
                 NetworkSpec {
                     id: world,
                     name: "world".into(),

@@ -4,10 +4,10 @@
 //!
 //! Refuses to know whether the host is dead: whoever asks has made sure.
 
+use super::asked::request_of;
 use super::orders::{bury, end_exchange, entomb, held, instance_claims};
 use super::servers::{Origin, end_task, note};
 use super::volumes::room;
-use super::asked::request_of;
 use super::{Draft, Row, View, ports, sights};
 use crate::model::*;
 use crate::scheduler::{HostSight, Policy, Request, place};
