@@ -442,6 +442,17 @@ pub struct Journey {
     pub to_name: String,
     pub reason: String,
     pub cause: MoveCause,
+    /// Its volumes: how many, how many have been read, how many are on the new host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<VolumesMoved>,
+}
+
+/// How far a move's volumes have got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct VolumesMoved {
+    pub all: u32,
+    pub read: u32,
+    pub arrived: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -449,6 +460,10 @@ pub struct Journey {
 pub enum ExchangePhase {
     /// The new body's image and definition are made ready; the old body runs.
     Preparing,
+    /// The old body stops, so that its volumes hold still.
+    Stopping,
+    /// The volumes' bytes are read on the old host and written on the new one.
+    Copying,
     /// The old body ends on the host that it leaves; nothing starts elsewhere before that host says so.
     Leaving,
     /// The old body stops, the new one takes over.

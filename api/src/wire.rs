@@ -219,6 +219,9 @@ pub enum VolumeSource {
     Volume(VolumeId),
     /// An image's disk, written raw.
     Image(Box<Image>),
+    /// The volume's own bytes, as another host has read them into this image. `blank`: it began with a file system of
+    /// ours, which is in them; else what is found in them counts.
+    Moved { image: Box<Image>, blank: bool },
 }
 
 /// Bytes to read, convert and hand to the controller as an image's blob, once.

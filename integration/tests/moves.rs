@@ -6,7 +6,7 @@ use amphi_api::host::{HostState, MaintenanceCreate};
 use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
 use amphi_api::instance::{
     BodyKind, BodySpec, Exchange, ExchangePhase as Phase, Instance, InstanceCreate, InstanceNetwork,
-    InstanceState, MoveCreate, VmSpec,
+    InstanceState, InstanceVolume, MoveCreate, VmSpec,
 };
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::{InstanceId, network};
@@ -41,7 +41,7 @@ impl Cloud {
     }
 
     /// Made on h1, and running there.
-    fn instance(&self, name: &str, bodies: Vec<BodySpec>) -> Instance {
+    fn instance(&self, name: &str, bodies: Vec<BodySpec>, volume_gib: Option<u64>) -> Instance {
         let request = InstanceCreate {
             name: name.into(),
             vcpus: 1,
@@ -49,6 +49,7 @@ impl Cloud {
             bodies,
             networks: vec![InstanceNetwork { network: "blue".into(), address: None }],
             host: Some("h1".into()),
+            volume: volume_gib.map(|gib| InstanceVolume { size_gib: Some(gib), name: None, id: None }),
             ..InstanceCreate::default()
         };
         let made = self.ask(self.client.create_instance(&request));
@@ -78,6 +79,15 @@ impl Cloud {
             let told = self.lab.exec(host, &["sh", "-c", command], Duration::from_secs(30)).expect("exec");
             !told.stdout.trim().is_empty()
         })
+    }
+
+    /// What a command in the set's only member prints.
+    fn in_member(&self, host: &str, id: InstanceId, command: &str) -> String {
+        let docker = "/usr/bin/docker -H unix:///run/docker.sock";
+        let script = format!("{docker} exec amphi-{id}-only sh -c '{command}'");
+        let done = self.lab.exec(host, &["sh", "-c", &script], Duration::from_secs(60)).expect("exec");
+        assert!(done.ok(), "{command}: {}{}", done.stdout, done.stderr);
+        done.stdout
     }
 
     fn order(&self, one: &Instance, to: &str, kind: Option<BodyKind>) -> Exchange {
@@ -170,8 +180,8 @@ fn instances_move_and_a_host_is_emptied() {
     c.ask(c.client.create_network(&subnet));
 
     println!("a set and a VM to another host");
-    let web = c.instance("web", vec![set(), vm()]);
-    let db = c.instance("db", vec![vm()]);
+    let web = c.instance("web", vec![set(), vm()], None);
+    let db = c.instance("db", vec![vm()], None);
     for (one, kind) in [(&web, BodyKind::Set), (&db, BodyKind::Vm)] {
         let done = c.follow(one, &c.order(one, "h2", None), |_| ());
         assert_eq!(done.phase, Phase::Done, "{:?}", done.fault);
@@ -196,6 +206,24 @@ fn instances_move_and_a_host_is_emptied() {
     assert_eq!(done.phase, Phase::Done, "{:?}", done.fault);
     let web = c.arrived(&web, "h2", BodyKind::Set);
     println!("  killed while preparing {}", if killed.is_empty() { "only" } else { "and while leaving" });
+
+    println!("a volume goes along");
+    let disk = c.instance("disk", vec![set()], Some(1));
+    let written = c.in_member(
+        "h1",
+        disk.id,
+        "dd if=/dev/urandom of=/data/bytes bs=1M count=20 2>/dev/null; sync; sha256sum /data/bytes",
+    );
+    let order = c.order(&disk, "h2", None);
+    let done = c.follow(&disk, &order, |seen| {
+        if seen.phase == Phase::Copying && killed.insert("copying") {
+            c.restart_controller();
+        }
+    });
+    assert_eq!(done.phase, Phase::Done, "{:?}", done.fault);
+    let disk = c.arrived(&disk, "h2", BodyKind::Set);
+    assert_eq!(c.in_member("h2", disk.id, "sha256sum /data/bytes"), written, "the same bytes");
+    println!("  nothing ran for {} ms", done.outage_ms.unwrap_or_default());
 
     println!("called off while the new host cannot answer");
     c.lab.pause("h1/dockerd").expect("paused");
@@ -237,10 +265,14 @@ fn instances_move_and_a_host_is_emptied() {
     assert!(!c.lives("h2", web.id) && !c.lives("h2", db.id));
     c.ask(c.client.end_maintenance(h2));
 
+    c.delete(disk.id);
     c.delete(web.id);
     c.delete(db.id);
     // Leftovers on the switch go after two sweeps.
     let deadline = Instant::now() + PATIENCE;
+    for volume in c.ask(c.client.recycle_bin()) {
+        c.ask(c.client.purge_volume(volume.id));
+    }
     let left = || -> Vec<String> {
         let hosts = ["h1", "h2"].iter().zip(&before);
         hosts

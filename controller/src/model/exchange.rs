@@ -11,7 +11,7 @@
 use super::Record;
 use super::instance::{BodyRecord, InstanceObserved, InstanceRecord};
 use super::journey::{JourneyRecord, JourneySight, move_step};
-use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Journey, Power};
+use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Journey, Power, VolumesMoved};
 use amphi_api::wire::BodyState;
 use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
 use jiff::{SignedDuration, Timestamp};
@@ -73,6 +73,11 @@ impl ExchangeRecord {
                 to_name: name(j.to),
                 reason: j.reason.clone(),
                 cause: j.cause,
+                volumes: (!j.volumes.is_empty()).then(|| VolumesMoved {
+                    all: j.volumes.len() as u32,
+                    read: j.read,
+                    arrived: j.volumes.iter().filter(|v| v.arrived).count() as u32,
+                }),
             }),
             cancelled: self.cancelled,
             id: self.id,
@@ -113,6 +118,14 @@ pub enum ExchangeStep {
     RollBack(Fault),
     /// End it; the instance keeps the body that it has.
     Fail(Fault),
+    /// Of a move with volumes: the old body stops.
+    Stop,
+    /// It has stopped: its volumes are read.
+    Copy,
+    /// So many have been read: the new host may have them.
+    Ship {
+        read: u32,
+    },
     /// Of a move: give the instance to the other host, which waits until this one is clear: phase leaving.
     Leave,
     /// Of a move: give the instance back, once the other host is clear: phase returning.
@@ -192,7 +205,10 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
             }
         }
         // Phases of moves alone.
-        ExchangePhase::Leaving | ExchangePhase::Returning => ExchangeStep::Wait,
+        ExchangePhase::Stopping
+        | ExchangePhase::Copying
+        | ExchangePhase::Leaving
+        | ExchangePhase::Returning => ExchangeStep::Wait,
         ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
     }
 }

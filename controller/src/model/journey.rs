@@ -1,6 +1,7 @@
 //! A move between hosts: an exchange whose next body is made on another host. Which step comes next: pure.
 //!
-//! preparing → leaving → switching → done; preparing → failed (nothing changed); leaving or switching → returning →
+//! preparing → leaving → switching → done, and with volumes preparing → stopping → copying → leaving …; preparing,
+//! stopping, copying → failed (the old body starts again where it is); leaving or switching → returning →
 //! rolling back → failed. Leaving begins with one commit: the instance belongs to the new host, at the next epoch, and
 //! a tombstone is left on the old one. The new host is told to start it only when the old one has said that nothing is
 //! left; returning is the same the other way round. So two bodies never live, however slow a host is.
@@ -8,8 +9,10 @@
 use super::exchange::{
     ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE, lasting, late, settled,
 };
-use amphi_api::HostId;
+use super::instance::InstanceObserved;
 use amphi_api::instance::{ExchangePhase, Fault, MoveCause, Power};
+use amphi_api::wire::BodyState;
+use amphi_api::{HostId, ImageId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +30,35 @@ pub struct JourneyRecord {
     /// Why it has not.
     #[serde(default)]
     pub fault: Option<Fault>,
+    /// The volumes that go with it.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMove>,
+    /// How many of them have been read.
+    #[serde(default)]
+    pub read: u32,
     /// When the old body was ordered to end.
     #[serde(default)]
     pub left_at: Option<Timestamp>,
+}
+
+/// A volume on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeMove {
+    pub volume: VolumeId,
+    /// Claimed on the new host.
+    pub size_gib: u64,
+    /// What carries its bytes, from copying on.
+    #[serde(default)]
+    pub image: Option<ImageId>,
+    /// The new host has them.
+    #[serde(default)]
+    pub arrived: bool,
+}
+
+impl JourneyRecord {
+    pub fn gib(&self) -> u64 {
+        self.volumes.iter().map(|v| v.size_gib).sum()
+    }
 }
 
 /// What else the decision looks at.
@@ -43,6 +72,10 @@ pub struct JourneySight<'a> {
     /// Nothing of the instance is left on the old host, or on the new one: no tombstone waits there.
     pub from_clear: bool,
     pub to_clear: bool,
+    /// Volumes of which all bytes have been read.
+    pub read: u32,
+    /// Why one cannot be read.
+    pub read_fault: Option<&'a Fault>,
 }
 
 /// The next step of a move.
@@ -69,7 +102,11 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             }
             // A stopped instance has no outage to keep short.
             if hosts.journey.ready || sight.instance.power == Power::Off {
-                return ExchangeStep::Leave;
+                return if hosts.journey.volumes.is_empty() {
+                    ExchangeStep::Leave
+                } else {
+                    ExchangeStep::Stop
+                };
             }
             match lasting(sight, hosts.journey.fault.as_ref(), exchange.phase_since) {
                 Some(fault) => ExchangeStep::Fail(fault),
@@ -78,6 +115,44 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
                 }
                 None => ExchangeStep::Wait,
             }
+        }
+        ExchangePhase::Stopping => {
+            if let Some(fault) = cancelled() {
+                return ExchangeStep::Fail(fault);
+            }
+            let Some(waited) = waited(hosts.from_up_since) else { return ExchangeStep::Wait };
+            let fault = current.and_then(|o| o.fault.as_ref());
+            let still = |o: &InstanceObserved| matches!(o.state, BodyState::Stopped | BodyState::Absent);
+            if current.is_some_and(still) && fault.is_none() {
+                return ExchangeStep::Copy;
+            }
+            match lasting(sight, fault, exchange.phase_since) {
+                Some(fault) => ExchangeStep::Fail(fault),
+                None if waited >= SWITCH_DEADLINE => {
+                    ExchangeStep::Fail(late(sight, "the old body did not stop", SWITCH_DEADLINE))
+                }
+                None => ExchangeStep::Wait,
+            }
+        }
+        // No deadline: volumes are as large as they are. Trouble ends it.
+        ExchangePhase::Copying => {
+            if let Some(fault) = cancelled() {
+                return ExchangeStep::Fail(fault);
+            }
+            if hosts.to_up_since.is_none() {
+                let gone = sight.now.duration_since(exchange.phase_since.max(hosts.to_since));
+                let down = || fault("host_down", "the host that it should go to does not answer", sight.now);
+                return if gone >= FAULT_PATIENCE { ExchangeStep::Fail(down()) } else { ExchangeStep::Wait };
+            }
+            let trouble = hosts.read_fault.or(hosts.journey.fault.as_ref());
+            if let Some(fault) = lasting(sight, trouble, exchange.phase_since) {
+                return ExchangeStep::Fail(fault);
+            }
+            if hosts.read > hosts.journey.read {
+                return ExchangeStep::Ship { read: hosts.read };
+            }
+            let here = hosts.journey.volumes.iter().all(|v| v.arrived);
+            if here && hosts.from_up_since.is_some() { ExchangeStep::Leave } else { ExchangeStep::Wait }
         }
         ExchangePhase::Leaving if !hosts.from_clear => ExchangeStep::Wait,
         ExchangePhase::Leaving => match cancelled() {

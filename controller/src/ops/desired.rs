@@ -1,11 +1,12 @@
 //! What a host should hold: a pure function of the records. What is not in here is not thereby ordered destroyed; only
 //! the tombstones are.
 
-use super::{Ops, View};
+use super::moves::carrier;
+use super::{Ops, Row, View};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
-use amphi_api::instance::{BodySpec, ExchangePhase};
+use amphi_api::instance::{BodySpec, ExchangePhase, Power};
 use amphi_api::wire::{
     AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired, PortDesired,
     RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
@@ -36,7 +37,11 @@ impl Ops {
             let next = next_body(&view, row);
             row.bodies.iter().chain(next).chain(&row.rescue).collect::<Vec<_>>()
         });
-        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has));
+        let carries = |e: &Row<ExchangeRecord>| {
+            let mut volumes = e.journey.iter().filter(|j| j.to == host).flat_map(|j| &j.volumes);
+            volumes.any(|v| v.image.as_ref().is_some_and(has))
+        };
+        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e));
         coming
             || bodies.any(|body| body.images.iter().any(has))
             || view.volumes_on(host).any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
@@ -51,7 +56,10 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
         instances: view
             .instances_on(host)
             .filter(|row| row.intent == Intent::Live && !waits(view, row))
-            .filter_map(|row| instance(view, row))
+            .filter_map(|row| match holds_still(view, row) {
+                true => instance(view, &InstanceRecord { power: Power::Off, ..(*row.record).clone() }),
+                false => instance(view, row),
+            })
             .collect(),
         expected: view.journeys_of(host).filter_map(|e| expected(view, e, host)).collect(),
         volumes: view
@@ -64,6 +72,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 source: volume_source(view, row),
                 trashed_at: row.trashed_at,
             })
+            .chain(view.journeys_of(host).flat_map(|e| arrivals(view, e, host)))
             .collect(),
         snapshots: view
             .snapshots_on(host)
@@ -81,6 +90,33 @@ fn waits(view: &View, row: &InstanceRecord) -> bool {
     matches!(phase, Some(ExchangePhase::Leaving | ExchangePhase::Returning))
 }
 
+/// Whether it is stopped so that its volumes can be read.
+fn holds_still(view: &View, row: &InstanceRecord) -> bool {
+    let phase = row.exchange.and_then(|id| view.exchanges.get(id)).map(|e| e.phase);
+    matches!(phase, Some(ExchangePhase::Stopping | ExchangePhase::Copying))
+}
+
+/// Volumes that come to the host, as far as their bytes can be had.
+fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeDesired> {
+    let Some(journey) = exchange.journey.as_ref().filter(|j| j.to == host) else { return Vec::new() };
+    if exchange.phase != ExchangePhase::Copying {
+        return Vec::new();
+    }
+    let arrival = |one: &VolumeMove| {
+        let row = view.volumes.get(one.volume)?;
+        let image = Box::new(carrier(view, one)?.view());
+        let blank = row.source.is_none() && row.source_image.is_none() && row.source_volume.is_none();
+        Some(VolumeDesired {
+            id: row.id,
+            size_bytes: row.size_gib * GIB,
+            made: false,
+            source: Some(VolumeSource::Moved { image, blank }),
+            trashed_at: None,
+        })
+    };
+    journey.volumes.iter().filter_map(arrival).collect()
+}
+
 /// An instance that comes to the host next, as it will be there.
 fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<InstanceDesired> {
     if exchange.journey.as_ref()?.to != host {
@@ -89,7 +125,7 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
     let row = view.instances.get(exchange.instance)?;
     let mut record = (*row.record).clone();
     match exchange.phase {
-        ExchangePhase::Preparing => {
+        ExchangePhase::Preparing | ExchangePhase::Stopping | ExchangePhase::Copying => {
             record.epoch += 1;
             record.body = exchange.to;
         }

@@ -2,7 +2,7 @@
 //! is taken once.
 
 use super::list::find;
-use super::moves::{go, journey_sight, settle};
+use super::moves::{go, journey_sight, read_volumes, settle, take_volumes};
 use super::{Draft, ListQuery, Ops, OpsError, Row, View, resolve, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
@@ -87,7 +87,7 @@ impl Ops {
         for id in open {
             self.transact_room(|view| Ok((step(view, id, Timestamp::now()), ()))).await?;
         }
-        Ok(())
+        self.forget_moved_bytes().await
     }
 }
 
@@ -167,11 +167,26 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
     };
     match next_step(view, row, now) {
         ExchangeStep::Wait => {}
+        ExchangeStep::Stop => {
+            let journey = row.journey.clone().map(|j| JourneyRecord { left_at: Some(now), ..j });
+            draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Stopping, now) });
+        }
+        ExchangeStep::Copy => {
+            let Some(journey) = &row.journey else { return draft };
+            let journey = Some(read_volumes(view, &mut draft, journey, now));
+            draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Copying, now) });
+        }
+        ExchangeStep::Ship { read } => {
+            let Some(journey) = row.journey.clone() else { return draft };
+            let journey = Some(JourneyRecord { read, ..journey });
+            draft.update(row, &ExchangeRecord { journey, ..(*row.record).clone() });
+        }
         ExchangeStep::Leave => {
             let Some(journey) = row.journey.clone() else { return draft };
+            take_volumes(view, &mut draft, &journey, journey.to);
             let leaving = row.entering(ExchangePhase::Leaving, now);
             let to = journey.to;
-            let journey = Some(JourneyRecord { left_at: Some(now), ..journey });
+            let journey = Some(JourneyRecord { left_at: journey.left_at.or(Some(now)), ..journey });
             draft.update(row, &ExchangeRecord { journey, ..leaving });
             go(view, &mut draft, instance, to, row.to, now);
         }
@@ -180,6 +195,7 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
         }
         ExchangeStep::Return(fault) => {
             let Some(journey) = &row.journey else { return draft };
+            take_volumes(view, &mut draft, journey, journey.from);
             let back = row.entering(ExchangePhase::Returning, now);
             draft.update(row, &ExchangeRecord { fault: Some(fault), ..back });
             go(view, &mut draft, instance, journey.from, row.from, now);

@@ -294,7 +294,7 @@ impl Ops {
     }
 
     /// Removes those of the blobs that no image names, once no upload is under way. That may take minutes: nobody waits.
-    fn drop_unnamed(&self, blobs: Vec<String>) {
+    pub(super) fn drop_unnamed(&self, blobs: Vec<String>) {
         let (world, store, uploads) = (self.world.clone(), self.blobs.clone(), self.uploads.clone());
         tokio::spawn(async move {
             let _alone = uploads.write().await;

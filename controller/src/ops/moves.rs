@@ -1,19 +1,22 @@
 //! Planned moves between hosts: the order, the commits of its phases, and calling it off. A move is an exchange with a
 //! journey (`exchanges.rs` steps both).
 //!
-//! Room is claimed on both hosts from the order to the end. What an instance has on its host's disks does not travel:
-//! one with a volume or a root disk of its own is refused by name.
+//! Room is claimed on both hosts from the order to the end. Volumes travel while the body is stopped: the old host reads
+//! them into images that nobody sees, the new host writes them from there, and the old bytes are destroyed when the
+//! move is over. A VM's root disk made of an image does not travel: such an instance is refused by name.
 
 use super::asked::request_of;
 use super::list::find;
 use super::orders::{entomb, instance_claims};
 use super::servers::{Origin, has_root_disk, note};
+use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View, resolve};
 use crate::model::*;
 use crate::scheduler::Request;
+use amphi_api::image::ImageFormat;
 use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, MoveCause, MoveCreate};
-use amphi_api::wire::Tombstone;
-use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
+use amphi_api::wire::{ExportSource, Tombstone};
+use amphi_api::{ExchangeId, HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use jiff::Timestamp;
 
 /// What is asked of a move, hosts looked up.
@@ -86,8 +89,10 @@ pub(super) fn ordered(
         let here = view.host_name(from).unwrap_or_default();
         return Err(OpsError::field("to", format!("the instance is on '{here}' already")));
     }
+    let volumes = volumes_of(view, row, from)?;
     let request = Request {
         bodies: vec![kind],
+        volume_gib: volumes.iter().map(|v| v.size_gib).sum(),
         images: body.images.clone(),
         pinned: wish.to,
         excluded: vec![from],
@@ -99,6 +104,9 @@ pub(super) fn ordered(
         return Err(OpsError::conflict(format!(
             "host '{name}' is still clearing away what it has of the instance; try again"
         )));
+    }
+    if volumes.iter().any(|v| view.tombstones.get(volume_stone(to, v.volume)).is_some()) {
+        return Err(OpsError::conflict("a copy of its volume is still being destroyed there; try again"));
     }
     let record = ExchangeRecord {
         id: ExchangeId::new(),
@@ -115,6 +123,8 @@ pub(super) fn ordered(
             cause: wish.cause,
             ready: false,
             fault: None,
+            volumes,
+            read: 0,
             left_at: None,
         }),
         cancelled: false,
@@ -128,6 +138,12 @@ pub(super) fn ordered(
     let mut draft = Draft::default();
     draft.create(&record);
     draft.claim(to, instance_claims(row));
+    let gib = record.journey.as_ref().map_or(0, JourneyRecord::gib);
+    if gib > 0 {
+        draft.claim(to, room(gib));
+    }
+    // Nobody takes a snapshot of them or extends them at the same time.
+    row.volumes().filter_map(|id| view.volumes.get(id)).for_each(|volume| draft.touch(volume));
     // Both hosts as they were when this was decided: up, and open.
     view.hosts.get(to).into_iter().for_each(|host| draft.guard(host));
     if let Some(group) = row.server.group.and_then(|id| view.server_groups.get(id)) {
@@ -162,15 +178,129 @@ pub(super) fn movable(view: &View, row: &InstanceRecord) -> Result<HostId, OpsEr
     if let Some(pending) = &row.task {
         return Err(OpsError::conflict(format!("it is {}; wait for its end", pending.task.word())));
     }
-    if let Some(volume) = row.volumes().next() {
-        return Err(OpsError::conflict(format!(
-            "the instance cannot leave its host: volume {volume} is there, and a volume's bytes do not move yet"
-        )));
-    }
+    volumes_of(view, row, from)?;
     if has_root_disk(view, row) {
         return Err(OpsError::conflict("the instance cannot leave its host: its root disk is there"));
     }
     Ok(from)
+}
+
+/// Its volumes, if all of them can leave the host.
+fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<VolumeMove>, OpsError> {
+    let mut volumes = Vec::new();
+    for id in row.volumes() {
+        let held = |why: &str| {
+            OpsError::conflict(format!("the instance cannot leave its host: volume {id} is there, and {why}"))
+        };
+        let volume = view.volumes.get(id).ok_or_else(|| held("no record knows it"))?;
+        if volume.snapshots > 0 {
+            return Err(held("its snapshots do not move: delete them first"));
+        }
+        if !volume.made || volume.host != from || volume.intent != Intent::Live || volume.trashed_at.is_some()
+        {
+            return Err(held("it is not whole"));
+        }
+        if row.leaving.contains(&Leaving::Volume(id)) {
+            return Err(held("it is being detached"));
+        }
+        volumes.push(VolumeMove { volume: id, size_gib: volume.size_gib, image: None, arrived: false });
+    }
+    Ok(volumes)
+}
+
+/// Refuses what would change a volume that is on its way.
+pub(super) fn refuse_moving(view: &View, volume: &VolumeRecord) -> Result<(), OpsError> {
+    let exchange = volume.instance.and_then(|id| view.instances.get(id)?.exchange);
+    match exchange.and_then(|id| view.exchanges.get(id)).filter(|e| e.journey.is_some()) {
+        Some(exchange) => Err(OpsError::conflict(format!(
+            "the volume moves to another host (exchange {}); wait for its end",
+            exchange.id
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn volume_stone(host: HostId, id: VolumeId) -> TombstoneKey {
+    TombstoneKey::of(host, Tombstone::Volume { id })
+}
+
+/// Orders every volume read: an image each, which belongs to nobody's project.
+pub(super) fn read_volumes(
+    view: &View,
+    draft: &mut Draft,
+    journey: &JourneyRecord,
+    now: Timestamp,
+) -> JourneyRecord {
+    let mut journey = journey.clone();
+    for one in &mut journey.volumes {
+        let image = ImageId::new();
+        draft.create(&ImageRecord {
+            id: image,
+            project: NOBODY,
+            name: format!("volume {} on its way", one.volume),
+            format: ImageFormat::Qcow2,
+            cmdline: String::new(),
+            blobs: Default::default(),
+            export: Some(ImageExport {
+                host: view.volumes.get(one.volume).map_or(journey.from, |v| v.host),
+                source: ExportSource::Volume(one.volume),
+                instance: None,
+                fault: None,
+            }),
+            closing: false,
+            traits: ImageTraits::default(),
+            created_at: now,
+        });
+        one.image = Some(image);
+    }
+    journey
+}
+
+/// The volumes belong to this host from now on: it has their bytes.
+pub(super) fn take_volumes(view: &View, draft: &mut Draft, journey: &JourneyRecord, host: HostId) {
+    for row in journey.volumes.iter().filter_map(|v| view.volumes.get(v.volume)) {
+        if row.host != host {
+            let record = VolumeRecord { host, made: true, observed: None, ..(*row.record).clone() };
+            draft.update(row, &record);
+        }
+    }
+}
+
+/// What carries a volume's bytes, once all of them are there.
+pub(super) fn carrier<'a>(view: &'a View, one: &VolumeMove) -> Option<&'a Row<ImageRecord>> {
+    let image = view.images.get(one.image?)?;
+    (image.export.is_none() && !image.blobs.is_empty()).then_some(image)
+}
+
+/// Owns what is on its way between hosts: no client sees it.
+const NOBODY: ProjectId = ProjectId(uuid::Uuid::nil());
+
+impl Ops {
+    /// Images that carried volumes go when nobody waits for them.
+    pub(super) async fn forget_moved_bytes(&self) -> Result<(), OpsError> {
+        let idle: Vec<ImageId> = {
+            let view = self.world().read();
+            let waits = |id: ImageId| {
+                let copying = view.exchanges.iter().filter(|e| e.phase == ExchangePhase::Copying);
+                let mut volumes = copying.filter_map(|e| e.journey.as_ref()).flat_map(|j| &j.volumes);
+                volumes.any(|v| v.image == Some(id))
+            };
+            view.images.of_project(NOBODY).map(|image| image.id).filter(|id| !waits(*id)).collect()
+        };
+        for id in idle {
+            let blobs: Vec<String> = self
+                .transact(|view| {
+                    let mut draft = Draft::default();
+                    let row = view.images.get(id);
+                    row.into_iter().for_each(|row| draft.delete(row));
+                    let blobs = row.into_iter().flat_map(|row| row.blobs.values());
+                    Ok((draft, blobs.map(|b| b.sha256.clone()).collect()))
+                })
+                .await?;
+            self.drop_unnamed(blobs);
+        }
+        Ok(())
+    }
 }
 
 fn stone(host: HostId, id: InstanceId) -> TombstoneKey {
@@ -179,7 +309,7 @@ fn stone(host: HostId, id: InstanceId) -> TombstoneKey {
 
 /// Both hosts as the next step's decision sees them.
 pub(super) fn journey_sight<'a>(
-    view: &View,
+    view: &'a View,
     exchange: &ExchangeRecord,
     journey: &'a JourneyRecord,
 ) -> JourneySight<'a> {
@@ -196,6 +326,11 @@ pub(super) fn journey_sight<'a>(
         to_since: view.hosts.get(journey.to).map_or(exchange.phase_since, |h| h.state_since),
         from_clear: clear(journey.from),
         to_clear: clear(journey.to),
+        read: journey.volumes.iter().filter(|v| carrier(view, v).is_some()).count() as u32,
+        read_fault: journey
+            .volumes
+            .iter()
+            .find_map(|v| view.images.get(v.image?)?.record.export.as_ref()?.fault.as_ref()),
     }
 }
 
@@ -234,7 +369,17 @@ pub(super) fn settle(
     let Some(journey) = &exchange.journey else { return };
     let other = if row.host == Some(journey.from) { journey.to } else { journey.from };
     draft.unclaim(other, instance_claims(row));
-    if exchange.phase == ExchangePhase::Preparing {
+    // The bytes that the volume's record does not speak of are a copy, or what the copy was made of.
+    for one in &journey.volumes {
+        let at = view.volumes.get(one.volume).map_or(row.host, |v| Some(v.host));
+        let other = if at == Some(journey.from) { journey.to } else { journey.from };
+        draft.unclaim(other, room(one.size_gib));
+        if !matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Stopping) {
+            entomb(view, draft, other, Tombstone::Volume { id: one.volume }, now);
+        }
+    }
+    let not_left = [ExchangePhase::Preparing, ExchangePhase::Stopping, ExchangePhase::Copying];
+    if not_left.contains(&exchange.phase) {
         entomb(view, draft, other, Tombstone::Instance { id: row.id, epoch: row.epoch + 1 }, now);
     }
 }

@@ -46,6 +46,7 @@ impl Ops {
         self.transact_room(|view| {
             let row = find(&view.volumes, scope, volume)?;
             usable(row)?;
+            super::moves::refuse_moving(view, row)?;
             if !row.made {
                 return Err(OpsError::conflict("the volume is not made yet"));
             }

@@ -95,6 +95,21 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         draft.update(row, &ExchangeRecord { journey: Some(journey), ..(*row.record).clone() });
         left -= 1;
     }
+    for row in view.journeys_of(host).filter(|e| e.phase == ExchangePhase::Copying) {
+        let Some(journey) = row.journey.as_ref().filter(|j| j.to == host) else { continue };
+        let mut now = JourneyRecord { fault: None, ..journey.clone() };
+        for one in &mut now.volumes {
+            let Some(seen) = status.volumes.iter().find(|v| v.id == one.volume) else { continue };
+            one.arrived |= seen.present;
+            now.fault = now.fault.take().or_else(|| seen.fault.clone());
+        }
+        let same = now.volumes == journey.volumes
+            && now.fault.as_ref().map(|f| &f.message) == journey.fault.as_ref().map(|f| &f.message);
+        if !same && left > 0 && !draft.writes(&row.key()) {
+            draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
+            left -= 1;
+        }
+    }
     for seen in &status.volumes {
         let Some(row) = view.volumes.get(seen.id).filter(|row| row.host == host) else { continue };
         let observed = VolumeObserved {

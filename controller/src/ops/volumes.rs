@@ -48,6 +48,7 @@ impl Ops {
         self.transact_room(|view| {
             let row = find(&view.volumes, scope, id)?;
             usable(row)?;
+            super::moves::refuse_moving(view, row)?;
             if request.size_gib <= row.size_gib {
                 let now = row.size_gib;
                 return Err(OpsError::field("size_gib", format!("must be more than the present {now} GiB")));

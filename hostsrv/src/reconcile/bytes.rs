@@ -35,6 +35,10 @@ impl Reconciler {
                 Some(Source::Copy { of: of.0, quiesce: self.quiesce(desired, *of)? })
             }
             Some(VolumeSource::Image(image)) => Some(self.disk_of(image).await?),
+            Some(VolumeSource::Moved { image, blank }) => match self.disk_of(image).await? {
+                Source::Disk { file, format } => Some(Source::Moved { file, format, blank: *blank }),
+                other => Some(other),
+            },
         };
         let spec = VolumeSpec { id: id.0, size_bytes: order.size_bytes, fs: Some(Filesystem::Xfs), source };
         Ok(self.drivers.volumes.ensure(&spec).await?)

@@ -141,7 +141,7 @@ impl Reconciler {
         let bodies = instances.flat_map(|i| std::iter::once(&i.body).chain(&i.next_body).chain(&i.rescue));
         let volumes = ledger.desired().map(|d| d.volumes.as_slice()).unwrap_or_default();
         let written = volumes.iter().filter(|v| !v.made).filter_map(|v| match &v.source {
-            Some(VolumeSource::Image(image)) => Some(&**image),
+            Some(VolumeSource::Image(image) | VolumeSource::Moved { image, .. }) => Some(&**image),
             _ => None,
         });
         bodies

@@ -115,6 +115,8 @@ pub enum Source {
     Copy { of: Uuid, quiesce: Quiesce },
     /// A disk in a file, written raw. Its virtual size must fit; no file system of ours is made or looked for.
     Disk { file: PathBuf, format: DiskFormat },
+    /// A volume's own bytes, read on another host. `blank`: a file system of ours is in them; else it is looked for.
+    Moved { file: PathBuf, format: DiskFormat, blank: bool },
 }
 
 impl Source {
@@ -126,7 +128,7 @@ impl Source {
     pub fn copied(&self) -> Option<Uuid> {
         match self {
             Source::Copy { of, .. } => Some(*of),
-            Source::Disk { .. } => None,
+            Source::Disk { .. } | Source::Moved { .. } => None,
         }
     }
 }

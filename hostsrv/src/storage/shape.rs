@@ -9,8 +9,11 @@ use super::activation::loop_device;
 use super::driver::{LvmDriver, blocking, lv_name};
 use super::lvm::LvmCommand;
 use super::report::{GroupReport, LvReport, MAKING_TAG, OF_TAG, TAG, XFS_TAG};
-use super::{Activation, Source, StorageError, VolumeKind, VolumeSpec, copy, filesystem, placement};
+use super::{
+    Activation, Filesystem, Source, StorageError, VolumeKind, VolumeSpec, copy, filesystem, placement,
+};
 use crate::qemu_img::{self, Convert, DiskFormat};
+use std::io::Read;
 
 impl LvmDriver {
     /// Takes room for a new LV. The caller holds `changes` since before `report` was made.
@@ -76,6 +79,11 @@ impl LvmDriver {
                 self.write_disk(spec.id, report, lv, file, *format).await?;
                 None
             }
+            Some(Source::Moved { file, format, blank }) => {
+                self.write_disk(spec.id, report, lv, file, *format).await?;
+                let ours = *blank || self.begins_as_xfs(report, lv).await?;
+                ours.then_some(Filesystem::Xfs)
+            }
             None => {
                 if spec.fs.is_some() {
                     let active = self.activate(report, lv).await?;
@@ -86,6 +94,18 @@ impl LvmDriver {
         };
         let add: Vec<String> = fs.iter().map(|_| XFS_TAG.to_owned()).collect();
         self.retag(&lv.name, &add, &[MAKING_TAG.to_owned()]).await
+    }
+
+    /// Whether the LV begins as an XFS does (xfs_format.h, `XFS_SB_MAGIC`).
+    async fn begins_as_xfs(&self, report: &GroupReport, lv: &LvReport) -> Result<bool, StorageError> {
+        let active = self.activate(report, lv).await?;
+        let path = active.path.clone();
+        let read = move || {
+            let mut magic = [0; 4];
+            std::fs::File::open(path)?.read_exact(&mut magic)?;
+            Ok(magic == *b"XFSB")
+        };
+        super::driver::blocking("looking at the first bytes of", &lv.name, read).await
     }
 
     /// Writes a disk's bytes, from its first to its last, into an LV of at least its size.

@@ -119,8 +119,9 @@ async fn what_cannot_move_is_refused_by_name() {
     assert_eq!(named(&error), "kind");
     let held = cloud.create(json!({"name": "held", "host": "h1", "volume": {"size_gib": 1}})).await.unwrap();
     cloud.obey(h1).await;
+    snapped(&cloud, &held).await;
     let error = cloud.ops.create_move(P, held.id, &to(json!({}))).await.unwrap_err();
-    assert!(error.to_string().contains("a volume's bytes do not move"), "{error}");
+    assert!(error.to_string().contains("its snapshots do not move"), "{error}");
     cloud.down(h2).await;
     assert!(matches!(refused(json!({})).await, OpsError::NoRoom(_)));
     cloud.down(h1).await;
@@ -273,6 +274,8 @@ async fn maintenance_empties_a_host_so_many_at_a_time() {
     }
     cloud.create(json!({"name": "held", "host": "h1", "volume": {"size_gib": 1}})).await.unwrap();
     cloud.obey(h1).await;
+    let all = cloud.ops.instances(P, &ListQuery::default()).unwrap();
+    snapped(&cloud, all.iter().find(|i| i.name == "held").unwrap()).await;
     let order = serde_json::from_value(json!({"reason": "new fans", "at_a_time": 2})).unwrap();
     cloud.ops.begin_maintenance(h1, &order).await.unwrap();
     assert!(matches!(cloud.create(json!({"host": "h1"})).await, Err(OpsError::NoRoom(_))));
@@ -286,7 +289,7 @@ async fn maintenance_empties_a_host_so_many_at_a_time() {
         most = most.max(now.moving);
         if now.left == 1 && now.moving == 0 {
             assert_eq!(now.held.len(), 1);
-            assert!(now.held[0].reason.contains("a volume's bytes do not move"), "{now:?}");
+            assert!(now.held[0].reason.contains("its snapshots do not move"), "{now:?}");
             break;
         }
         assert!(round < 40, "{now:?}");
@@ -318,4 +321,125 @@ async fn backdate(cloud: &Cloud, one: &Exchange, past: Timestamp) {
         })
         .await
         .unwrap();
+}
+
+/// A snapshot of its volume, which keeps it where it is.
+async fn snapped(cloud: &Cloud, one: &Instance) {
+    let order = serde_json::from_value(json!({"name": "s"})).unwrap();
+    cloud.ops.create_snapshot(P, one.volume.unwrap(), &order).await.unwrap();
+    cloud.obey(one.host.unwrap()).await;
+}
+
+/// Its phases from now on, until it has ended: both hosts obey, a new controller looks, and so on.
+async fn to_the_end(cloud: &mut Cloud, one: &Exchange, hosts: [HostId; 2]) -> Vec<Phase> {
+    let mut phases = vec![phase(cloud, one)];
+    for _ in 0..20 {
+        *cloud = cloud.another().await;
+        cloud.ops.step_exchanges().await.unwrap();
+        let now = told(cloud, hosts);
+        assert!(!(now[0].0 && now[1].0), "both are told to have it");
+        if phases.last() != Some(&phase(cloud, one)) {
+            phases.push(phase(cloud, one));
+        }
+        if seen(cloud, one).ended_at.is_some() {
+            break;
+        }
+        for host in hosts {
+            cloud.obey(host).await;
+        }
+    }
+    phases
+}
+
+#[tokio::test]
+async fn volumes_go_along_while_the_body_holds_still() {
+    let (mut cloud, h1, h2) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1", "volume": {"size_gib": 2}})).await.unwrap();
+    cloud.obey(h1).await;
+    let volume = made.volume.unwrap();
+    let gib = |cloud: &Cloud| [h1, h2].map(|host| cloud.ops.world().read().claims_of(host).volume_gib);
+    let one = cloud.ops.create_move(P, made.id, &to(json!({}))).await.unwrap();
+    assert_eq!(gib(&cloud), [2, 2], "room on both");
+    let extend = serde_json::from_value(json!({"size_gib": 3})).unwrap();
+    assert_eq!(cloud.ops.extend_volume(P, volume, &extend).await.unwrap_err().code(), ErrorCode::Conflict);
+    cloud.obey(h2).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Stopping);
+    assert_eq!(cloud.ops.desired(h1).instances[0].power, Power::Off);
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Stopping, "not while it runs");
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Copying);
+    assert_eq!((cloud.ops.desired(h1).exports.len(), cloud.ops.desired(h2).volumes.len()), (1, 0));
+    assert!(!cloud.ops.blob_allowed(h2, &"cd".repeat(32)));
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    let carried = seen(&cloud, &one).journey.unwrap().volumes.unwrap();
+    assert_eq!((carried.all, carried.read, carried.arrived), (1, 1, 0));
+    assert!(cloud.ops.blob_allowed(h2, &"cd".repeat(32)));
+    let coming = cloud.ops.desired(h2).volumes.clone();
+    assert_eq!((coming[0].id, coming[0].made), (volume, false));
+    let phases = to_the_end(&mut cloud, &one, [h1, h2]).await;
+    assert_eq!(phases, [Phase::Copying, Phase::Leaving, Phase::Switching, Phase::Done]);
+    assert_eq!(cloud.show(&made).host, Some(h2));
+    assert_eq!(gib(&cloud), [0, 2]);
+    let stones = cloud.ops.desired(h1).tombstones.clone();
+    assert_eq!(stones, [amphi_api::wire::Tombstone::Volume { id: volume }], "the old bytes go last");
+    assert!(cloud.ops.desired(h2).volumes.iter().all(|v| v.made && v.id == volume));
+    cloud.obey(h1).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    let images = cloud.ops.world().read().images.iter().filter(|i| i.name.contains("on its way")).count();
+    assert_eq!(images, 0, "what carried them is forgotten");
+    assert_eq!(told(&cloud, [h1, h2])[0], (false, false, false));
+}
+
+#[tokio::test]
+async fn a_copy_that_is_called_off_or_deleted_leaves_one_volume() {
+    for (leave, delete) in [
+        (Phase::Stopping, false),
+        (Phase::Copying, false),
+        (Phase::Switching, false),
+        (Phase::Leaving, true),
+        (Phase::Copying, true),
+    ] {
+        let (mut cloud, h1, h2) = Cloud::furnished().await;
+        let made = cloud.create(json!({"host": "h1", "volume": {"size_gib": 2}})).await.unwrap();
+        cloud.obey(h1).await;
+        let volume = made.volume.unwrap();
+        let one = cloud.ops.create_move(P, made.id, &to(json!({}))).await.unwrap();
+        for _ in 0..12 {
+            if phase(&cloud, &one) == leave {
+                break;
+            }
+            cloud.obey(h1).await;
+            cloud.obey(h2).await;
+            cloud.ops.step_exchanges().await.unwrap();
+        }
+        assert_eq!(phase(&cloud, &one), leave);
+        if delete {
+            cloud.ops.delete_instance(P, made.id, VolumeFate::Keep).await.unwrap();
+        } else {
+            cloud.ops.cancel_exchange(P, one.id).await.unwrap();
+            to_the_end(&mut cloud, &one, [h1, h2]).await;
+            assert_eq!(seen(&cloud, &one).fault.unwrap().code, "cancelled", "{leave:?}");
+        }
+        for _ in 0..3 {
+            cloud.obey(h1).await;
+            cloud.obey(h2).await;
+            cloud.ops.step_exchanges().await.unwrap();
+        }
+        let at = if leave == Phase::Leaving { h2 } else { h1 };
+        let record = cloud.ops.world().read().volumes.get(volume).unwrap().record.clone();
+        assert_eq!((record.host, record.made), (at, true), "{leave:?} {delete}");
+        assert_eq!(record.instance.is_none(), delete);
+        let held = [h1, h2].map(|host| cloud.ops.desired(host).volumes.len());
+        assert_eq!(held, if at == h1 { [1, 0] } else { [0, 1] }, "{leave:?} {delete}");
+        let claims = [h1, h2].map(|host| cloud.ops.world().read().claims_of(host));
+        assert_eq!(claims.iter().map(|c| c.volume_gib).sum::<u64>(), 2, "{leave:?} {delete}");
+        assert_eq!(claims.iter().map(|c| c.instances).sum::<u32>(), u32::from(!delete), "{leave:?} {delete}");
+        if !delete {
+            assert_eq!(cloud.show(&made).state, InstanceState::Running);
+        }
+    }
 }
