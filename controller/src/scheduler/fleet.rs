@@ -3,8 +3,8 @@
 //! [`place`](super::place) does, which a test compares.
 //!
 //! The order is by the part of the score that does not depend on the request. The rest of the score has a bound: images
-//! in the cache bring at most so much, and a server group brings something only to hosts that run members. So the
-//! walk down the order ends as soon as no host further down can win.
+//! in the cache bring at most so much, and only to hosts that have them, which stand in orders of their own; a server
+//! group brings something only to hosts that run members. So each walk ends as soon as no host further down can win.
 
 use super::{Best, HostSight, NoRoom, Placement, Policy, Request, SCHEDULERS, body_for, filters};
 use crate::model::HostRecord;
@@ -12,22 +12,37 @@ use amphi_api::host::{Claims, HostState};
 use amphi_api::instance::BodyKind;
 use amphi_api::placement::Qos;
 use amphi_api::{HostId, ImageId};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// An image that so few hosts have is looked for there first.
-const FEW: usize = 64;
 /// Hosts that a refusal tells of.
 const TOLD: usize = 16;
+
+/// A host's place in each order.
+type Keys = [i64; SCHEDULERS.len()];
+type Orders = [BTreeSet<(i64, HostId)>; SCHEDULERS.len()];
+
+/// Moves a host from one place to another; none: it is in no order.
+fn place_in(orders: &mut Orders, host: HostId, before: Option<Keys>, now: Option<Keys>) {
+    for (at, order) in orders.iter_mut().enumerate() {
+        let (before, now) = (before.map(|keys| keys[at]), now.map(|keys| keys[at]));
+        if before != now {
+            before.map(|key| order.remove(&(key, host)));
+            now.map(|key| order.insert((key, host)));
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Fleet {
     policy: Policy,
     hosts: HashMap<HostId, Entry>,
     /// By scheduler: the greatest standing score first (negated), then the lowest id.
-    orders: [BTreeSet<(i64, HostId)>; SCHEDULERS.len()],
+    orders: Orders,
     images: HashMap<HostId, BTreeMap<ImageId, u32>>,
-    holders: HashMap<ImageId, BTreeSet<HostId>>,
+    /// The same orders of the hosts that have an image.
+    holders: HashMap<ImageId, Orders>,
     /// Hosts that run sets, and those that run VMs.
     runs: [usize; 2],
 }
@@ -38,7 +53,8 @@ struct Entry {
     claims: Claims,
     zone: String,
     metadata: Vec<(String, String)>,
-    keys: [i64; SCHEDULERS.len()],
+    /// None: in no order yet.
+    keys: Option<Keys>,
     runs: [bool; 2],
 }
 
@@ -69,15 +85,7 @@ impl Fleet {
         metadata: Vec<(String, String)>,
     ) {
         let id = host.id;
-        let (keys, runs) = match self.hosts.get(&id) {
-            Some(before) => (before.keys, before.runs),
-            None => {
-                self.orders.iter_mut().for_each(|order| {
-                    order.insert((0, id));
-                });
-                Default::default()
-            }
-        };
+        let (keys, runs) = self.hosts.get(&id).map(|e| (e.keys, e.runs)).unwrap_or_default();
         self.hosts.insert(id, Entry { host, claims, zone, metadata, keys, runs });
         self.weigh(id);
     }
@@ -93,9 +101,7 @@ impl Fleet {
 
     pub fn remove(&mut self, host: HostId) {
         if let Some(entry) = self.hosts.remove(&host) {
-            for (order, key) in self.orders.iter_mut().zip(entry.keys) {
-                order.remove(&(key, host));
-            }
+            self.relist(host, entry.keys, None);
             for (count, runs) in self.runs.iter_mut().zip(entry.runs) {
                 *count -= usize::from(runs);
             }
@@ -104,6 +110,7 @@ impl Fleet {
 
     /// A body made of these images comes to the host, or goes.
     pub fn count_images(&mut self, host: HostId, images: &[ImageId], comes: bool) {
+        let keys = self.hosts.get(&host).and_then(|entry| entry.keys);
         let here = self.images.entry(host).or_default();
         for image in images {
             let count = here.entry(*image).or_default();
@@ -111,13 +118,13 @@ impl Fleet {
             if *count == 0 {
                 here.remove(image);
                 if let Some(holders) = self.holders.get_mut(image) {
-                    holders.remove(&host);
-                    if holders.is_empty() {
+                    place_in(holders, host, keys, None);
+                    if holders[0].is_empty() {
                         self.holders.remove(image);
                     }
                 }
-            } else {
-                self.holders.entry(*image).or_default().insert(host);
+            } else if *count == 1 && comes {
+                place_in(self.holders.entry(*image).or_default(), host, None, keys);
             }
         }
         if here.is_empty() {
@@ -145,6 +152,17 @@ impl Fleet {
         }
     }
 
+    /// Moves a host in every order that it is in.
+    fn relist(&mut self, host: HostId, before: Option<Keys>, now: Option<Keys>) {
+        if before == now {
+            return;
+        }
+        place_in(&mut self.orders, host, before, now);
+        for image in self.images.get(&host).into_iter().flat_map(BTreeMap::keys) {
+            place_in(self.holders.entry(*image).or_default(), host, before, now);
+        }
+    }
+
     /// Puts a host where it belongs in every order.
     fn weigh(&mut self, id: HostId) {
         let Some(entry) = self.hosts.get(&id) else { return };
@@ -161,16 +179,12 @@ impl Fleet {
         let up = sight.state == HostState::Up;
         let runs = [BodyKind::Set, BodyKind::Vm].map(|kind| up && filters::body_engine(&sight, kind).is_ok());
         let Some(entry) = self.hosts.get_mut(&id) else { return };
-        for ((order, before), now) in self.orders.iter_mut().zip(entry.keys).zip(keys) {
-            if before != now {
-                order.remove(&(before, id));
-                order.insert((now, id));
-            }
-        }
         for ((count, before), now) in self.runs.iter_mut().zip(entry.runs).zip(runs) {
             *count = *count + usize::from(now) - usize::from(before);
         }
-        (entry.keys, entry.runs) = (keys, runs);
+        entry.runs = runs;
+        let before = entry.keys.replace(keys);
+        self.relist(id, before, Some(keys));
     }
 
     /// The earliest body that any host at all may run.
@@ -210,26 +224,27 @@ impl Fleet {
             self.hosts.keys().for_each(|id| look(id, &mut best));
             return best.map(Best::placement).ok_or_else(|| self.refused(self.ids(), request));
         }
-        let holders = || request.images.iter().filter_map(|image| self.holders.get(image));
-        let few = holders().map(BTreeSet::len).sum::<usize>() <= FEW;
         let members = request.group.iter().flat_map(|group| group.members.keys());
         members.for_each(|id| look(id, &mut best));
-        if few {
-            holders().flatten().for_each(|id| look(id, &mut best));
-        }
-        // Members were looked at; whoever else is in the order gains from images at most.
-        let most = if few || request.images.is_empty() { 0 } else { scheduler.images_most() };
         let least = self.least_body(request);
-        for (key, id) in &self.orders[index] {
-            if let Some(best) = &best
-                && best.body <= least
-                && (key.saturating_neg().saturating_add(most), std::cmp::Reverse(*id))
-                    < (best.score, std::cmp::Reverse(best.host))
-            {
-                break;
+        // Down an order, until nobody further down can win. `most`: what the request adds to a host's place at most.
+        let walk = |order: &BTreeSet<(i64, HostId)>, most: i64, best: &mut Option<Best>| {
+            for (key, id) in order {
+                if let Some(best) = best
+                    && best.body <= least
+                    && (key.saturating_neg().saturating_add(most), Reverse(*id))
+                        < (best.score, Reverse(best.host))
+                {
+                    break;
+                }
+                look(id, best);
             }
-            look(id, &mut best);
+        };
+        // Those that have an image are looked at in orders of their own; in the order of all, nobody else gains from one.
+        for orders in request.images.iter().filter_map(|image| self.holders.get(image)) {
+            walk(&orders[index], scheduler.images_most(), &mut best);
         }
+        walk(&self.orders[index], 0, &mut best);
         best.map(Best::placement).ok_or_else(|| self.refused(self.ids(), request))
     }
 
