@@ -203,12 +203,28 @@ fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<Vol
         if row.leaving.contains(&Leaving::Volume(id)) {
             return Err(held("it is being detached"));
         }
+        if is_read(view, volume, None) {
+            return Err(held("its bytes are being read"));
+        }
         volumes.push(VolumeMove { volume: id, size_gib: volume.size_gib, image: None, arrived: false });
     }
     Ok(volumes)
 }
 
-/// Refuses what would change a volume that is on its way.
+/// Whether a volume's bytes are needed where they are: another one or an image is being made of them. `but`: the image
+/// that carries them elsewhere.
+pub(super) fn is_read(view: &View, volume: &VolumeRecord, but: Option<ImageId>) -> bool {
+    let copied = |v: &Row<VolumeRecord>| v.source_volume == Some(volume.id) && !v.made;
+    let exported = |image: &Row<ImageRecord>| {
+        Some(image.id) != but
+            && image.export.as_ref().is_some_and(|e| {
+                e.source == ExportSource::Volume(volume.id) && e.fault.is_none()
+            })
+    };
+    view.volumes_on(volume.host).any(copied) || view.exports_on(volume.host).any(exported)
+}
+
+/// Refuses what would change a volume that is on its way, or would need its bytes where they are.
 pub(super) fn refuse_moving(view: &View, volume: &VolumeRecord) -> Result<(), OpsError> {
     let exchange = volume.instance.and_then(|id| view.instances.get(id)?.exchange);
     match exchange.and_then(|id| view.exchanges.get(id)).filter(|e| e.journey.is_some()) {
