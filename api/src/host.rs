@@ -1,11 +1,15 @@
 //! Hosts: what an agent says of its machine, and what clients see of it.
 
+use crate::lease::LeaseState;
 use crate::placement::Qos;
 use crate::{HostId, InstanceId, VolumeId};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+/// What marks a host in the certificate that its joining gave it: a subject alternative name of this and the host's id.
+pub const HOST_URI: &str = "amphi:host:";
 
 /// How VMs run here, as found by running one: a device file proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -176,6 +180,9 @@ pub struct Host {
     #[schemars(with = "Option<String>")]
     #[schema(value_type = Option<String>)]
     pub barred_since: Option<Timestamp>,
+    /// Absent as long as its lease process has never renewed with this controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<HostLease>,
     /// When the agent was last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -190,6 +197,30 @@ pub struct Host {
     /// It is being emptied, or kept empty, since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
+}
+
+/// How a host's lease stands: what the controller makes of it, and what the host last said itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct HostLease {
+    pub standing: LeaseStanding,
+    /// Why failover is held back; absent in every other standing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    pub said: LeaseState,
+    /// Since its last renewal, in milliseconds.
+    pub age_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseStanding {
+    Fresh,
+    /// No renewal for a while; it may still come back by itself.
+    Late,
+    /// It would have ended, but too few hosts are left to say so.
+    HeldBack,
+    /// The host has ended its guests: failover begins, or has been.
+    Ended,
 }
 
 /// A host that is being emptied.

@@ -2,6 +2,7 @@
 //! here: hosts send a signing request, of which only the public key is taken.
 
 use amphi_api::HostId;
+use amphi_api::host::HOST_URI;
 use amphi_api::wire::JoinTicket;
 use anyhow::{Context, bail};
 use rcgen::{
@@ -19,9 +20,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
-
-/// What marks a host in its certificate: `amphi:host:<uuid>` as a URI name.
-const HOST_URI: &str = "amphi:host:";
 
 /// The certificate authority of one cloud.
 pub struct Ca {

@@ -6,6 +6,7 @@
 
 pub mod blobs;
 pub mod config;
+pub mod credentials;
 pub mod docker_plugin;
 pub mod facts;
 pub mod images;

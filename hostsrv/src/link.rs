@@ -1,6 +1,7 @@
 //! The agent's one connection to the controller: desired states come down it, statuses go up; blobs travel beside it.
 //! Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
 
+use crate::credentials::{Credentials, read_text};
 use crate::reconcile::Reconciler;
 use crate::reconcile::ledger::LedgerError;
 use crate::streams;
@@ -10,8 +11,7 @@ use amphi_api::instance::{BodyKind, Fault};
 use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
 use anyhow::{Context, bail};
 use futures_util::{SinkExt, StreamExt};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,25 +46,15 @@ pub struct Papers {
 impl Papers {
     /// Reads `pki/{url,host-id,ca.pem,host.pem,host.key}`.
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
-        let text = |name: &str| {
-            std::fs::read_to_string(dir.join(name)).map(|t| t.trim().to_owned()).with_context(|| {
-                format!(
-                    "cannot read {}: has this host joined? (amphi-hostsrv join TOKEN)",
-                    dir.join(name).display()
-                )
-            })
-        };
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(text("ca.pem")?.as_bytes()) {
-            roots.add(certificate?)?;
-        }
-        let chain =
-            CertificateDer::pem_slice_iter(text("host.pem")?.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(text("host.key")?.as_bytes())?;
+        let ours = Credentials::read(dir)?;
         let tls = rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        Ok(Self { url: text("url")?, host: text("host-id")?.parse()?, tls: Arc::new(tls) })
+            .with_root_certificates(ours.roots)
+            .with_client_auth_cert(ours.chain, ours.key)?;
+        Ok(Self {
+            url: read_text(dir, "url")?,
+            host: read_text(dir, "host-id")?.parse()?,
+            tls: Arc::new(tls),
+        })
     }
 
     /// Host name and port of the URL.

@@ -13,6 +13,7 @@ use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache};
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::*;
+use amphi_hostsrv::lease::memo::Files;
 use amphi_hostsrv::qemu_img::DiskFormat;
 use amphi_hostsrv::reconcile::exports::{BlobSink, Exporter};
 use amphi_hostsrv::reconcile::ledger::Ledger;
@@ -540,6 +541,27 @@ async fn a_host_that_was_off_starts_nothing_before_the_controller_speaks() {
     });
     host.until("buried", |s| s.buried == [tombstone]).await;
     assert_eq!(host.calls(), ["set remove 1 but Nothing"]);
+}
+
+#[tokio::test]
+async fn a_host_without_a_lease_buries_and_starts_nothing() {
+    let (mut host, id) = running().await;
+    // Its lease process has been given leases before, and has none now.
+    let files = Files::new(&host.dir.path().join("run"), host.dir.path());
+    files.set_mark(true).unwrap();
+    host.calls();
+    let tombstone = Tombstone::Instance { id, epoch: 1 };
+    let coming = set(host.desired.volumes[0].id);
+    let new = coming.id;
+    host.order(|d| {
+        d.instances = vec![coming];
+        d.tombstones.push(tombstone);
+    });
+    host.until("buried", |s| s.buried == [tombstone]).await;
+    assert_eq!(host.calls(), ["set stop", "set remove 1 but Nothing"]);
+    // With a lease the rest is done: the row above is not about an agent that has stopped working.
+    files.set_mark(false).unwrap();
+    host.until("the other one runs", |s| is(s, new, BodyState::Running)).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use crate::noun::instance;
 use crate::session::{Session, say};
 use crate::table::{age, bytes, mib, moment, or_dash, pairs, rows, word};
 use amphi_api::host::{
-    Engine, Evacuation, Host, HostChange, HostState, JoinTokenCreate, Maintenance, MaintenanceCreate,
+    Engine, Evacuation, Host, HostChange, HostLease, HostState, JoinTokenCreate, Maintenance,
+    MaintenanceCreate,
 };
 use clap::Subcommand;
 use jiff::Timestamp;
@@ -208,6 +209,12 @@ fn state(host: &Host) -> String {
     format!("{}{barred}", word(host.state))
 }
 
+/// `fresh; the host says held, 312 ms ago`.
+fn lease(lease: &HostLease) -> String {
+    let why = lease.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    format!("{}{why}; the host says {}, {} ms ago", word(lease.standing), word(lease.said), lease.age_ms)
+}
+
 /// `docker=20.10.24`, with `!` where it cannot be used now.
 fn engine(engine: &Engine) -> String {
     let trouble = if engine.trouble.is_some() { "!" } else { "" };
@@ -225,6 +232,7 @@ fn detail(host: &Host, now: Timestamp) -> String {
         ("Id", host.id.to_string()),
         ("State", state(host)),
         ("Seen", host.seen_at.map_or("never".to_owned(), |at| moment(at, now))),
+        ("Lease", or_dash(host.lease.as_ref().map(lease))),
         (
             "Promised",
             format!(
@@ -320,6 +328,11 @@ h2    joined  -           -      -              -            2          -    -  
         );
         let text = detail(&host("h1", true), now);
         assert!(text.contains("amphi host evacuate h1"), "{text}");
+        let held_back =
+            json!({"standing": "held_back", "why": "2 of 5 are left", "said": "fenced", "age_ms": 4200});
+        let told = Host { lease: Some(serde_json::from_value(held_back).unwrap()), ..host("h1", true) };
+        let text = detail(&told, now);
+        assert!(text.contains("held_back (2 of 5 are left); the host says fenced, 4200 ms ago"), "{text}");
         assert!(text.contains("libvirt 9.0.0: TROUBLE: no answer in 5 s"), "{text}");
     }
 

@@ -4,12 +4,16 @@
 //! heartbeat writes nothing unless it says something new.
 
 use super::{Draft, Ops, OpsError, View};
+use crate::leases::{Standing, Verdict};
 use crate::model::*;
 use crate::pki;
-use amphi_api::host::{Engine, Host, HostSpec, HostState, JoinToken, JoinTokenCreate};
+use amphi_api::host::{
+    Engine, Host, HostLease, HostSpec, HostState, JoinToken, JoinTokenCreate, LeaseStanding,
+};
 use amphi_api::wire::JoinTicket;
 use amphi_api::{HostId, validate};
 use jiff::{SignedDuration, Timestamp};
+use std::time::Instant;
 
 const TOKEN_TTL: u64 = 3_600;
 const TOKEN_TTL_MAX: u64 = 604_800;
@@ -247,6 +251,7 @@ impl Ops {
             spec: record.spec.clone(),
             claims: view.claims_of(record.id),
             barred_since: record.barred_since,
+            lease: self.leases().standing(record.id, Instant::now()).and_then(told),
             seen_at: self
                 .heard_at(record.id)
                 .or_else(|| (record.state == HostState::Down).then_some(record.state_since)),
@@ -255,6 +260,17 @@ impl Ops {
             maintenance: super::maintenance::progress(view, record),
         }
     }
+}
+
+/// A lease as clients see it; none of a host that has never renewed here.
+fn told(standing: Standing) -> Option<HostLease> {
+    let (word, why) = match standing.verdict {
+        Verdict::Fresh => (LeaseStanding::Fresh, None),
+        Verdict::Late => (LeaseStanding::Late, None),
+        Verdict::HeldBack { why } => (LeaseStanding::HeldBack, Some(why)),
+        Verdict::Ended => (LeaseStanding::Ended, None),
+    };
+    Some(HostLease { standing: word, why, said: standing.said?, age_ms: standing.age? })
 }
 
 fn name_key(name: &str) -> String {

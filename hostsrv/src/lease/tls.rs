@@ -1,19 +1,16 @@
 //! Who hosts are to each other: both sides show the certificate of their joining, which carries the host's id. Names and
 //! addresses prove nothing here.
 
+use crate::credentials::Credentials;
 use amphi_api::HostId;
-use anyhow::Context;
+use amphi_api::host::HOST_URI;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use std::path::Path;
 use std::sync::Arc;
-
-/// What marks a host in its certificate, as the controller signs it.
-const HOST_URI: &str = "amphi:host:";
 
 /// The papers of this host, for both ends of a connection between hosts.
 pub struct PeerPapers {
@@ -26,16 +23,9 @@ pub struct PeerPapers {
 impl PeerPapers {
     /// Reads `pki/{ca.pem,host.pem,host.key}`.
     pub fn read(pki: &Path) -> anyhow::Result<Self> {
-        let read = |name: &str| {
-            std::fs::read(pki.join(name)).with_context(|| format!("cannot read {}", pki.join(name).display()))
-        };
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&read("ca.pem")?) {
-            roots.add(certificate?)?;
-        }
-        let chain = CertificateDer::pem_slice_iter(&read("host.pem")?).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(&read("host.key")?)?;
-        Ok(Self { chain, key, verifier: WebPkiClientVerifier::builder(Arc::new(roots)).build()? })
+        let ours = Credentials::read(pki)?;
+        let verifier = WebPkiClientVerifier::builder(Arc::new(ours.roots)).build()?;
+        Ok(Self { chain: ours.chain, key: ours.key, verifier })
     }
 
     pub fn server(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
