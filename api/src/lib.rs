@@ -1,6 +1,6 @@
 //! The words that the controller, the host agent and the clients share: ids, requests, views, errors and the
 //! messages between controller and host. Each is defined once, here. Refuses: I/O (but for the optional `client`),
-//! policy, and any knowledge of an engine or a database.
+//! policy, and any knowledge of an engine or a database. `lean` is the one thing of both daemons that is no word.
 
 #[cfg(feature = "client")]
 pub mod client;
@@ -10,6 +10,7 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod instance;
+pub mod lean;
 pub mod lease;
 pub mod network;
 pub mod placement;

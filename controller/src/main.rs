@@ -1,5 +1,6 @@
 //! The controller's composition root: reads the settings, joins the parts, serves until told to stop.
 
+use amphi_api::lean;
 use amphi_controller::activation;
 use amphi_controller::config::Config;
 use amphi_controller::faces;
@@ -41,6 +42,7 @@ struct Arguments {
 }
 
 fn main() -> anyhow::Result<()> {
+    lean::keep_small();
     // Before anything else opens a file: descriptor 3 is the socket's.
     let handed = activation::listener()?;
     let arguments = Arguments::parse();

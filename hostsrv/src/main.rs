@@ -2,6 +2,7 @@
 //! nothing.
 
 use amphi_api::instance::BodyKind;
+use amphi_api::lean;
 use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
 use amphi_hostsrv::facts::{Facts, Sources};
@@ -51,6 +52,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    lean::keep_small();
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -8,20 +8,27 @@ use crate::streams::{HostStream, Registry};
 use amphi_api::host::HostSpec;
 use amphi_api::instance::Fault;
 use amphi_api::streams::{StreamOpen, StreamTarget};
-use amphi_api::wire::{Answer, Ask, FromHost, PROTOCOL, SILENCE_SECONDS, ToHost};
+use amphi_api::wire::{Answer, Ask, FromHost, HostDesired, PROTOCOL, SILENCE_SECONDS, ToHost};
 use amphi_api::{HostId, InstanceId};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::SplitSink;
 use futures_util::{Sink, SinkExt, StreamExt};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// After a desired state nothing is sent for so many times as long as that took: a host with much on it, on which much
+/// changes, gets many changes at once, and takes no more than its share of the controller.
+const REST: u32 = 4;
+/// The longest such pause.
+const REST_MAX: Duration = Duration::from_millis(250);
 /// Largest message taken from a host, in bytes.
 const MESSAGE_MAX: usize = 16 << 20;
 /// A question is answered within this, or not at all.
@@ -324,17 +331,23 @@ async fn tell(
     generation.mark_changed();
     let mut asked = 0;
     let mut sent = None;
+    let mut rested = Instant::now();
     send(sink, &ToHost::Welcome { host, ovn_remote }).await?;
     loop {
         tokio::select! {
-            changed = generation.changed() => {
+            changed = async {
+                tokio::time::sleep_until(rested).await;
+                generation.changed().await
+            } => {
                 changed.map_err(|_| "the records let go of this host")?;
+                let began = Instant::now();
                 let desired = state.side.desired(host).await;
                 // The watch may ring for a change that does not concern this host.
                 if sent.as_ref() != Some(&desired) {
-                    send(sink, &ToHost::Desired((*desired).clone())).await?;
+                    send(sink, &Down::Desired(&desired)).await?;
                     sent = Some(desired);
                 }
+                rested = Instant::now() + (began.elapsed() * REST).min(REST_MAX);
             }
             Some(word) = words.recv() => match word {
                 Word::Ask(ask, answer) => {
@@ -350,6 +363,13 @@ async fn tell(
             },
         }
     }
+}
+
+/// [`ToHost`], of what is borrowed.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Down<'a> {
+    Desired(&'a HostDesired),
 }
 
 async fn hear(side: &dyn HostSide, host: HostId, message: FromHost, waiting: &Waiting) -> Result<(), String> {
@@ -369,7 +389,7 @@ async fn hear(side: &dyn HostSide, host: HostId, message: FromHost, waiting: &Wa
     Ok(())
 }
 
-async fn send(sink: &mut SplitSink<WebSocket, Message>, message: &ToHost) -> Result<(), String> {
+async fn send(sink: &mut SplitSink<WebSocket, Message>, message: &impl Serialize) -> Result<(), String> {
     let text = serde_json::to_string(message).map_err(|e| e.to_string())?;
     match tokio::time::timeout(SEND, sink.send(Message::text(text))).await {
         Ok(sent) => sent.map_err(|e| e.to_string()),

@@ -9,7 +9,7 @@ use super::shared::Shared;
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::SetSpec;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
-use futures_util::future::{join, join_all, try_join3};
+use futures_util::future::{join, join_all, try_join4};
 use std::time::Duration;
 
 /// What to do, in this order.
@@ -178,8 +178,8 @@ pub async fn execute(
             false => Ok(()),
         }
     };
-    let (networks, rendered, ()) = try_join3(networks, rendered, files).await?;
-    shared.places.sync(plan).await?;
+    let places = shared.places.sync(plan);
+    let (networks, rendered, (), ()) = try_join4(networks, rendered, files, places).await?;
     let none = RenderedSet::default();
     let rendered = rendered.as_ref().unwrap_or(&none);
     if steps.anchor == Step::Create {

@@ -36,6 +36,8 @@ pub(super) struct Sight<'a> {
     pub now: Timestamp,
 }
 
+/// As many as a server has at most: a map that grows is built several times over.
+const FIELDS: usize = 56;
 /// Statuses that come with a `progress` (nova/api/openstack/compute/views/servers.py).
 const PROGRESS: &[&str] = &["ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"];
 
@@ -54,7 +56,7 @@ impl Sight<'_> {
         // From 2.75 on, changes answer with all that is shown.
         let full = matches!(form, Form::Show | Form::Detail) || self.version.from(75);
         let state = self.state(record);
-        let mut out = Map::new();
+        let mut out = Map::with_capacity(FIELDS);
         self.basics(record, state, full, &mut out);
         if full {
             self.rest(record, state, form, &mut out);

@@ -25,6 +25,9 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+/// About what a server is as text, in bytes.
+const SERVER_TEXT: usize = 2048;
+
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .get("/v2.1/servers", Need::Reader, list)
@@ -92,7 +95,7 @@ async fn list(
     version: Microversion,
     base: Base,
     query: Query,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     page(&state, &caller, version, &base, &query, "/servers", |sight, record| sight.brief(record))
 }
 
@@ -102,7 +105,7 @@ async fn detail(
     version: Microversion,
     base: Base,
     query: Query,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     page(&state, &caller, version, &base, &query, "/servers/detail", |sight, record| {
         sight.server(record, Form::Detail)
     })
@@ -116,7 +119,7 @@ fn page(
     query: &Query,
     path: &str,
     show: impl Fn(&Sight, &InstanceRecord) -> Value,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     let admin = caller.is_admin();
     let asked = Page::of(query, PAGE_MAX)?;
     let filter = Filter::of(query, version, admin)?;
@@ -137,15 +140,32 @@ fn page(
         rows.into_iter().map(|row| &*row.record).filter(|record| filter.keeps(&sight, record)).collect();
     sort(query, &sight, &mut records, admin)?;
     let slice = asked.cut(records, PAGE_MAX, |record| record.id.to_string())?;
-    let mut answer = Map::new();
-    if slice.more
-        && let Some(last) = slice.items.last()
-    {
-        answer.insert("servers_links".into(), next_link(base, path, query, &last.id.to_string()));
+    let last = slice.items.last().filter(|_| slice.more);
+    let next = last.map(|last| next_link(base, path, query, &last.id.to_string()));
+    Ok(written(next, slice.items.iter().map(|record| show(&sight, record))))
+}
+
+/// The list as it goes out. Each server becomes text before the next is shown: a thousand of them as values would be a
+/// hundred thousand small pieces of memory at once.
+fn written(next: Option<Value>, servers: impl Iterator<Item = Value>) -> Response {
+    let mut text = Vec::with_capacity(servers.size_hint().0 * SERVER_TEXT + 64);
+    // Writing values into memory cannot fail.
+    let put = |text: &mut Vec<u8>, value: &Value| drop(serde_json::to_writer(text, value));
+    text.push(b'{');
+    if let Some(next) = next {
+        text.extend_from_slice(b"\"servers_links\":");
+        put(&mut text, &next);
+        text.push(b',');
     }
-    let servers: Vec<Value> = slice.items.iter().map(|record| show(&sight, record)).collect();
-    answer.insert("servers".into(), servers.into());
-    Ok(Json(Value::Object(answer)))
+    text.extend_from_slice(b"\"servers\":[");
+    for (at, server) in servers.enumerate() {
+        if at > 0 {
+            text.push(b',');
+        }
+        put(&mut text, &server);
+    }
+    text.extend_from_slice(b"]}");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// Given without a value, it means yes.
