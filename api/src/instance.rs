@@ -89,7 +89,7 @@ pub struct InstanceVolume {
     /// Name of the new volume. Default: the instance's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// An available volume; the instance goes to its host.
+    /// An available volume. The instance goes to its host while there is room; else the volume comes to the instance's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<VolumeId>,
 }

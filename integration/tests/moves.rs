@@ -1,72 +1,78 @@
 //! Planned moves on two real hosts: both kinds, across kinds, called off, and with the controller killed on the way; and a
 //! host that is emptied. At no look do both hosts have a live body, and nothing is left where it was.
 
+use amphi_api::VolumeId;
 use amphi_api::client::{Client, ClientError};
-use amphi_api::host::{HostState, MaintenanceCreate};
-use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
+use amphi_api::host::MaintenanceCreate;
 use amphi_api::instance::{
-    BodyKind, BodySpec, Exchange, ExchangePhase as Phase, Instance, InstanceCreate, InstanceNetwork,
-    InstanceState, InstanceVolume, MoveCreate, VmSpec,
+    BodyKind, BodySpec, Exchange, ExchangePhase as Phase, Instance, InstanceCreate, InstanceState,
+    InstanceVolume, MoveCreate,
 };
-use amphi_api::set::{MemberSpec, SetSpec};
-use amphi_api::{InstanceId, network};
-use amphi_integration::lab::{Lab, Layout, UpOptions, leftovers};
-use amphi_integration::{run, story};
+use amphi_api::{InstanceId, volume};
+use amphi_integration::face::Face;
+use amphi_integration::failing::{PATIENCE, Stage, request, set, vm};
+use amphi_integration::lab::{Lab, Layout};
+use amphi_integration::story;
 use nix::sys::signal::Signal;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const DOCKER: &str =
     "/usr/bin/docker -H unix:///run/docker.sock ps -q --filter status=running --filter label=amphi.instance=";
 
 struct Cloud {
-    lab: Lab,
-    client: Client,
-    runtime: tokio::runtime::Runtime,
+    stage: Stage,
 }
 
 impl Cloud {
-    fn ask<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> T {
-        self.runtime.block_on(answer).unwrap_or_else(|error| panic!("{error}"))
+    fn lab(&self) -> &Lab {
+        &self.stage.lab
     }
 
-    fn upload(&self, name: &str, format: ImageFormat, blobs: &[(BlobRole, &Path)]) {
-        let create = ImageCreate { name: name.into(), format, cmdline: String::new() };
-        let image = self.ask(self.client.create_image(&create));
-        for (role, path) in blobs {
-            self.ask(self.client.upload_file(image.id, *role, path, Box::new(|_, _| {})));
-        }
+    fn client(&self) -> &Client {
+        &self.stage.client
+    }
+
+    fn ask<T>(&self, answer: impl Future<Output = Result<T, ClientError>>) -> T {
+        self.stage.ask(answer).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Made on h1, and running there.
     fn instance(&self, name: &str, bodies: Vec<BodySpec>, volume_gib: Option<u64>) -> Instance {
-        let request = InstanceCreate {
-            name: name.into(),
-            vcpus: 1,
-            memory_mib: 128,
-            bodies,
-            networks: vec![InstanceNetwork { network: "blue".into(), address: None }],
-            host: Some("h1".into()),
-            volume: volume_gib.map(|gib| InstanceVolume { size_gib: Some(gib), name: None, id: None }),
-            ..InstanceCreate::default()
-        };
-        let made = self.ask(self.client.create_instance(&request));
-        self.until(made.id, "running", |i| i.state == InstanceState::Running && i.fault.is_none())
+        self.with_volume(name, bodies, "h1", volume_gib.map(|gib| json!({"size_gib": gib})))
+    }
+
+    fn with_volume(
+        &self,
+        name: &str,
+        bodies: Vec<BodySpec>,
+        host: &str,
+        volume: Option<serde_json::Value>,
+    ) -> Instance {
+        let volume: Option<InstanceVolume> =
+            volume.map(|v| serde_json::from_value(v).expect("an instance's volume"));
+        let order = InstanceCreate { volume, ..request(name, bodies, Some(host)) };
+        self.stage.create(&order).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Looks until the instance is as wanted. A controller that is away for a moment is no end.
     fn until(&self, id: InstanceId, what: &str, ok: impl Fn(&Instance) -> bool) -> Instance {
+        self.stage.until(id, what, ok).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Looks until the volume is as wanted.
+    fn volume(&self, id: VolumeId, what: &str, ok: impl Fn(&volume::Volume) -> bool) -> volume::Volume {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let seen = self.runtime.block_on(self.client.instance(id));
+            let seen = self.stage.ask(self.client().volume(id));
             if let Ok(seen) = &seen
                 && ok(seen)
             {
                 return seen.clone();
             }
-            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}, last seen {seen:#?}");
+            assert!(Instant::now() < deadline, "{what}: last seen {seen:#?}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -76,23 +82,26 @@ impl Cloud {
         let sets = format!("{DOCKER}{id}");
         let vms = format!("virsh -q -c qemu:///system list --state-running --uuid | grep {id} || true");
         [sets, vms].iter().any(|command| {
-            let told = self.lab.exec(host, &["sh", "-c", command], Duration::from_secs(30)).expect("exec");
+            let told = self.lab().exec(host, &["sh", "-c", command], Duration::from_secs(30)).expect("exec");
             !told.stdout.trim().is_empty()
         })
     }
 
-    /// What a command in the set's only member prints.
-    fn in_member(&self, host: &str, id: InstanceId, command: &str) -> String {
+    /// What a command in the set's only member prints; none: it fails.
+    fn try_in_member(&self, host: &str, id: InstanceId, command: &str) -> Option<String> {
         let docker = "/usr/bin/docker -H unix:///run/docker.sock";
         let script = format!("{docker} exec amphi-{id}-only sh -c '{command}'");
-        let done = self.lab.exec(host, &["sh", "-c", &script], Duration::from_secs(60)).expect("exec");
-        assert!(done.ok(), "{command}: {}{}", done.stdout, done.stderr);
-        done.stdout
+        let done = self.lab().exec(host, &["sh", "-c", &script], Duration::from_secs(60)).expect("exec");
+        done.ok().then_some(done.stdout)
+    }
+
+    fn in_member(&self, host: &str, id: InstanceId, command: &str) -> String {
+        self.try_in_member(host, id, command).unwrap_or_else(|| panic!("{command} fails on {host}"))
     }
 
     fn order(&self, one: &Instance, to: &str, kind: Option<BodyKind>) -> Exchange {
         let request = MoveCreate { to: Some(to.into()), kind, reason: "a test".into() };
-        self.ask(self.client.create_move(one.id, &request))
+        self.ask(self.client().create_move(one.id, &request))
     }
 
     /// Follows a move to its end; at no look are there two live bodies. `look` is called with each view.
@@ -104,7 +113,7 @@ impl Cloud {
             let there = self.lives(&journey.to_name, one.id);
             let here = self.lives(&journey.from_name, one.id);
             assert!(!(there && here), "{} lives on both hosts", one.name);
-            if let Ok(seen) = self.runtime.block_on(self.client.exchange(order.id)) {
+            if let Ok(seen) = self.stage.ask(self.client().exchange(order.id)) {
                 look(&seen);
                 if matches!(seen.phase, Phase::Done | Phase::Failed) {
                     return seen;
@@ -126,58 +135,60 @@ impl Cloud {
     }
 
     fn delete(&self, id: InstanceId) {
-        self.ask(self.client.delete_instance(id, true));
-        assert_eq!(self.ask(self.client.wait_instance_gone(id, |_| false, PATIENCE, |_| {})), None);
+        self.stage.delete(id).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     fn restart_controller(&self) {
-        self.lab.kill("controller", "controller", Signal::SIGKILL).expect("killed");
-        self.lab.start("controller", "controller").expect("started");
+        self.lab().kill("controller", "controller", Signal::SIGKILL).expect("killed");
+        self.lab().start("controller", "controller").expect("started");
     }
 }
 
-fn set() -> BodySpec {
-    let member = MemberSpec {
-        name: "only".into(),
-        index: 0,
-        image: "busybox".into(),
-        command: ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done"]
-            .map(str::to_owned)
-            .to_vec(),
-        env: Default::default(),
-        options: Default::default(),
+/// A volume whose bytes are on the other host is attached by an OpenStack client, which knows of no hosts.
+fn attached_from_afar(c: &Cloud, server: &Instance) {
+    println!("a volume is attached to a server on another host, the controller killed on the way");
+    let writer = c.instance("writer", vec![set()], Some(1));
+    let id = writer.volume.expect("its volume");
+    let write = "dd if=/dev/urandom of=/data/bytes bs=1M count=20 2>/dev/null; sync; sha256sum </data/bytes";
+    let written = c.in_member("h1", writer.id, write);
+    c.ask(c.client().delete_instance(writer.id, false));
+    assert_eq!(c.ask(c.client().wait_instance_gone(writer.id, |_| false, PATIENCE, |_| {})), None);
+    let face = Face::of(c.lab().layout()).expect("logged in");
+    let path = format!("compute/v2.1/servers/{}/os-volume_attachments", server.id);
+    let began = Instant::now();
+    let made = face.order("POST", &path, &json!({"volumeAttachment": {"volumeId": id}})).expect("attached");
+    let device = made["device"].as_str().expect("a device").trim_start_matches("/dev/").to_owned();
+    let status = || {
+        face.order("GET", &format!("volume/v3/volumes/{id}"), &json!({})).expect("shown")["status"].clone()
     };
-    BodySpec::Set(SetSpec { members: vec![member], volume_mount: "/data".into(), ..SetSpec::default() })
-}
+    assert_eq!(status(), "attaching");
+    c.restart_controller();
+    c.volume(id, "on the server's host", |v| v.host_name == "h2" && v.state == volume::VolumeState::InUse);
+    let (seen, deadline) = (format!("sha256sum </volumes/{device}/bytes"), Instant::now() + PATIENCE);
+    while c.try_in_member("h2", server.id, &seen).as_ref() != Some(&written) {
+        assert!(Instant::now() < deadline, "the member does not see the bytes");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(status(), "in-use");
+    println!("  the member has its bytes after {:.1} s", began.elapsed().as_secs_f64());
+    face.order("DELETE", &format!("{path}/{id}"), &json!({})).expect("detached");
+    c.volume(id, "free", |v| v.state == volume::VolumeState::Available);
 
-fn vm() -> BodySpec {
-    BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None })
+    println!("a set is made on h1 of the volume on h2: it starts when the bytes are there");
+    let reader = c.with_volume("reader", vec![set()], "h1", Some(json!({"id": id})));
+    assert_eq!(c.in_member("h1", reader.id, "sha256sum </data/bytes"), written, "the same bytes");
+    c.delete(reader.id);
 }
 
 #[test]
 fn instances_move_and_a_host_is_emptied() {
-    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
     let layout =
         Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("moves-lab")).expect("lab directory");
-    let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 2);
-    let lab = Lab::up(&options, |_| {}).expect("lab up");
-    let client = run::client(&layout).expect("client");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let c = Cloud { lab, client, runtime };
-    let deadline = Instant::now() + PATIENCE;
-    while c.ask(c.client.hosts()).iter().filter(|h| h.state == HostState::Up).count() < 2 {
-        assert!(Instant::now() < deadline, "the hosts are not up");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let residue = |host: &str| story::residue::on(&c.lab, host).expect("looked");
+    let program = Path::new(env!("CARGO_BIN_EXE_amphi-lab"));
+    let stage = Stage::up(layout, program, 2, |_| {}).expect("two hosts");
+    let c = Cloud { stage };
+    let residue = |host: &str| story::residue::on(c.lab(), host).expect("looked");
     let before = ["h1", "h2"].map(residue);
-    c.upload("busybox", ImageFormat::DockerArchive, &[(BlobRole::Archive, &images.join("busybox.tar"))]);
-    let (kernel, initramfs) = (images.join("vm-kernel"), images.join("vm-initramfs"));
-    let parts: [(BlobRole, &Path); 2] = [(BlobRole::Kernel, &kernel), (BlobRole::Initramfs, &initramfs)];
-    c.upload("vm", ImageFormat::KernelInitramfs, &parts);
-    let subnet = serde_json::json!({"name": "blue", "subnet": {"cidr": "10.3.0.0/24"}});
-    let subnet: network::NetworkCreate = serde_json::from_value(subnet).expect("a network");
-    c.ask(c.client.create_network(&subnet));
 
     println!("a set and a VM to another host");
     let web = c.instance("web", vec![set(), vm()], None);
@@ -225,32 +236,28 @@ fn instances_move_and_a_host_is_emptied() {
     assert_eq!(c.in_member("h2", disk.id, "sha256sum /data/bytes"), written, "the same bytes");
     println!("  nothing ran for {} ms", done.outage_ms.unwrap_or_default());
 
+    let goes_along = disk.id;
+    attached_from_afar(&c, &web);
+
     println!("called off while the new host cannot answer");
-    c.lab.pause("h1/dockerd").expect("paused");
+    c.lab().pause("h1/dockerd").expect("paused");
     let order = c.order(&web, "h1", None);
-    c.ask(c.client.cancel_exchange(order.id));
-    let ended = c.ask(c.client.wait_exchange(order.id, PATIENCE, |_| {}));
+    c.ask(c.client().cancel_exchange(order.id));
+    let ended = c.ask(c.client().wait_exchange(order.id, PATIENCE, |_| {}));
     assert_eq!(ended.fault.map(|f| f.code).as_deref(), Some("cancelled"));
-    c.lab.resume("h1/dockerd").expect("resumed");
+    c.lab().resume("h1/dockerd").expect("resumed");
     let same = c.until(web.id, "running where it was", |i| i.state == InstanceState::Running);
     assert_eq!((same.epoch, same.host_name.as_deref()), (web.epoch, Some("h2")));
 
     println!("a host is emptied, one at a time, and takes nothing new");
-    let h2 = c.ask(c.client.find_host("h2")).id;
+    let h2 = c.ask(c.client().find_host("h2")).id;
     let request = MaintenanceCreate { reason: "new fans".into(), at_a_time: Some(1) };
-    c.ask(c.client.begin_maintenance(h2, &request));
-    let refused = c.runtime.block_on(c.client.create_instance(&InstanceCreate {
-        name: "late".into(),
-        vcpus: 1,
-        memory_mib: 64,
-        bodies: vec![set()],
-        host: Some("h2".into()),
-        ..InstanceCreate::default()
-    }));
+    c.ask(c.client().begin_maintenance(h2, &request));
+    let refused = c.stage.order(&request("late", vec![set()], Some("h2")));
     assert!(refused.is_err(), "h2 takes something new");
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let now = c.ask(c.client.host(h2)).maintenance.expect("in maintenance");
+        let now = c.ask(c.client().host(h2)).maintenance.expect("in maintenance");
         assert!(now.moving <= 1, "{now:?}");
         if now.left == 0 && now.moving == 0 {
             break;
@@ -263,15 +270,15 @@ fn instances_move_and_a_host_is_emptied() {
         i.state == InstanceState::Running && i.host_name.as_deref() == Some("h1")
     });
     assert!(!c.lives("h2", web.id) && !c.lives("h2", db.id));
-    c.ask(c.client.end_maintenance(h2));
+    c.ask(c.client().end_maintenance(h2));
 
-    c.delete(disk.id);
+    c.delete(goes_along);
     c.delete(web.id);
     c.delete(db.id);
     // Leftovers on the switch go after two sweeps.
     let deadline = Instant::now() + PATIENCE;
-    for volume in c.ask(c.client.recycle_bin()) {
-        c.ask(c.client.purge_volume(volume.id));
+    for volume in c.ask(c.client().recycle_bin()) {
+        c.ask(c.client().purge_volume(volume.id));
     }
     let left = || -> Vec<String> {
         let hosts = ["h1", "h2"].iter().zip(&before);
@@ -283,6 +290,5 @@ fn instances_move_and_a_host_is_emptied() {
         assert!(Instant::now() < deadline, "left: {:?}", left());
         std::thread::sleep(Duration::from_millis(500));
     }
-    c.lab.down().expect("lab down");
-    assert_eq!(leftovers(&layout), Vec::<String>::new());
+    c.stage.down().expect("lab down");
 }

@@ -22,6 +22,7 @@ mod server_group;
 mod tombstone;
 mod volume;
 mod volume_change;
+mod volume_journey;
 mod volume_traits;
 mod volume_transfer;
 mod volume_type;
@@ -58,6 +59,9 @@ pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,
 };
 pub use volume_change::{VolumeChange, VolumeRefused, change_volume, check_items};
+pub use volume_journey::{
+    DOWN_PATIENCE, VolumeJourney, VolumeJourneySight, VolumeJourneyStep, volume_journey_step,
+};
 pub use volume_traits::{
     HoldStep, SnapshotTraits, VolumeDoings, VolumeHold, VolumeTraits, image_metadata, snapshot_word,
 };

@@ -1,9 +1,10 @@
 //! Volumes and snapshots.
 //!
 //! A volume: creating → available ⇄ in use; available → trashed → restoring → available, or purging → gone. Only the
-//! host's word that a tombstone is carried out removes the record, and only its word ends the restoring.
+//! host's word that a tombstone is carried out removes the record, and only its word ends the restoring. One that is on its
+//! way to its instance's host counts as in use.
 
-use super::{Intent, Record, SnapshotTraits, VolumeTraits};
+use super::{Intent, Record, SnapshotTraits, VolumeJourney, VolumeTraits};
 use amphi_api::instance::Fault;
 use amphi_api::volume::{SnapshotState, VolumeState};
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, SnapshotId, VolumeId};
@@ -49,6 +50,9 @@ pub struct VolumeRecord {
     /// What is said of it, and who holds it.
     #[serde(default)]
     pub traits: VolumeTraits,
+    /// Its bytes are on their way to another host.
+    #[serde(default)]
+    pub journey: Option<VolumeJourney>,
     pub created_at: Timestamp,
 }
 
@@ -72,8 +76,10 @@ impl VolumeRecord {
 
     /// Whether the host's desired state differs between the two.
     pub fn matters(&self, before: &Self) -> bool {
+        let told = |v: &Self| v.journey.as_ref().map(VolumeJourney::told);
         (self.size_gib, self.host, self.made, self.trashed_at, self.intent, self.source)
             != (before.size_gib, before.host, before.made, before.trashed_at, before.intent, before.source)
+            || told(self) != told(before)
     }
 }
 
@@ -95,7 +101,7 @@ pub fn volume_state_of(record: &VolumeRecord, host_up: bool) -> VolumeState {
         VolumeState::Restoring
     } else if observed.is_some_and(|o| o.size_bytes < record.size_gib * GIB) {
         VolumeState::Extending
-    } else if record.instance.is_some() || record.traits.hold.is_some() {
+    } else if record.instance.is_some() || record.traits.hold.is_some() || record.journey.is_some() {
         VolumeState::InUse
     } else {
         VolumeState::Available
@@ -113,6 +119,7 @@ pub fn trash_allowed(record: &VolumeRecord) -> Result<(), String> {
     match record.instance {
         Some(instance) => Err(format!("it belongs to instance {instance}; delete that first")),
         None if record.traits.hold.is_some() => Err("it is attached or reserved".into()),
+        None if record.journey.is_some() => Err("it is on its way between hosts".into()),
         None => Ok(()),
     }
 }
@@ -209,8 +216,10 @@ mod tests {
                 fault: None,
             }),
             traits: VolumeTraits::default(),
+            journey: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
+        let journey = VolumeJourney::new(HostId::new(), Timestamp::UNIX_EPOCH);
         let fault =
             Fault { code: "volume_group_full".into(), message: "full".into(), since: Timestamp::UNIX_EPOCH };
         let observed =
@@ -222,6 +231,7 @@ mod tests {
             (Box::new(|_| ()), true, VolumeState::Available),
             (Box::new(|_| ()), false, VolumeState::Unreachable),
             (Box::new(move |v| v.instance = Some(id)), true, VolumeState::InUse),
+            (Box::new(move |v| v.journey = Some(journey.clone())), true, VolumeState::InUse),
             (Box::new(|v| (v.made, v.observed) = (false, None)), true, VolumeState::Creating),
             (Box::new(move |v| v.observed = observed(GIB, None)), true, VolumeState::Extending),
             (Box::new(move |v| v.observed = observed(GIB, Some(fault.clone()))), true, VolumeState::Error),

@@ -102,6 +102,7 @@ impl VolumeRecord {
             VolumeState::Trashed | VolumeState::Purging => "deleting",
             VolumeState::Restoring => "maintenance",
             VolumeState::Error | VolumeState::Unreachable => "error",
+            VolumeState::InUse if self.journey.is_some() => "attaching",
             VolumeState::InUse if traits.detaching || doings.leaving => "detaching",
             VolumeState::InUse => match traits.hold.as_ref().map(|hold| hold.step) {
                 Some(HoldStep::Reserved) => "attaching",

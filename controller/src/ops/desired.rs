@@ -11,7 +11,7 @@ use amphi_api::wire::{
     AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired, PortDesired,
     RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
 };
-use amphi_api::{HostId, ImageId, ProjectId};
+use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -41,7 +41,10 @@ impl Ops {
             let mut volumes = e.journey.iter().filter(|j| j.to == host).flat_map(|j| &j.volumes);
             volumes.any(|v| v.image.as_ref().is_some_and(has))
         };
-        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e));
+        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e))
+            || view
+                .volumes_to(host)
+                .any(|v| v.journey.as_ref().and_then(|j| j.image.as_ref()).is_some_and(has));
         coming
             || bodies.any(|body| body.images.iter().any(has))
             || view.volumes_on(host).any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
@@ -73,6 +76,10 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 trashed_at: row.trashed_at,
             })
             .chain(view.journeys_of(host).flat_map(|e| arrivals(view, e, host)))
+            .chain(view.volumes_to(host).filter_map(|row| {
+                let journey = row.journey.as_ref().filter(|j| j.shipped)?;
+                arrival(view, row, journey.image)
+            }))
             .collect(),
         snapshots: view
             .snapshots_on(host)
@@ -84,10 +91,19 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
     }
 }
 
-/// Whether it is in the middle of a move: this host may not have it before the other one is clear.
+/// Whether this host may not have it yet: it is in the middle of a move and the other host is not clear, or a volume that it
+/// starts with is on its way.
 fn waits(view: &View, row: &InstanceRecord) -> bool {
     let phase = row.exchange.and_then(|id| view.exchanges.get(id)).map(|e| e.phase);
+    let away = |id: VolumeId| !is_here(view, row, id);
     matches!(phase, Some(ExchangePhase::Leaving | ExchangePhase::Returning))
+        || row.volume.into_iter().chain(row.root_volume).any(away)
+        || (!row.built && row.attachments.iter().any(|a| away(a.volume)))
+}
+
+/// Whether one of its volumes is on its host. What no record knows is its host's to miss.
+fn is_here(view: &View, row: &InstanceRecord, volume: VolumeId) -> bool {
+    view.volumes.get(volume).is_none_or(|volume| volume.journey.is_none() || Some(volume.host) == row.host)
 }
 
 /// Whether it is stopped so that its volumes can be read.
@@ -102,19 +118,20 @@ fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeD
     if exchange.phase != ExchangePhase::Copying {
         return Vec::new();
     }
-    let arrival = |one: &VolumeMove| {
-        let row = view.volumes.get(one.volume)?;
-        let image = Box::new(carrier(view, one)?.view());
-        let blank = row.source.is_none() && row.source_image.is_none() && row.source_volume.is_none();
-        Some(VolumeDesired {
-            id: row.id,
-            size_bytes: row.size_gib * GIB,
-            made: false,
-            source: Some(VolumeSource::Moved { image, blank }),
-            trashed_at: None,
-        })
-    };
-    journey.volumes.iter().filter_map(arrival).collect()
+    journey.volumes.iter().filter_map(|one| arrival(view, view.volumes.get(one.volume)?, one.image)).collect()
+}
+
+/// A volume to be written with the bytes that the image carries.
+fn arrival(view: &View, row: &VolumeRecord, image: Option<ImageId>) -> Option<VolumeDesired> {
+    let image = Box::new(carrier(view, image)?.view());
+    let blank = row.source.is_none() && row.source_image.is_none() && row.source_volume.is_none();
+    Some(VolumeDesired {
+        id: row.id,
+        size_bytes: row.size_gib * GIB,
+        made: false,
+        source: Some(VolumeSource::Moved { image, blank }),
+        trashed_at: None,
+    })
 }
 
 /// An instance that comes to the host next, as it will be there.
@@ -158,6 +175,7 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         attachments: row
             .attachments
             .iter()
+            .filter(|a| is_here(view, row, a.volume))
             .map(|a| AttachmentDesired { volume: a.volume, device: a.device.clone(), read_only: a.read_only })
             .collect(),
         root: row.root,

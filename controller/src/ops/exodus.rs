@@ -141,6 +141,7 @@ impl<'a> Exodus<'a> {
             trashed_at: None,
             snapshots: 0,
             observed: None,
+            journey: None,
             traits: VolumeTraits {
                 description: Some(description),
                 volume_type: old.traits.volume_type,

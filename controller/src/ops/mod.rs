@@ -48,6 +48,7 @@ pub mod usage;
 pub mod view;
 mod volume_create;
 pub mod volume_edit;
+mod volume_journeys;
 mod volume_transfers;
 pub mod volume_types;
 mod volume_upload;

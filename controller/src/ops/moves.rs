@@ -105,7 +105,7 @@ pub(super) fn ordered(
             "host '{name}' is still clearing away what it has of the instance; try again"
         )));
     }
-    if volumes.iter().any(|v| view.tombstones.get(volume_stone(to, v.volume)).is_some()) {
+    if volumes.iter().any(|v| littered(view, to, v.volume)) {
         return Err(OpsError::conflict("a copy of its volume is still being destroyed there; try again"));
     }
     let record = ExchangeRecord {
@@ -196,6 +196,9 @@ fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<Vol
         if volume.snapshots > 0 {
             return Err(held("its snapshots do not move: delete them first"));
         }
+        if volume.journey.is_some() {
+            return Err(OpsError::conflict(format!("volume {id} is on its way to the instance's host")));
+        }
         if !volume.made || volume.host != from || volume.intent != Intent::Live || volume.trashed_at.is_some()
         {
             return Err(held("it is not whole"));
@@ -211,21 +214,30 @@ fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<Vol
     Ok(volumes)
 }
 
-/// Whether a volume's bytes are needed where they are: another one or an image is being made of them. `but`: the image
-/// that carries them elsewhere.
+/// Whether a volume's bytes are needed where they are: a snapshot, another volume or an image is being made of them.
+/// `but`: the image that carries them elsewhere.
 pub(super) fn is_read(view: &View, volume: &VolumeRecord, but: Option<ImageId>) -> bool {
     let copied = |v: &Row<VolumeRecord>| v.source_volume == Some(volume.id) && !v.made;
     let exported = |image: &Row<ImageRecord>| {
         Some(image.id) != but
-            && image.export.as_ref().is_some_and(|e| {
-                e.source == ExportSource::Volume(volume.id) && e.fault.is_none()
-            })
+            && image
+                .export
+                .as_ref()
+                .is_some_and(|e| e.source == ExportSource::Volume(volume.id) && e.fault.is_none())
     };
-    view.volumes_on(volume.host).any(copied) || view.exports_on(volume.host).any(exported)
+    let snapped = |s: &Row<SnapshotRecord>| {
+        s.volume == volume.id && !s.made && s.intent == Intent::Live && s.fault.is_none()
+    };
+    view.volumes_on(volume.host).any(copied)
+        || view.exports_on(volume.host).any(exported)
+        || view.snapshots_on(volume.host).any(snapped)
 }
 
 /// Refuses what would change a volume that is on its way, or would need its bytes where they are.
 pub(super) fn refuse_moving(view: &View, volume: &VolumeRecord) -> Result<(), OpsError> {
+    if volume.journey.is_some() {
+        return Err(OpsError::conflict("the volume is on its way to its instance's host; wait for its end"));
+    }
     let exchange = volume.instance.and_then(|id| view.instances.get(id)?.exchange);
     match exchange.and_then(|id| view.exchanges.get(id)).filter(|e| e.journey.is_some()) {
         Some(exchange) => Err(OpsError::conflict(format!(
@@ -236,11 +248,33 @@ pub(super) fn refuse_moving(view: &View, volume: &VolumeRecord) -> Result<(), Op
     }
 }
 
-fn volume_stone(host: HostId, id: VolumeId) -> TombstoneKey {
-    TombstoneKey::of(host, Tombstone::Volume { id })
+/// Whether the host is still destroying bytes of the volume.
+pub(super) fn littered(view: &View, host: HostId, id: VolumeId) -> bool {
+    view.tombstones.get(TombstoneKey::of(host, Tombstone::Volume { id })).is_some()
 }
 
-/// Orders every volume read: an image each, which belongs to nobody's project.
+/// An image to carry a volume's bytes, which its host is to read. It belongs to nobody's project.
+pub(super) fn carrying(volume: &VolumeRecord, now: Timestamp) -> ImageRecord {
+    ImageRecord {
+        id: ImageId::new(),
+        project: NOBODY,
+        name: format!("volume {} on its way", volume.id),
+        format: ImageFormat::Qcow2,
+        cmdline: String::new(),
+        blobs: Default::default(),
+        export: Some(ImageExport {
+            host: volume.host,
+            source: ExportSource::Volume(volume.id),
+            instance: None,
+            fault: None,
+        }),
+        closing: false,
+        traits: ImageTraits::default(),
+        created_at: now,
+    }
+}
+
+/// Orders every volume read, each into an image of its own.
 pub(super) fn read_volumes(
     view: &View,
     draft: &mut Draft,
@@ -249,25 +283,10 @@ pub(super) fn read_volumes(
 ) -> JourneyRecord {
     let mut journey = journey.clone();
     for one in &mut journey.volumes {
-        let image = ImageId::new();
-        draft.create(&ImageRecord {
-            id: image,
-            project: NOBODY,
-            name: format!("volume {} on its way", one.volume),
-            format: ImageFormat::Qcow2,
-            cmdline: String::new(),
-            blobs: Default::default(),
-            export: Some(ImageExport {
-                host: view.volumes.get(one.volume).map_or(journey.from, |v| v.host),
-                source: ExportSource::Volume(one.volume),
-                instance: None,
-                fault: None,
-            }),
-            closing: false,
-            traits: ImageTraits::default(),
-            created_at: now,
-        });
-        one.image = Some(image);
+        let Some(volume) = view.volumes.get(one.volume) else { continue };
+        let image = carrying(volume, now);
+        draft.create(&image);
+        one.image = Some(image.id);
     }
     journey
 }
@@ -283,8 +302,8 @@ pub(super) fn take_volumes(view: &View, draft: &mut Draft, journey: &JourneyReco
 }
 
 /// What carries a volume's bytes, once all of them are there.
-pub(super) fn carrier<'a>(view: &'a View, one: &VolumeMove) -> Option<&'a Row<ImageRecord>> {
-    let image = view.images.get(one.image?)?;
+pub(super) fn carrier(view: &View, image: Option<ImageId>) -> Option<&Row<ImageRecord>> {
+    let image = view.images.get(image?)?;
     (image.export.is_none() && !image.blobs.is_empty()).then_some(image)
 }
 
@@ -299,7 +318,8 @@ impl Ops {
             let waits = |id: ImageId| {
                 let copying = view.exchanges.iter().filter(|e| e.phase == ExchangePhase::Copying);
                 let mut volumes = copying.filter_map(|e| e.journey.as_ref()).flat_map(|j| &j.volumes);
-                volumes.any(|v| v.image == Some(id))
+                let mut alone = view.volumes_travelling().filter_map(|v| v.journey.as_ref()?.image);
+                volumes.any(|v| v.image == Some(id)) || alone.any(|image| image == id)
             };
             view.images.of_project(NOBODY).map(|image| image.id).filter(|id| !waits(*id)).collect()
         };
@@ -342,7 +362,7 @@ pub(super) fn journey_sight<'a>(
         to_since: view.hosts.get(journey.to).map_or(exchange.phase_since, |h| h.state_since),
         from_clear: clear(journey.from),
         to_clear: clear(journey.to),
-        read: journey.volumes.iter().filter(|v| carrier(view, v).is_some()).count() as u32,
+        read: journey.volumes.iter().filter(|v| carrier(view, v.image).is_some()).count() as u32,
         read_fault: journey
             .volumes
             .iter()

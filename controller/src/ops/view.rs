@@ -181,6 +181,7 @@ pub struct View {
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
     exports_on: HashMap<HostId, BTreeSet<ImageId>>,
     journeys_of: HashMap<HostId, BTreeSet<ExchangeId>>,
+    volumes_to: HashMap<HostId, BTreeSet<VolumeId>>,
     addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
     macs: HashSet<(NetworkId, String)>,
     subnets_of: HashMap<NetworkId, BTreeSet<SubnetId>>,
@@ -220,6 +221,16 @@ impl View {
     /// Moves under way from the host or to it.
     pub fn journeys_of(&self, host: HostId) -> impl Iterator<Item = &Row<ExchangeRecord>> {
         self.journeys_of.get(&host).into_iter().flatten().filter_map(|id| self.exchanges.get(*id))
+    }
+
+    /// Volumes on their way to the host, in other hosts' hands so far.
+    pub fn volumes_to(&self, host: HostId) -> impl Iterator<Item = &Row<VolumeRecord>> {
+        self.volumes_to.get(&host).into_iter().flatten().filter_map(|id| self.volumes.get(*id))
+    }
+
+    /// Volumes on their way to any host.
+    pub fn volumes_travelling(&self) -> impl Iterator<Item = &Row<VolumeRecord>> {
+        self.volumes_to.values().flatten().filter_map(|id| self.volumes.get(*id))
     }
 
     /// What was done to an instance, the oldest first; also of one that is gone.
@@ -444,6 +455,15 @@ impl View {
                     touched.push(old);
                 }
                 self.volumes_on.entry(host).or_default().insert(id);
+                let goes_to = |v: &VolumeRecord| v.journey.as_ref().map(|j| j.to);
+                let (was, is) = (before.as_ref().and_then(|b| goes_to(b)), goes_to(now));
+                if before.as_ref().is_none_or(|b| now.matters(b)) {
+                    touched.extend(was.into_iter().chain(is));
+                }
+                was.iter().for_each(|to| drop_from(&mut self.volumes_to, to, &id));
+                if let Some(to) = is {
+                    self.volumes_to.entry(to).or_default().insert(id);
+                }
                 self.tally(before.map(|b| volume_part(&b)), Some(part), sum_volume);
             }
             SnapshotRecord::PREFIX => {
@@ -558,8 +578,10 @@ impl View {
             VolumeRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.volumes, id) {
                     drop_from(&mut self.volumes_on, &old.host, &old.id);
+                    let to = old.journey.as_ref().map(|j| j.to);
+                    to.iter().for_each(|to| drop_from(&mut self.volumes_to, to, &old.id));
                     self.tally(Some(volume_part(&old)), None, sum_volume);
-                    return vec![old.host];
+                    return to.into_iter().chain([old.host]).collect();
                 }
             }
             SnapshotRecord::PREFIX => {

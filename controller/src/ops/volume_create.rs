@@ -130,6 +130,7 @@ fn decide(
             user: wish.user,
             ..source.traits
         },
+        journey: None,
         created_at: now,
     };
     draft.create(&record);

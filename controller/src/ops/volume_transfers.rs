@@ -84,7 +84,7 @@ impl Ops {
                 return Err(OpsError::field("auth_key", "Invalid auth key: it does not fit the transfer."));
             }
             let row = view.volumes.get(offer.volume).filter(|row| row.seen()).ok_or_else(gone)?;
-            if row.instance.is_some() || row.traits.hold.is_some() {
+            if row.instance.is_some() || row.traits.hold.is_some() || row.journey.is_some() {
                 return Err(OpsError::conflict("Invalid volume: it is attached"));
             }
             let kind = volume_types::get(view, row.traits.volume_type.unwrap_or(VolumeTypeRecord::DEFAULT));
@@ -93,7 +93,7 @@ impl Ops {
                 volume_create::room_for(view, scope, row.size_gib, &kind)?;
             }
             let snapshots: Vec<_> =
-                view.snapshots_on(row.host).filter(|s| s.volume == row.id && !offer.no_snapshots).collect();
+                view.snapshots.iter().filter(|s| s.volume == row.id && !offer.no_snapshots).collect();
             if scope != row.project && !snapshots.is_empty() {
                 let gib = snapshots.iter().map(|s| s.size_gib).sum();
                 let asked = [(Resource::Snapshots, snapshots.len() as u64), (Resource::Gigabytes, gib)];

@@ -86,7 +86,7 @@ impl Ops {
                 )));
             }
             let live = |s: &&Row<SnapshotRecord>| s.volume == id && s.intent == Intent::Live;
-            let snapshots: Vec<_> = view.snapshots_on(row.host).filter(live).collect();
+            let snapshots: Vec<_> = view.snapshots.iter().filter(live).collect();
             if !snapshots.is_empty() && !cascade {
                 let count = snapshots.len();
                 return Err(OpsError::conflict(format!(

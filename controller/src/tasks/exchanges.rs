@@ -1,4 +1,4 @@
-//! Takes exchanges from phase to phase. The period is for deadlines; a host's word wakes it at once.
+//! Takes exchanges from phase to phase, and volumes to their instances' hosts. The period is for deadlines; a host's word wakes it at once.
 
 use super::Task;
 use crate::ops::Ops;
@@ -19,6 +19,7 @@ impl Task for Exchanges {
         Duration::from_secs(1)
     }
     async fn look(&self) -> anyhow::Result<()> {
+        self.ops.step_volume_journeys().await?;
         Ok(self.ops.step_exchanges().await?)
     }
 }

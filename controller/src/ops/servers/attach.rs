@@ -1,7 +1,8 @@
 //! Volumes into and out of an instance's hands, while it runs too.
 //!
 //! A volume is bytes on one host. One that has been in nobody's hands holds nothing that could not be made again: it
-//! follows its first instance to another host. What leaves is free only when the host has let go of it.
+//! is made on its first instance's host. The bytes of any other travel there, and no body gets it before they have
+//! arrived (`volume_journeys.rs`). What leaves is free only when the host has let go of it.
 
 use super::conclude::let_go;
 use super::journal::note;
@@ -10,6 +11,7 @@ use crate::model::*;
 use crate::ops::list::find;
 use crate::ops::orders::entomb;
 use crate::ops::volume_edit::doings;
+use crate::ops::volume_journeys::set_out;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, Ops, OpsError, Row, View, sights};
 use crate::scheduler::{Policy, Request, place};
@@ -126,6 +128,7 @@ fn attach(
 /// nova says it with cinder's word for the volume's state: what a client has set it to, an upload or an offer count too.
 pub(in crate::ops) fn refuse_unavailable(view: &View, volume: &Row<VolumeRecord>) -> Result<(), OpsError> {
     let word = match volume_state_of(volume, view.host_up(volume.host)) {
+        _ if volume.journey.is_some() => "attaching",
         _ if volume.instance.is_some() => "in-use",
         VolumeState::Unreachable => "unreachable",
         _ => volume.word(doings(view, volume)),
@@ -142,7 +145,7 @@ pub(in crate::ops) fn refuse_unavailable(view: &View, volume: &Row<VolumeRecord>
     ))
 }
 
-/// The volume into the instance's hands; on another host only if it can be made again there.
+/// The volume into the instance's hands. On another host it is made again, or its bytes set out.
 pub(in crate::ops) fn take_volume(
     view: &View,
     draft: &mut Draft,
@@ -156,16 +159,10 @@ pub(in crate::ops) fn take_volume(
     record.instance = Some(instance);
     if record.host != host {
         if !record.untouched || record.snapshots > 0 || record.source_volume.is_some() {
-            let (there, here) = (view.host_name(record.host), view.host_name(host));
-            return Err(OpsError::field(
-                "volumeId",
-                format!(
-                    "Invalid volume: volume {} is on host {}, the instance on {}",
-                    volume.id,
-                    there.unwrap_or_default(),
-                    here.unwrap_or_default()
-                ),
-            ));
+            set_out(view, draft, &mut record, host, policy, now)?;
+            record.untouched = false;
+            draft.update(volume, &record);
+            return Ok(());
         }
         let asked = Request {
             volume_gib: record.size_gib,
@@ -221,7 +218,12 @@ fn detach(
     let mut draft = Draft::default();
     let mut record = (*row.record).clone();
     record.attachments.retain(|a| a.volume != volume);
-    leave(view, &mut draft, &mut record, Leaving::Volume(volume));
+    let leaving = Leaving::Volume(volume);
+    // One on its way is in no body's hands.
+    match view.volumes.get(volume).is_some_and(|v| v.journey.is_some() && Some(v.host) != row.host) {
+        true => let_go(view, &mut draft, &record, leaving),
+        false => leave(view, &mut draft, &mut record, leaving),
+    }
     record.updated_at = now;
     draft.update(row, &record);
     note(&mut draft, origin, &record, "detach_volume", "compute_detach_volume", now);

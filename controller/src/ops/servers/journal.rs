@@ -55,6 +55,19 @@ pub(in crate::ops) fn note(
     draft.create(&open(origin, record, action, event, now).ended(None, now));
 }
 
+/// An action that was over as soon as it was ordered, and came to nothing later.
+pub(in crate::ops) fn note_failed(
+    draft: &mut Draft,
+    origin: &Origin,
+    record: &InstanceRecord,
+    action: &str,
+    event: &str,
+    why: &str,
+    now: Timestamp,
+) {
+    draft.create(&open(origin, record, action, event, now).ended(Some(why), now));
+}
+
 fn open(origin: &Origin, record: &InstanceRecord, action: &str, event: &str, now: Timestamp) -> ActionRecord {
     ActionRecord {
         instance: record.id,

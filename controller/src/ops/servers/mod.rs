@@ -23,7 +23,7 @@ pub use rebuild::RebuildWish;
 pub use resize::ResizeWish;
 
 pub(super) use conclude::{conclude, freed};
-pub(super) use journal::{Started, begin, end_task, note};
+pub(super) use journal::{Started, begin, end_task, note, note_failed};
 pub(super) use resize::has_root_disk;
 
 use super::list::find;

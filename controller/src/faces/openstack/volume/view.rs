@@ -66,7 +66,7 @@ pub fn attached(view: &View, row: &VolumeRecord) -> Option<Attached> {
         device: Some(format!("/dev/{device}")),
         host_name: instance.host.and_then(|host| view.host_name(host)),
         read_only: attachment.is_some_and(|a| a.read_only),
-        step: HoldStep::Attached,
+        step: if row.journey.is_some() { HoldStep::Attaching } else { HoldStep::Attached },
         since: attachment.map_or(instance.created_at, |a| a.since),
     })
 }

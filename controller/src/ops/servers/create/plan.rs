@@ -8,7 +8,7 @@ use crate::ops::draft::guard_promises;
 use crate::ops::orders::instance_claims;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports, server_groups};
-use crate::scheduler::{Policy, Request};
+use crate::scheduler::{NoRoom, Placement, Policy, Request};
 use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, FailoverPolicy, Fault, Power};
 use amphi_api::{
@@ -99,12 +99,15 @@ impl VolumePlan {
     /// The one host where it can be.
     fn bound_to(&self, view: &View) -> Option<HostId> {
         match self.start {
-            VolumeStart::There(id) => {
-                view.volumes.get(id).filter(|v| !v.untouched || v.snapshots > 0).map(|v| v.host)
-            }
             VolumeStart::Snapshot(id, _) => view.snapshots.get(id).map(|s| s.host),
-            VolumeStart::Blank(_) | VolumeStart::Image(..) => None,
+            VolumeStart::There(_) | VolumeStart::Blank(_) | VolumeStart::Image(..) => None,
         }
+    }
+
+    /// Where its bytes are, which could travel: its host and size.
+    fn lies_on(&self, view: &View) -> Option<(HostId, u64)> {
+        let VolumeStart::There(id) = self.start else { return None };
+        view.volumes.get(id).filter(|v| !v.untouched || v.snapshots > 0).map(|v| (v.host, v.size_gib))
     }
 }
 
@@ -123,7 +126,7 @@ pub(in crate::ops) fn launch(
     for bound in volumes().filter_map(|v| v.bound_to(view)) {
         match asked.volume_host {
             Some(other) if other != bound => {
-                return Err(OpsError::conflict("its volumes are on different hosts"));
+                return Err(OpsError::conflict("its volumes begin with snapshots on different hosts"));
             }
             _ => asked.volume_host = Some(bound),
         }
@@ -142,7 +145,7 @@ pub(in crate::ops) fn launch(
     asked.images = plan.bodies.first().map(|b| b.images.clone()).unwrap_or_default();
     asked.physical = asked::physical(view, plan.nics.iter().filter_map(|nic| nic.network(view)));
     asked.scheduler = asked::scheduler(view, plan.project, plan.server.scheduler.as_deref())?;
-    match view.fleet.place(&asked) {
+    match placed(view, &mut asked, &plan) {
         Ok(placement) => {
             record.host = Some(placement.host);
             record.body = asked.bodies[placement.body];
@@ -168,6 +171,31 @@ pub(in crate::ops) fn launch(
     }
     draft.create(&record);
     Ok(id)
+}
+
+/// Where its volumes are, the root's host first; where there is no room, anywhere, and the volumes travel.
+fn placed(view: &View, asked: &mut Request, plan: &Plan) -> Result<Placement, NoRoom> {
+    let all = plan.root.iter().chain(&plan.own).chain(&plan.further);
+    let lying: Vec<(HostId, u64)> = all.filter_map(|v| v.lies_on(view)).collect();
+    let fresh_gib = asked.volume_gib;
+    let with = |asked: &Request, host: HostId| Request {
+        volume_host: Some(host),
+        volume_gib: fresh_gib + lying.iter().filter(|(at, _)| *at != host).map(|(_, gib)| gib).sum::<u64>(),
+        ..asked.clone()
+    };
+    if let Some(bound) = asked.volume_host {
+        *asked = with(asked, bound);
+        return view.fleet.place(asked);
+    }
+    for (host, _) in &lying {
+        let near = with(asked, *host);
+        if let Ok(placement) = view.fleet.place(&near) {
+            *asked = near;
+            return Ok(placement);
+        }
+    }
+    asked.volume_gib += lying.iter().map(|(_, gib)| gib).sum::<u64>();
+    view.fleet.place(asked)
 }
 
 fn blank(id: InstanceId, plan: &Plan, now: Timestamp) -> InstanceRecord {
@@ -321,6 +349,7 @@ fn volume_of(
         snapshots: 0,
         observed: None,
         traits: VolumeTraits::default(),
+        journey: None,
         created_at: now,
     };
     match plan.start {
