@@ -241,6 +241,8 @@ pub enum ExportSource {
     Member { instance: InstanceId, member: Option<String> },
     /// A volume, as `qcow2` or `raw`.
     Volume(VolumeId),
+    /// A volume's snapshot, as `qcow2` or `raw`.
+    Snapshot(SnapshotId),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -177,6 +177,25 @@ fn attached_from_afar(c: &Cloud, server: &Instance) {
     println!("a set is made on h1 of the volume on h2: it starts when the bytes are there");
     let reader = c.with_volume("reader", vec![set()], "h1", Some(json!({"id": id})));
     assert_eq!(c.in_member("h1", reader.id, "sha256sum </data/bytes"), written, "the same bytes");
+
+    println!("and one on h2 of a snapshot on h1");
+    let order = serde_json::from_value(json!({"name": "then"})).expect("a snapshot");
+    let then = c.ask(c.client().create_snapshot(id, &order)).id;
+    let deadline = Instant::now() + PATIENCE;
+    while c.ask(c.client().snapshot(then)).state != volume::SnapshotState::Available {
+        assert!(Instant::now() < deadline, "no snapshot");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let order = json!({"name": "copy", "snapshot": then, "host": "h2", "size_gib": 2});
+    let copy = c.ask(c.client().create_volume(&serde_json::from_value(order).expect("a volume"))).id;
+    c.volume(copy, "made", |v| v.state == volume::VolumeState::Available);
+    let copied = c.with_volume("copied", vec![set()], "h2", Some(json!({"id": copy})));
+    assert_eq!(c.in_member("h2", copied.id, "sha256sum </data/bytes"), written, "the same bytes");
+    let room = c.in_member("h2", copied.id, "df -Pm /data | tail -n 1");
+    let mib = room.split_whitespace().nth(1).and_then(|mib| mib.parse::<u64>().ok());
+    assert!(mib.is_some_and(|mib| mib > 1500), "as large as it was ordered: {room}");
+    c.ask(c.client().delete_snapshot(then));
+    c.delete(copied.id);
     c.delete(reader.id);
 }
 

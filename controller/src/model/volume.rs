@@ -119,7 +119,9 @@ pub fn trash_allowed(record: &VolumeRecord) -> Result<(), String> {
     match record.instance {
         Some(instance) => Err(format!("it belongs to instance {instance}; delete that first")),
         None if record.traits.hold.is_some() => Err("it is attached or reserved".into()),
-        None if record.journey.is_some() => Err("it is on its way between hosts".into()),
+        None if record.journey.as_ref().is_some_and(|j| !j.is_birth(record)) => {
+            Err("it is on its way between hosts".into())
+        }
         None => Ok(()),
     }
 }
@@ -219,7 +221,7 @@ mod tests {
             journey: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
-        let journey = VolumeJourney::new(HostId::new(), Timestamp::UNIX_EPOCH);
+        let journey = VolumeJourney::new(HostId::new(), HostId::new(), Timestamp::UNIX_EPOCH);
         let fault =
             Fault { code: "volume_group_full".into(), message: "full".into(), since: Timestamp::UNIX_EPOCH };
         let observed =

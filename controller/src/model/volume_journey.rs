@@ -1,9 +1,13 @@
-//! A volume's journey to the host of the instance that waits for it. Which step comes next: pure.
+//! A volume's journey: its bytes come from another host. Which step comes next: pure.
 //!
-//! ordered → read → shipped → arrived, after which the volume belongs to the other host. Until that commit it is where it
-//! was, whole, and nobody writes to it; only then are the bytes it was copied from destroyed. Whatever ends the journey
-//! before destroys the copy alone.
+//! To the host of the instance that waits for it: ordered → read → shipped → arrived, after which the volume belongs to
+//! the other host. Until that commit it is where it was, whole, and nobody writes to it; only then are the bytes it was
+//! copied from destroyed. Whatever ends the journey before destroys the copy alone.
+//!
+//! A new volume, which begins with a snapshot or a volume of another host, takes the same steps, and none of them touches what
+//! it is made of.
 
+use super::Intent;
 use super::exchange::FAULT_PATIENCE;
 use super::volume::VolumeRecord;
 use amphi_api::instance::Fault;
@@ -16,6 +20,8 @@ pub const DOWN_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeJourney {
+    /// Where the bytes are read.
+    pub from: HostId,
     /// Room is claimed there from the order on.
     pub to: HostId,
     pub since: Timestamp,
@@ -34,8 +40,13 @@ pub struct VolumeJourney {
 }
 
 impl VolumeJourney {
-    pub fn new(to: HostId, since: Timestamp) -> Self {
-        Self { to, since, image: None, shipped: false, arrived: false, fault: None }
+    pub fn new(from: HostId, to: HostId, since: Timestamp) -> Self {
+        Self { from, to, since, image: None, shipped: false, arrived: false, fault: None }
+    }
+
+    /// Whether it is there already that it goes: a new volume is.
+    pub fn is_birth(&self, volume: &VolumeRecord) -> bool {
+        volume.host == self.to
     }
 
     /// What hosts hear of it.
@@ -76,8 +87,10 @@ pub enum VolumeJourneyStep {
     Ship,
     /// The other host is its own from now on; the old bytes go.
     Arrive,
-    /// It stays where it is, in whosoever hands it is; the copy goes.
+    /// It stays where it is, in whosoever hands it is; a copy goes.
     Stay,
+    /// What a new volume is made of cannot be had, so far.
+    Tell(Fault),
     /// It stays where it is, in nobody's hands; the copy goes.
     GiveBack(Fault),
 }
@@ -85,6 +98,9 @@ pub enum VolumeJourneyStep {
 /// The next step of a volume's journey.
 pub fn volume_journey_step(sight: &VolumeJourneySight) -> VolumeJourneyStep {
     let (volume, journey) = (sight.volume, sight.journey);
+    if journey.is_birth(volume) {
+        return birth_step(sight);
+    }
     // Its instance is gone, has given it up, or has itself come to where the volume is.
     if sight.wanted_on.is_none_or(|host| host == volume.host) {
         return VolumeJourneyStep::Stay;
@@ -110,6 +126,28 @@ pub fn volume_journey_step(sight: &VolumeJourneySight) -> VolumeJourneyStep {
     }
 }
 
+/// A new volume waits for its bytes as long as it is wanted: its owner sees what is wrong and may delete it.
+fn birth_step(sight: &VolumeJourneySight) -> VolumeJourneyStep {
+    let (volume, journey) = (sight.volume, sight.journey);
+    if volume.made || volume.intent == Intent::Deleting {
+        return VolumeJourneyStep::Stay;
+    }
+    if journey.image.is_none() {
+        return VolumeJourneyStep::Read;
+    }
+    if sight.read {
+        return if journey.shipped { VolumeJourneyStep::Wait } else { VolumeJourneyStep::Ship };
+    }
+    let down = down(sight, sight.from_down, "the host that its bytes are on does not answer");
+    let told = volume.observed.as_ref().and_then(|seen| seen.fault.as_ref());
+    match down.or_else(|| sight.read_fault.cloned()) {
+        Some(fault) if told.is_none_or(|told| told.message != fault.message) => {
+            VolumeJourneyStep::Tell(fault)
+        }
+        _ => VolumeJourneyStep::Wait,
+    }
+}
+
 fn down(sight: &VolumeJourneySight, since: Option<Timestamp>, message: &str) -> Option<Fault> {
     let gone = |at: Timestamp| sight.now.duration_since(at.max(sight.journey.since));
     since.filter(|at| gone(*at) >= DOWN_PATIENCE).map(|_| fault(sight, "host_down", message))
@@ -130,7 +168,6 @@ fn fault(sight: &VolumeJourneySight, code: &str, message: &str) -> Fault {
 mod tests {
     use super::VolumeJourneyStep as Step;
     use super::*;
-    use crate::model::Intent;
     use crate::model::volume::VolumeObserved;
     use amphi_api::{ProjectId, VolumeId};
 
@@ -160,7 +197,7 @@ mod tests {
             created_at: start,
         };
         let broken = Fault { code: "engine_refused".into(), message: "no".into(), since: start };
-        let ordered = VolumeJourney::new(to, start);
+        let ordered = VolumeJourney::new(from, to, start);
         let reading = VolumeJourney { image: Some(ImageId::new()), ..ordered.clone() };
         let shipped = VolumeJourney { shipped: true, ..reading.clone() };
         let arrived = VolumeJourney { arrived: true, ..shipped.clone() };
@@ -169,6 +206,9 @@ mod tests {
         let seen =
             VolumeObserved { size_bytes: 0, present: false, trashed: false, fault: Some(broken.clone()) };
         let unmakable = VolumeRecord { observed: Some(seen), ..unmade.clone() };
+        let new = VolumeRecord { host: to, ..unmade.clone() };
+        let told = VolumeRecord { host: to, ..unmakable.clone() };
+        let born = VolumeRecord { host: to, ..base.clone() };
         let given = |step: &Step| match step {
             Step::GiveBack(fault) => {
                 Step::GiveBack(Fault { message: String::new(), since: start, ..fault.clone() })
@@ -259,6 +299,27 @@ mod tests {
                 VolumeJourneySight { volume: &unmakable, now: at(20), ..sight(&ordered) },
                 back("engine_refused"),
             ),
+            (
+                "a new one is ordered",
+                VolumeJourneySight { volume: &new, wanted_on: None, ..sight(&ordered) },
+                Step::Read,
+            ),
+            (
+                "a new one's bytes are read",
+                VolumeJourneySight { volume: &new, read: true, ..sight(&reading) },
+                Step::Ship,
+            ),
+            (
+                "a new one's bytes cannot be read",
+                VolumeJourneySight { volume: &new, read_fault: Some(&broken), ..sight(&reading) },
+                Step::Tell(broken.clone()),
+            ),
+            (
+                "a new one, told already",
+                VolumeJourneySight { volume: &told, read_fault: Some(&broken), ..sight(&reading) },
+                Step::Wait,
+            ),
+            ("a new one is there", VolumeJourneySight { volume: &born, ..sight(&shipped) }, Step::Stay),
             (
                 "it cannot be written, and nothing starts without it",
                 VolumeJourneySight { read: true, spare: false, now: at(20), ..sight(&faulty) },

@@ -67,7 +67,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
         expected: view.journeys_of(host).filter_map(|e| expected(view, e, host)).collect(),
         volumes: view
             .volumes_on(host)
-            .filter(|row| row.intent == Intent::Live)
+            .filter(|row| row.intent == Intent::Live && !is_unborn(row))
             .map(|row| VolumeDesired {
                 id: row.id,
                 size_bytes: row.size_gib * GIB,
@@ -76,7 +76,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 trashed_at: row.trashed_at,
             })
             .chain(view.journeys_of(host).flat_map(|e| arrivals(view, e, host)))
-            .chain(view.volumes_to(host).filter_map(|row| {
+            .chain(view.volumes_to(host).filter(|row| row.host != host).filter_map(|row| {
                 let journey = row.journey.as_ref().filter(|j| j.shipped)?;
                 arrival(view, row, journey.image)
             }))
@@ -103,7 +103,9 @@ fn waits(view: &View, row: &InstanceRecord) -> bool {
 
 /// Whether one of its volumes is on its host. What no record knows is its host's to miss.
 fn is_here(view: &View, row: &InstanceRecord, volume: VolumeId) -> bool {
-    view.volumes.get(volume).is_none_or(|volume| volume.journey.is_none() || Some(volume.host) == row.host)
+    view.volumes
+        .get(volume)
+        .is_none_or(|volume| volume.journey.is_none() || (volume.made && Some(volume.host) == row.host))
 }
 
 /// Whether it is stopped so that its volumes can be read.
@@ -119,6 +121,11 @@ fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeD
         return Vec::new();
     }
     journey.volumes.iter().filter_map(|one| arrival(view, view.volumes.get(one.volume)?, one.image)).collect()
+}
+
+/// Whether it waits for bytes that cannot be had yet.
+fn is_unborn(row: &VolumeRecord) -> bool {
+    !row.made && row.journey.as_ref().is_some_and(|j| j.is_birth(row) && !j.shipped)
 }
 
 /// A volume to be written with the bytes that the image carries.
@@ -188,6 +195,10 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
 
 /// What a volume that is not there yet begins with.
 fn volume_source(view: &View, row: &VolumeRecord) -> Option<VolumeSource> {
+    if let Some(journey) = row.journey.as_ref().filter(|j| j.is_birth(row) && !row.made) {
+        let image = Box::new(carrier(view, journey.image)?.view());
+        return Some(VolumeSource::Moved { image, blank: false });
+    }
     if let Some(snapshot) = row.source {
         return Some(VolumeSource::Snapshot(snapshot));
     }

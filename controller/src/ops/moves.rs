@@ -217,7 +217,6 @@ fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<Vol
 /// Whether a volume's bytes are needed where they are: a snapshot, another volume or an image is being made of them.
 /// `but`: the image that carries them elsewhere.
 pub(super) fn is_read(view: &View, volume: &VolumeRecord, but: Option<ImageId>) -> bool {
-    let copied = |v: &Row<VolumeRecord>| v.source_volume == Some(volume.id) && !v.made;
     let exported = |image: &Row<ImageRecord>| {
         Some(image.id) != but
             && image
@@ -228,9 +227,19 @@ pub(super) fn is_read(view: &View, volume: &VolumeRecord, but: Option<ImageId>) 
     let snapped = |s: &Row<SnapshotRecord>| {
         s.volume == volume.id && !s.made && s.intent == Intent::Live && s.fault.is_none()
     };
-    view.volumes_on(volume.host).any(copied)
+    being_made(view, volume.host, |v| v.source_volume == Some(volume.id)).is_some()
         || view.exports_on(volume.host).any(exported)
         || view.snapshots_on(volume.host).any(snapped)
+}
+
+/// A volume that is being made of what is on this host.
+pub(super) fn being_made(
+    view: &View,
+    host: HostId,
+    of_it: impl Fn(&VolumeRecord) -> bool,
+) -> Option<VolumeId> {
+    let mut all = view.volumes_on(host).chain(view.volumes_travelling());
+    all.find(|v| !v.made && of_it(v)).map(|v| v.id)
 }
 
 /// Refuses what would change a volume that is on its way, or would need its bytes where they are.
@@ -253,21 +262,16 @@ pub(super) fn littered(view: &View, host: HostId, id: VolumeId) -> bool {
     view.tombstones.get(TombstoneKey::of(host, Tombstone::Volume { id })).is_some()
 }
 
-/// An image to carry a volume's bytes, which its host is to read. It belongs to nobody's project.
-pub(super) fn carrying(volume: &VolumeRecord, now: Timestamp) -> ImageRecord {
+/// An image to carry a volume's bytes, which this host is to read. It belongs to nobody's project.
+pub(super) fn carrying(volume: VolumeId, host: HostId, source: ExportSource, now: Timestamp) -> ImageRecord {
     ImageRecord {
         id: ImageId::new(),
         project: NOBODY,
-        name: format!("volume {} on its way", volume.id),
+        name: format!("volume {volume} on its way"),
         format: ImageFormat::Qcow2,
         cmdline: String::new(),
         blobs: Default::default(),
-        export: Some(ImageExport {
-            host: volume.host,
-            source: ExportSource::Volume(volume.id),
-            instance: None,
-            fault: None,
-        }),
+        export: Some(ImageExport { host, source, instance: None, fault: None }),
         closing: false,
         traits: ImageTraits::default(),
         created_at: now,
@@ -284,7 +288,7 @@ pub(super) fn read_volumes(
     let mut journey = journey.clone();
     for one in &mut journey.volumes {
         let Some(volume) = view.volumes.get(one.volume) else { continue };
-        let image = carrying(volume, now);
+        let image = carrying(volume.id, volume.host, ExportSource::Volume(volume.id), now);
         draft.create(&image);
         one.image = Some(image.id);
     }
@@ -308,7 +312,7 @@ pub(super) fn carrier(view: &View, image: Option<ImageId>) -> Option<&Row<ImageR
 }
 
 /// Owns what is on its way between hosts: no client sees it.
-const NOBODY: ProjectId = ProjectId(uuid::Uuid::nil());
+pub(super) const NOBODY: ProjectId = ProjectId(uuid::Uuid::nil());
 
 impl Ops {
     /// Images that carried volumes go when nobody waits for them.

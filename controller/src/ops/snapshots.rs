@@ -133,9 +133,8 @@ pub(super) fn remove(
     now: Timestamp,
 ) -> Result<(), OpsError> {
     let id = row.id;
-    let user = view.volumes_on(row.host).find(|v| v.source == Some(id) && !v.made);
-    if let Some(user) = user {
-        return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
+    if let Some(user) = super::moves::being_made(view, row.host, |v| v.source == Some(id)) {
+        return Err(OpsError::conflict(format!("volume {user} is being made from it")));
     }
     draft.update(row, &SnapshotRecord { intent: Intent::Deleting, ..(*row.record).clone() });
     entomb(view, draft, row.host, Tombstone::Snapshot { id }, now);

@@ -110,13 +110,13 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             left -= 1;
         }
     }
-    for row in view.volumes_to(host) {
+    for row in view.volumes_to(host).filter(|row| row.host != host) {
         let Some(journey) = row.journey.as_ref().filter(|j| j.shipped) else { continue };
         let Some(seen) = status.volumes.iter().find(|v| v.id == row.id) else { continue };
         let arrived = journey.arrived || seen.present;
         let same_fault =
             journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        if left > 0 && !(arrived == journey.arrived && same_fault) {
+        if left > 0 && !(arrived == journey.arrived && same_fault) && !draft.writes(&row.key()) {
             let journey = Some(VolumeJourney { arrived, fault: seen.fault.clone(), ..journey.clone() });
             draft.update(row, &VolumeRecord { journey, ..(*row.record).clone() });
             left -= 1;

@@ -1,5 +1,5 @@
-//! A new volume: blank, or with the bytes of an image, a snapshot or another volume. Bytes that are on a host make the
-//! volume on that host.
+//! A new volume: blank, or with the bytes of an image, a snapshot or another volume. It is made where these are while there
+//! is room; elsewhere they travel (`volume_journeys.rs`).
 
 use super::list::find;
 use super::{Draft, Ops, OpsError, Row, View, quotas, resolve, sights, volume_types};
@@ -99,7 +99,14 @@ fn decide(
         zone: wish.zone.clone(),
         ..Request::default()
     };
-    let host = place(&sights(view), &asked, policy)?.host;
+    let hosts = sights(view);
+    let near = place(&hosts, &asked, policy);
+    let host = match source.host {
+        Some(_) => near.or_else(|_| place(&hosts, &Request { volume_host: None, ..asked }, policy)),
+        None => near,
+    }?
+    .host;
+    let afar = source.host.filter(|from| *from != host);
     let (snapshot, image, volume) = match wish.origin {
         VolumeOrigin::Blank => (None, None, None),
         VolumeOrigin::Snapshot(id) => (Some(id), None, None),
@@ -130,7 +137,7 @@ fn decide(
             user: wish.user,
             ..source.traits
         },
-        journey: None,
+        journey: afar.map(|from| VolumeJourney::new(from, host, now)),
         created_at: now,
     };
     draft.create(&record);

@@ -1,4 +1,4 @@
-//! Volumes on their way to their instances' hosts: the order, and the step that the task takes with each. All state is in
+//! Volumes whose bytes come from another host: the order, and the step that the task takes with each. All state is in
 //! the volume's record: a step decided twice is taken once.
 
 use super::moves::{carrier, carrying, is_read, littered};
@@ -9,7 +9,7 @@ use super::{Draft, Ops, OpsError, Row, View, sights};
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::instance::Fault;
-use amphi_api::wire::Tombstone;
+use amphi_api::wire::{ExportSource, Tombstone};
 use amphi_api::{HostId, VolumeId};
 use jiff::Timestamp;
 
@@ -42,7 +42,7 @@ pub(super) fn set_out(
         Request { volume_gib: record.size_gib, volume: true, volume_host: Some(to), ..Request::default() };
     place(&sights(view), &asked, policy)?;
     draft.claim(to, room(record.size_gib));
-    record.journey = Some(VolumeJourney::new(to, now));
+    record.journey = Some(VolumeJourney::new(record.host, to, now));
     Ok(())
 }
 
@@ -67,7 +67,7 @@ fn next_step(view: &View, row: &VolumeRecord, now: Timestamp) -> VolumeJourneySt
         journey,
         wanted_on: owner.and_then(|i| i.host),
         spare: owner.is_some_and(|i| i.built && i.attachments.iter().any(|a| a.volume == row.id)),
-        from_down: down(row.host),
+        from_down: down(journey.from),
         to_down: down(journey.to),
         read: carrier(view, journey.image).is_some(),
         read_fault: image.and_then(|image| image.record.export.as_ref()?.fault.as_ref()),
@@ -91,7 +91,8 @@ fn step(view: &View, id: VolumeId, now: Timestamp) -> Draft {
     match next {
         VolumeJourneyStep::Wait => {}
         VolumeJourneyStep::Read => {
-            let image = carrying(row, now);
+            let Some(source) = source(row, &journey) else { return draft };
+            let image = carrying(id, journey.from, source, now);
             record.journey = Some(VolumeJourney { image: Some(image.id), ..journey });
             draft.create(&image);
         }
@@ -104,6 +105,10 @@ fn step(view: &View, id: VolumeId, now: Timestamp) -> Draft {
             owner.into_iter().for_each(|instance| draft.guard(instance));
         }
         VolumeJourneyStep::Stay => turn_back(view, &mut draft, &mut record, now),
+        VolumeJourneyStep::Tell(fault) => {
+            let seen = VolumeObserved { size_bytes: 0, present: false, trashed: false, fault: Some(fault) };
+            record.observed = Some(seen);
+        }
         VolumeJourneyStep::GiveBack(fault) => {
             turn_back(view, &mut draft, &mut record, now);
             record.instance = None;
@@ -114,9 +119,17 @@ fn step(view: &View, id: VolumeId, now: Timestamp) -> Draft {
     draft
 }
 
+/// What is to be read.
+fn source(row: &VolumeRecord, journey: &VolumeJourney) -> Option<ExportSource> {
+    if !journey.is_birth(row) {
+        return Some(ExportSource::Volume(row.id));
+    }
+    row.source.map(ExportSource::Snapshot).or(row.source_volume.map(ExportSource::Volume))
+}
+
 /// It is where it was; what the other host has of it, or may be writing, goes.
 fn turn_back(view: &View, draft: &mut Draft, record: &mut VolumeRecord, now: Timestamp) {
-    let Some(journey) = record.journey.take() else { return };
+    let Some(journey) = record.journey.take().filter(|j| !j.is_birth(record)) else { return };
     draft.unclaim(journey.to, room(record.size_gib));
     if journey.shipped {
         entomb(view, draft, journey.to, Tombstone::Volume { id: record.id }, now);

@@ -144,8 +144,8 @@ const DELETABLE: [&str; 6] =
 fn trash(view: &View, scope: ProjectId, id: VolumeId, now: Timestamp) -> Result<Draft, OpsError> {
     let row = find(&view.volumes, scope, id)?;
     trash_allowed(row).map_err(|why| OpsError::conflict(format!("volume {id}: {why}")))?;
-    if let Some(user) = view.volumes_on(row.host).find(|v| v.source_volume == Some(id) && !v.made) {
-        return Err(OpsError::conflict(format!("volume {} is being made from it", user.id)));
+    if let Some(user) = super::moves::being_made(view, row.host, |v| v.source_volume == Some(id)) {
+        return Err(OpsError::conflict(format!("volume {user} is being made from it")));
     }
     let mut draft = Draft::default();
     draft.update(row, &VolumeRecord { trashed_at: Some(now), ..(*row.record).clone() });

@@ -89,6 +89,12 @@ impl Reconciler {
         let place = self.drivers.exports.begin(image)?;
         match &order.source {
             ExportSource::Volume(id) => self.export_volume(desired, *id, order.format, image, &place).await?,
+            ExportSource::Snapshot(id) => {
+                let format = disk_format(image, order.format)?;
+                // Nobody writes to it.
+                let quiesce = Quiesce::Filesystem;
+                self.drivers.volumes.export(id.0, &place.file(), format, &quiesce).await?;
+            }
             ExportSource::Root(id) | ExportSource::Member { instance: id, .. } => {
                 let of = desired.instances.iter().find(|i| i.id == *id).ok_or(WorkError::NoInstance(*id))?;
                 let part = match &order.source {
@@ -119,12 +125,15 @@ impl Reconciler {
         image: ImageId,
         place: &Workplace,
     ) -> Result<(), WorkError> {
-        let no_disk =
-            || WorkError::NoDisk { image, message: "a volume becomes a raw or qcow2 image".to_owned() };
-        let format = DiskFormat::of(format).ok_or_else(no_disk)?;
+        let format = disk_format(image, format)?;
         let quiesce = self.quiesce(desired, id)?;
         Ok(self.drivers.volumes.export(id.0, &place.file(), format, &quiesce).await?)
     }
+}
+
+fn disk_format(image: ImageId, format: ImageFormat) -> Result<DiskFormat, WorkError> {
+    let no_disk = || WorkError::NoDisk { image, message: "a volume becomes a raw or qcow2 image".to_owned() };
+    DiskFormat::of(format).ok_or_else(no_disk)
 }
 
 struct PauseGuest {

@@ -6,7 +6,7 @@ use crate::model::{DOWN_PATIENCE, FAULT_PATIENCE, VolumeDoings, VolumeRecord};
 use crate::ops::servers::*;
 use amphi_api::instance::InstanceState;
 use amphi_api::volume::{SnapshotCreate, VolumeCreate, VolumeState};
-use amphi_api::wire::{Tombstone, VolumeSource};
+use amphi_api::wire::{ExportSource, Tombstone, VolumeSource};
 use amphi_api::{ErrorCode, InstanceId, VolumeId};
 
 /// A server on h1, and a volume with bytes on h2.
@@ -296,4 +296,66 @@ async fn an_instance_is_made_where_its_volume_is_or_waits_for_it() {
     assert_eq!(cloud.status(id), "BUILD");
     to_the_end(&mut cloud).await;
     assert_eq!((cloud.status(id), record(&cloud, data).host), ("ACTIVE", h1));
+}
+
+#[tokio::test]
+async fn a_new_volume_is_made_of_what_is_on_another_host() {
+    let (mut cloud, h1, h2) = Cloud::furnished().await;
+    let parent = volume_on(&cloud, "h1").await;
+    cloud.settle().await;
+    let snapshot =
+        cloud.ops.create_snapshot(P, parent, &SnapshotCreate { name: "s".into() }).await.unwrap().id;
+    cloud.settle().await;
+    let order = json!({"name": "copy", "snapshot": snapshot, "host": "h2"});
+    let order: VolumeCreate = serde_json::from_value(order).unwrap();
+    let copy = cloud.ops.create_volume(P, &order).await.unwrap().id;
+    assert_eq!((record(&cloud, copy).host, gib(&cloud, [h1, h2])), (h2, [4, 2]));
+    assert_eq!(cloud.ops.delete_snapshot(P, snapshot).await.unwrap_err().code(), ErrorCode::Conflict);
+    cloud.settle().await;
+    look(&mut cloud).await;
+    assert_eq!(cloud.ops.desired(h1).exports[0].source, ExportSource::Snapshot(snapshot));
+    assert!(cloud.ops.desired(h2).volumes.is_empty(), "it would be made blank");
+    assert_eq!(word(&cloud, copy), "creating");
+    let mut status = cloud.obedient(h1);
+    let fault = Fault { code: "engine_refused".into(), message: "no".into(), since: Timestamp::now() };
+    (status.exports[0].blob, status.exports[0].fault) = (None, Some(fault));
+    cloud.ops.status(h1, status).await.unwrap();
+    look(&mut cloud).await;
+    assert_eq!(word(&cloud, copy), "error", "it is told, and tried again");
+    to_the_end(&mut cloud).await;
+    assert_eq!((word(&cloud, copy).as_str(), record(&cloud, copy).host), ("available", h2));
+    assert_eq!(cloud.ops.snapshots(P, Some(parent), &ListQuery::default()).unwrap().len(), 1);
+
+    let root = DeviceWish {
+        source: DeviceSource::Snapshot(snapshot),
+        local: false,
+        boot_index: Some(0),
+        size_gib: None,
+        delete_on_termination: true,
+        device: None,
+        tag: None,
+    };
+    let wish = ServerWish {
+        name: "web".into(),
+        flavor: flavor("1", 1, 128),
+        devices: vec![root],
+        host: Some(h2.to_string()),
+        ..ServerWish::default()
+    };
+    let operator = Origin { admin: true, ..origin() };
+    let id = cloud.ops.create_server(&operator, &wish).await.unwrap().servers[0];
+    cloud.settle().await;
+    assert!(cloud.ops.desired(h2).instances.is_empty(), "not before its root is there");
+    to_the_end(&mut cloud).await;
+    assert_eq!((cloud.status(id), cloud.record(id).host), ("ACTIVE", Some(h2)));
+
+    // One that never comes to be is deleted like any other.
+    let order = json!({"name": "never", "snapshot": snapshot, "host": "h2"});
+    let never = cloud.ops.create_volume(P, &serde_json::from_value(order).unwrap()).await.unwrap().id;
+    look(&mut cloud).await;
+    cloud.ops.trash_volume(P, never).await.unwrap();
+    cloud.ops.purge_volume(P, never).await.unwrap();
+    to_the_end(&mut cloud).await;
+    assert!(cloud.ops.world().read().volumes.get(never).is_none());
+    assert_eq!(gib(&cloud, [h1, h2]), [4, 4]);
 }

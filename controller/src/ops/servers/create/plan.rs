@@ -96,18 +96,16 @@ impl VolumePlan {
         }
     }
 
-    /// The one host where it can be.
-    fn bound_to(&self, view: &View) -> Option<HostId> {
-        match self.start {
-            VolumeStart::Snapshot(id, _) => view.snapshots.get(id).map(|s| s.host),
-            VolumeStart::There(_) | VolumeStart::Blank(_) | VolumeStart::Image(..) => None,
-        }
-    }
-
-    /// Where its bytes are, which could travel: its host and size.
+    /// Where its bytes are, and how many GiB more it takes elsewhere.
     fn lies_on(&self, view: &View) -> Option<(HostId, u64)> {
-        let VolumeStart::There(id) = self.start else { return None };
-        view.volumes.get(id).filter(|v| !v.untouched || v.snapshots > 0).map(|v| (v.host, v.size_gib))
+        match self.start {
+            VolumeStart::There(id) => {
+                let row = view.volumes.get(id).filter(|v| !v.untouched || v.snapshots > 0)?;
+                Some((row.host, row.size_gib))
+            }
+            VolumeStart::Snapshot(id, _) => view.snapshots.get(id).map(|s| (s.host, 0)),
+            VolumeStart::Blank(_) | VolumeStart::Image(..) => None,
+        }
     }
 }
 
@@ -123,14 +121,6 @@ pub(in crate::ops) fn launch(
     let id = InstanceId::new();
     let mut asked = plan.asked.clone();
     let volumes = || plan.own.iter().chain(&plan.root).chain(&plan.further);
-    for bound in volumes().filter_map(|v| v.bound_to(view)) {
-        match asked.volume_host {
-            Some(other) if other != bound => {
-                return Err(OpsError::conflict("its volumes begin with snapshots on different hosts"));
-            }
-            _ => asked.volume_host = Some(bound),
-        }
-    }
     asked.vcpus = plan.vcpus;
     asked.memory_mib = plan.memory_mib;
     asked.volume_gib = volumes().map(VolumePlan::new_gib).sum();
@@ -178,17 +168,9 @@ fn placed(view: &View, asked: &mut Request, plan: &Plan) -> Result<Placement, No
     let all = plan.root.iter().chain(&plan.own).chain(&plan.further);
     let lying: Vec<(HostId, u64)> = all.filter_map(|v| v.lies_on(view)).collect();
     let fresh_gib = asked.volume_gib;
-    let with = |asked: &Request, host: HostId| Request {
-        volume_host: Some(host),
-        volume_gib: fresh_gib + lying.iter().filter(|(at, _)| *at != host).map(|(_, gib)| gib).sum::<u64>(),
-        ..asked.clone()
-    };
-    if let Some(bound) = asked.volume_host {
-        *asked = with(asked, bound);
-        return view.fleet.place(asked);
-    }
     for (host, _) in &lying {
-        let near = with(asked, *host);
+        let comes = lying.iter().filter(|(at, _)| at != host).map(|(_, gib)| gib).sum::<u64>();
+        let near = Request { volume_host: Some(*host), volume_gib: fresh_gib + comes, ..asked.clone() };
         if let Ok(placement) = view.fleet.place(&near) {
             *asked = near;
             return Ok(placement);
@@ -368,6 +350,8 @@ fn volume_of(
             record.source = Some(id);
             if let Some(row) = view.snapshots.get(id) {
                 draft.guard(row);
+                let afar = Some(row.host).filter(|from| *from != host);
+                record.journey = afar.map(|from| VolumeJourney::new(from, host, now));
             }
         }
     }
