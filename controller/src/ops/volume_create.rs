@@ -102,8 +102,10 @@ fn decide(
     let hosts = sights(view);
     let near = place(&hosts, &asked, policy);
     let host = match source.host {
-        Some(_) => near.or_else(|_| place(&hosts, &Request { volume_host: None, ..asked }, policy)),
-        None => near,
+        Some(from) if view.host_up(from) => {
+            near.or_else(|_| place(&hosts, &Request { volume_host: None, ..asked }, policy))
+        }
+        Some(_) | None => near,
     }?
     .host;
     let afar = source.host.filter(|from| *from != host);

@@ -167,6 +167,10 @@ pub(in crate::ops) fn launch(
 fn placed(view: &View, asked: &mut Request, plan: &Plan) -> Result<Placement, NoRoom> {
     let all = plan.root.iter().chain(&plan.own).chain(&plan.further);
     let lying: Vec<(HostId, u64)> = all.filter_map(|v| v.lies_on(view)).collect();
+    // What a dead host has cannot travel: the refusal says so.
+    if let Some((dead, _)) = lying.iter().find(|(host, _)| !view.host_up(*host)) {
+        return view.fleet.place(&Request { volume_host: Some(*dead), ..asked.clone() });
+    }
     let fresh_gib = asked.volume_gib;
     for (host, _) in &lying {
         let comes = lying.iter().filter(|(at, _)| at != host).map(|(_, gib)| gib).sum::<u64>();
