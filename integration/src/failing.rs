@@ -47,7 +47,14 @@ pub struct Outage {
 }
 
 impl Stage {
-    pub fn up(layout: Layout, program: &Path, hosts: u8, unit: impl FnMut(&UnitStatus)) -> Result<Self> {
+    /// `images`: where `make images` has put them.
+    pub fn up(
+        layout: Layout,
+        images: &Path,
+        program: &Path,
+        hosts: u8,
+        unit: impl FnMut(&UnitStatus),
+    ) -> Result<Self> {
         let lab = Lab::up(&UpOptions::new(layout.clone(), program.to_owned(), hosts), unit)?;
         let client = crate::run::client(&layout)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -55,7 +62,7 @@ impl Stage {
         for number in 1..=hosts {
             stage.host_in(&format!("h{number}"), |h| h.state == HostState::Up)?;
         }
-        stage.prepare()?;
+        stage.prepare(images)?;
         Ok(stage)
     }
 
@@ -67,12 +74,11 @@ impl Stage {
     }
 
     /// A network that lets ping in, and images of both kinds.
-    fn prepare(&self) -> Result<()> {
+    fn prepare(&self, images: &Path) -> Result<()> {
         let network = serde_json::from_value(json!({"name": NET, "subnet": {"cidr": "10.7.0.0/24"}}))?;
         self.ask(self.client.create_network(&network))?;
         let group = serde_json::from_value(json!({"name": NET, "rules": [{"protocol": "icmp"}]}))?;
         self.ask(self.client.create_security_group(&group))?;
-        let images = self.lab.layout().images();
         let busybox = json!({"name": "busybox", "format": "docker-archive"});
         self.image(busybox, &[("archive", images.join("busybox.tar"))])?;
         let vm = [("kernel", images.join("vm-kernel")), ("initramfs", images.join("vm-initramfs"))];

@@ -16,7 +16,7 @@ const VMS: usize = 10;
 /// On a lab of its own, of three hosts.
 pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) -> Result<Vec<Figure>> {
     let (sets, vms) = load()?;
-    let stage = Stage::up(layout, program, 3, unit)?;
+    let stage = Stage::up(layout.clone(), &layout.images(), program, 3, unit)?;
     super::rest::widen(&stage.lab)?;
     for host in ["h1", "h2", PEER] {
         stage.host_is_back(host)?;
