@@ -38,6 +38,8 @@ struct Engine {
     calls: Arc<Mutex<Vec<String>>>,
     silent: Mutex<bool>,
     refuse: Mutex<Option<String>>,
+    /// While it is held, nothing is made ready.
+    slow: tokio::sync::Mutex<()>,
 }
 
 struct Bodies {
@@ -78,6 +80,7 @@ impl BodyDriver for Bodies {
 
     async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError> {
         self.answers("ensure")?;
+        drop(self.engine.slow.lock().await);
         if let Some(message) = self.engine.refuse.lock().unwrap().clone() {
             return Err(DriverError::EngineRefused { engine: "fake", doing: "ensure".into(), message });
         }
@@ -163,6 +166,8 @@ struct Volumes {
     /// How often LVM was asked.
     looks: AtomicU32,
     calls: Arc<Mutex<Vec<String>>>,
+    /// While it is held, nothing is made.
+    slow: tokio::sync::Mutex<()>,
 }
 
 #[async_trait]
@@ -185,6 +190,7 @@ impl VolumeDriver for Volumes {
 
     async fn ensure(&self, spec: &VolumeSpec) -> Result<(), StorageError> {
         self.calls.lock().unwrap().push(format!("volume {}", spec.size_bytes));
+        drop(self.slow.lock().await);
         let mut held = self.held.lock().unwrap();
         let volume = held.entry(spec.id).or_insert_with(|| ObservedVolume {
             id: spec.id,
@@ -445,6 +451,44 @@ async fn a_set_comes_grows_restarts_and_goes() {
     host.until("it is buried", |s| s.buried == [tombstone]).await;
     assert_eq!(host.calls(), ["set stop", "set remove 1 but Nothing"]);
     assert_eq!(host.volumes.held.lock().unwrap().len(), 1, "its volume stays");
+}
+
+/// An order that is called off while it is carried out: whoever hears that it is buried starts the body elsewhere, or
+/// forgets it.
+#[tokio::test]
+async fn what_is_under_way_is_not_buried() {
+    for in_the_engine in [false, true] {
+        let mut host = Host::new();
+        let (sets, volumes) = (host.sets.clone(), host.volumes.clone());
+        let held = if in_the_engine { sets.slow.lock().await } else { volumes.slow.lock().await };
+        let volume =
+            VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
+        let instance = set(volume.id);
+        let tombstones = vec![
+            Tombstone::Instance { id: instance.id, epoch: instance.epoch },
+            Tombstone::Volume { id: volume.id },
+        ];
+        host.order(|d| {
+            d.instances.push(instance);
+            d.volumes.push(volume);
+        });
+        eventually("it is under way", || !host.calls.lock().unwrap().is_empty()).await;
+        host.order(|d| {
+            d.instances.clear();
+            d.volumes.clear();
+            d.tombstones = tombstones.clone();
+        });
+        let generation = host.desired.generation;
+        let status = host.until("the new order is seen", |s| s.generation == generation).await;
+        assert_eq!(status.buried, [], "in the engine: {in_the_engine}");
+        drop(held);
+        host.until("it is buried", |s| s.buried == tombstones).await;
+        assert!(host.sets.bodies.lock().unwrap().is_empty(), "in the engine: {in_the_engine}");
+        assert!(host.volumes.held.lock().unwrap().is_empty(), "in the engine: {in_the_engine}");
+        if !in_the_engine {
+            assert!(!host.calls().iter().any(|c| c.starts_with("set ensure")), "it was not started any more");
+        }
+    }
 }
 
 /// Each look at LVM is a process: none is started where nothing can have changed.

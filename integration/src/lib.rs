@@ -3,12 +3,15 @@
 
 pub mod alone;
 pub mod bench;
+pub mod crash;
+pub mod engines;
 pub mod face;
 pub mod failing;
 pub mod fuzz;
 pub mod lab;
 pub mod probe;
 pub mod run;
+pub mod storm;
 pub mod story;
 pub mod tools;
 pub mod wait;

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use amphi_integration::fuzz;
+use amphi_integration::alone::agent;
+use amphi_integration::{fuzz, storm};
 use amphi_integration::lab::{
     Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
@@ -66,6 +67,18 @@ enum Verb {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Let a seeded storm of orders and faults pass over a controller with hosts in memory, and check all that must hold
+    Storm {
+        /// The same seed gives the same orders and faults; default: another one each time
+        #[arg(long)]
+        seed: Option<u64>,
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        #[arg(long, default_value_t = 5)]
+        hosts: usize,
+        #[arg(long, default_value_t = 8)]
+        clients: u64,
+    },
     /// Measure placement alone: decisions a second at 10, 100, 1,000 and 10,000 hosts
     BenchPlacement,
     /// End the lab and remove what it made
@@ -111,6 +124,24 @@ enum Verb {
     },
     /// What a lab that is down has left on the machine; fails when there is anything
     Leftovers,
+    /// A host's agent over engines in memory, which another process holds
+    #[command(hide = true)]
+    Agent {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        url: String,
+        #[arg(long)]
+        state: std::path::PathBuf,
+        #[arg(long)]
+        run: std::path::PathBuf,
+        #[arg(long)]
+        socket: std::path::PathBuf,
+        #[arg(long)]
+        cpus: u32,
+        #[arg(long)]
+        memory_mib: u64,
+    },
     #[command(hide = true)]
     Supervise {
         #[arg(long)]
@@ -151,6 +182,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
     if let Verb::Probe { log, addresses } = &verb {
         amphi_integration::probe::run(log, addresses)?;
     }
+    if let Verb::Agent { name, url, state, run, socket, cpus, memory_mib } = verb {
+        let home = agent::Home { name, state, run, url: Some(url), size: agent::Size { cpus, memory_mib } };
+        agent::run(&home, &socket)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let layout = Layout::from_env()?;
     match verb {
         Verb::Supervise { hosts, engines_only, pv_bytes } => guard(&layout, hosts, engines_only, pv_bytes)?,
@@ -175,6 +211,13 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
             let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
             println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
+        }
+        Verb::Storm { seed, seconds, hosts, clients } => {
+            let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| u64::from(time.subsec_nanos()));
+            let seed = seed.unwrap_or(fresh);
+            println!("storm: seed {seed}, {seconds} s, {hosts} hosts, {clients} clients");
+            let lasts = std::time::Duration::from_secs(seconds);
+            println!("{}", storm::run(&own_program()?, &storm::Weather { seed, lasts, hosts, clients })?);
         }
         Verb::BenchPlacement => {
             let bench = own_program()?.with_file_name("amphi-bench-placement");

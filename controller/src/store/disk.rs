@@ -61,6 +61,16 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
+
+    /// Its keys, each with the `phase` of its record if that has one: `KEY=PHASE`.
+    #[cfg(debug_assertions)]
+    pub fn phases(&self) -> impl Iterator<Item = String> {
+        self.writes.iter().map(|(key, value)| {
+            let stored = value.as_ref().and_then(|bytes| serde_json::from_slice::<Stored>(bytes).ok());
+            let phase = stored.as_ref().and_then(|stored| stored.value["phase"].as_str());
+            phase.map_or_else(|| key.clone(), |phase| format!("{key}={phase}"))
+        })
+    }
 }
 
 /// Why a database does not open.

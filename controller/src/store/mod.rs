@@ -13,6 +13,8 @@ mod engine;
 mod export;
 mod memory;
 mod sled;
+#[cfg(debug_assertions)]
+mod trap;
 mod writer;
 
 pub use sled::SledStore;

@@ -43,6 +43,8 @@ pub struct Writer {
     memory: Arc<RwLock<Memory>>,
     export: Export,
     failure: watch::Sender<Option<StoreError>>,
+    #[cfg(debug_assertions)]
+    trap: super::trap::Trap,
     _lock: File,
 }
 
@@ -81,7 +83,16 @@ impl Writer {
         failure: watch::Sender<Option<StoreError>>,
     ) -> Self {
         let export = Export { path: export, unexported: 0, since: None, not_before: None, under_way: None };
-        Self { disk, refusing: false, memory, export, failure, _lock: lock }
+        Self {
+            disk,
+            refusing: false,
+            memory,
+            export,
+            failure,
+            #[cfg(debug_assertions)]
+            trap: super::trap::Trap::from_env(),
+            _lock: lock,
+        }
     }
 
     /// Until the last sender is gone or a stop comes; then all that waits is written first.
@@ -216,7 +227,11 @@ impl Writer {
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        #[cfg(debug_assertions)]
+        let keys = self.trap.before(&batch);
         let written = self.disk.write(batch);
+        #[cfg(debug_assertions)]
+        self.trap.after(keys);
         match (&written, std::mem::replace(&mut self.refusing, written.is_err())) {
             (Err(error), false) => tracing::error!(%error, "the store refuses commits"),
             (Ok(()), true) => tracing::warn!("the store takes commits again"),

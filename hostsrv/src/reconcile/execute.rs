@@ -254,6 +254,9 @@ impl Reconciler {
         let plan = BodyPlan { volume, root_volume, attachments, ..plan };
         // As late as can be: what comes before may have taken longer than the lease.
         self.may_start().map_err(WorkError::NoLease)?;
+        if !self.is_ordered(instance) {
+            return Ok(());
+        }
         self.note_begun(instance)?;
         let attached = async {
             match late {
@@ -271,6 +274,13 @@ impl Reconciler {
             held.switched = Some((instance.epoch, since.elapsed().as_millis() as u64));
         }
         Ok(())
+    }
+
+    /// Whether the instance is still ordered as it was when the task began.
+    fn is_ordered(&self, instance: &InstanceDesired) -> bool {
+        let ledger = self.ledger();
+        let now = ledger.desired().and_then(|d| d.instances.iter().find(|i| i.id == instance.id));
+        now.is_some_and(|now| now.epoch == instance.epoch)
     }
 
     /// On disk before the engine hears of a body: should the engine fall silent, the body still counts.

@@ -131,6 +131,9 @@ impl Ledger {
             }
         }
         self.pages.exported.retain(|image, _| desired.exports.iter().any(|export| export.image == *image));
+        // Of what was removed whole, and is not ordered here any more, there is nothing to remember.
+        let ordered = |id| desired.instances.iter().chain(&desired.expected).any(|i| i.id == id);
+        self.pages.begun.retain(|id, begun| !begun.kinds.is_empty() || ordered(*id));
         self.pages.desired = Some(desired);
         self.pages.confirmed_in = Some(boot);
         self.save()
@@ -227,17 +230,22 @@ mod tests {
         assert!(ledger.confirmed());
         ledger.note(id, Begun::default()).unwrap();
         assert_eq!(ledger.all_begun().count(), 0);
+        ledger.note(id, Begun { kinds: vec![], restarts: 2 }).unwrap();
+        ledger.accept(desired(host, 7)).unwrap();
+        assert_eq!(ledger.all_begun().count(), 1, "nothing new was ordered");
+        ledger.accept(HostDesired { generation: 8, ..desired(host, 7) }).unwrap();
+        assert_eq!(ledger.all_begun().count(), 0, "its restarts are of no interest when it is gone");
         let export = ExportDesired {
             image: ImageId::new(),
             format: ImageFormat::Raw,
             source: ExportSource::Volume(amphi_api::VolumeId::new()),
         };
         let image = export.image;
-        ledger.accept(HostDesired { exports: vec![export], ..desired(host, 8) }).unwrap();
+        ledger.accept(HostDesired { exports: vec![export], ..desired(host, 9) }).unwrap();
         ledger.note_export(image, Blob { sha256: "0".repeat(64), size: 1 }).unwrap();
         let mut ledger = Ledger::open(state.path(), next_boot.path()).unwrap();
         assert!(ledger.exported(image).is_some());
-        ledger.accept(desired(host, 9)).unwrap();
+        ledger.accept(desired(host, 10)).unwrap();
         assert!(ledger.exported(image).is_none(), "nobody asks for it any more");
         ledger.accept(desired(HostId::new(), 1)).unwrap();
     }

@@ -1,6 +1,7 @@
 //! What the loop remembers of an item between two looks: whether it is being worked on, what went wrong, and when to
 //! try again. Lost when the agent ends, which costs nothing but a retry. Pure.
 
+use amphi_api::VolumeId;
 use amphi_api::instance::{BodyKind, Fault};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -12,6 +13,8 @@ pub type Order = u64;
 pub struct Memory {
     /// A task works on it.
     pub busy: bool,
+    /// The volumes that the task may make, attach or give back.
+    pub hands: Vec<VolumeId>,
     pub fault: Option<Fault>,
     /// The next body made ready: its kind and the epoch it will follow.
     pub prepared: Option<(BodyKind, u64)>,

@@ -175,7 +175,7 @@ impl Reconciler {
             let world = observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await;
             self.remember_troubles(&world);
             let started = self.act(&world, &busy_before);
-            self.publish(&world);
+            self.publish(&world, &busy_before);
             if let Some(ready) = ready.take() {
                 ready();
             }
@@ -189,8 +189,11 @@ impl Reconciler {
         }
     }
 
+    /// Items that a task works on, and the volumes in its hands.
     fn busy(&self) -> BTreeSet<Item> {
-        self.memory().iter().filter(|(_, m)| m.busy).map(|(item, _)| *item).collect()
+        let memory = self.memory();
+        let busy = memory.iter().filter(|(_, m)| m.busy);
+        busy.flat_map(|(item, m)| std::iter::once(*item).chain(m.hands.iter().map(|v| Item::Volume(*v)))).collect()
     }
 
     fn next_retry(&self) -> Option<Instant> {
@@ -239,6 +242,13 @@ impl Reconciler {
                 continue;
             }
             held.begin(order);
+            held.hands = match item {
+                Item::Instance(id) => {
+                    let instance = desired.instances.iter().find(|i| i.id == id);
+                    instance.map(plan::volumes_of).unwrap_or_default()
+                }
+                _ => Vec::new(),
+            };
             drop(memory);
             started = true;
             let this = self.clone();
@@ -352,12 +362,14 @@ impl Reconciler {
         });
     }
 
-    fn publish(&self, world: &World) {
+    fn publish(&self, world: &World, busy_before: &BTreeSet<Item>) {
+        // What is under way, or was when the look began, may bring about what was not seen.
+        let under_way: BTreeSet<Item> = self.busy().union(busy_before).copied().collect();
         let next = {
             let ledger = self.ledger();
             let memory = self.memory();
             let exported = |image| ledger.exported(image).cloned();
-            status::render(ledger.desired(), world, &memory, |id| ledger.begun(id), exported)
+            status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported)
         };
         self.status.send_if_modified(|held| {
             let differs = **held != next;

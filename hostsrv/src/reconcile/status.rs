@@ -13,12 +13,13 @@ use amphi_api::wire::{
     SnapshotStatus, Tombstone, VolumeStatus,
 };
 use amphi_api::{ImageId, InstanceId, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub fn render(
     desired: Option<&HostDesired>,
     world: &World,
     memory: &BTreeMap<Item, Memory>,
+    under_way: &BTreeSet<Item>,
     begun: impl Fn(InstanceId) -> Begun,
     exported: impl Fn(ImageId) -> Option<Blob>,
 ) -> HostStatus {
@@ -36,7 +37,7 @@ pub fn render(
         expected: desired.expected.iter().map(|i| expected(i, memory)).collect(),
         volumes: desired.volumes.iter().map(|v| volume(desired, v.id, world, memory)).collect(),
         snapshots: desired.snapshots.iter().map(|s| snapshot(s.id, world, memory)).collect(),
-        buried: plan::buried(desired, &world.observed(), begun),
+        buried: plan::buried(desired, &world.observed(), under_way, begun),
         strangers: strangers(Some(desired), world),
     }
 }

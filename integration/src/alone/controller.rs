@@ -1,28 +1,40 @@
-//! The controller's process: started with settings and a directory of its own, ended and swept away with its owner.
+//! The controller's process: started with settings and a directory of its own, killed and started again as often as a
+//! test wants, ended and swept away with its owner.
 
 use std::fmt::Write;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// For closing its store; then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A controller of our own; ends, and its records with it, when this is dropped.
+/// The file that arms the store's trap, as `controller/src/store/trap.rs` reads it.
+const TRAP: &str = "trap";
+
+/// A controller of our own; ends when this is dropped, and its records with it unless `AMPHI_KEEP` is set.
 pub struct Controller {
     child: Child,
+    program: PathBuf,
     folder: PathBuf,
     url: String,
+    hosts: SocketAddr,
 }
 
 impl Controller {
     /// Starts the `amphi-controller` that lies in `programs`, in a new directory beside that one named after `purpose`.
     pub fn start(programs: &Path, purpose: &str) -> Result<Self> {
         let folder = programs.with_file_name(format!("{purpose}-{}", std::process::id()));
+        Self::start_in(programs, folder, "")
+    }
+
+    /// The same in a directory of one's choice, with further settings (TOML).
+    pub fn start_in(programs: &Path, folder: PathBuf, settings: &str) -> Result<Self> {
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let (listen, hosts) = (free_port()?, free_port()?);
         let state = folder.join("state");
@@ -32,26 +44,70 @@ impl Controller {
         writeln!(text, "state_dir = {state:?}\nlisten = \"127.0.0.1:{listen}\"")?;
         writeln!(text, "hosts_listen = \"127.0.0.1:{hosts}\"\nhosts_url = \"https://127.0.0.1:{hosts}\"")?;
         writeln!(text, "ovn_nb = \"unix:{0}\"\novn_sb = \"unix:{0}\"", nobody.display())?;
-        let config = folder.join("controller.toml");
-        std::fs::write(&config, text).context("write the settings")?;
-        let log = std::fs::File::create(folder.join("log")).context("make the log")?;
-        let child = Command::new(programs.join("amphi-controller"))
-            .arg("--config")
-            .arg(&config)
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .context("start amphi-controller")?;
-        let mut own = Self { child, folder, url: format!("http://127.0.0.1:{listen}") };
+        writeln!(text, "{settings}")?;
+        std::fs::write(folder.join("controller.toml"), text).context("write the settings")?;
+        let program = programs.join("amphi-controller");
+        let child = spawn(&program, &folder)?;
+        let url = format!("http://127.0.0.1:{listen}");
+        let mut own = Self { child, program, folder, url, hosts: ([127, 0, 0, 1], hosts).into() };
+        own.ready()?;
+        Ok(own)
+    }
+
+    fn ready(&mut self) -> Result<()> {
         let mut line = String::new();
-        let stdout = own.child.stdout.take().context("the controller's output")?;
+        let stdout = self.child.stdout.take().context("the controller's output")?;
         BufReader::new(stdout).read_line(&mut line)?;
         if line.trim() != "ready" {
-            bail!("the controller did not start: {}", own.log()?);
+            bail!("the controller did not start: {}", self.log()?);
         }
-        Ok(own)
+        Ok(())
+    }
+
+    /// Starts it again where it was; it must have ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        ensure!(!self.runs(), "the controller runs");
+        self.child = spawn(&self.program, &self.folder)?;
+        self.ready()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("kill the controller")?;
+        self.child.wait().context("wait for the controller's end")?;
+        Ok(())
+    }
+
+    /// From now on the process aborts at its commit of this count, before it is written or after. Debug builds only.
+    pub fn set_trap(&self, commit: u64, after: bool) -> Result<()> {
+        let when = if after { "after" } else { "before" };
+        let next = self.folder.join("trap.next");
+        std::fs::write(&next, format!("{commit} {when}")).context("set the trap")?;
+        std::fs::rename(&next, self.folder.join(TRAP)).context("set the trap")
+    }
+
+    /// Takes the trap away.
+    pub fn unset_trap(&self) {
+        // It is gone already when it has sprung.
+        let _ = std::fs::remove_file(self.folder.join(TRAP));
+    }
+
+    /// What the trap sprang at, as the process said with its last word: `before KEY KEY=PHASE …`. None while it runs, and
+    /// when it ended otherwise.
+    pub fn sprung(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        (status.signal() == Some(nix::libc::SIGABRT)).then_some(())?;
+        let log = self.log().ok()?;
+        log.lines().rev().find_map(|line| line.split_once("trap: ").map(|(_, rest)| rest.to_owned()))
+    }
+
+    /// Where hosts reach it.
+    pub fn hosts(&self) -> SocketAddr {
+        self.hosts
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Of its native and its OpenStack faces.
@@ -102,8 +158,24 @@ impl Drop for Controller {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
+        if std::env::var_os("AMPHI_KEEP").is_none() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
     }
+}
+
+fn spawn(program: &Path, folder: &Path) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log"));
+    Command::new(program)
+        .arg("--config")
+        .arg(folder.join("controller.toml"))
+        .env("RUST_LOG", "warn")
+        .env("AMPHI_TRAP", folder.join(TRAP))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log.context("make the log")?)
+        .spawn()
+        .context("start amphi-controller")
 }
 
 fn free_port() -> Result<u16> {

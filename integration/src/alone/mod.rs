@@ -1,11 +1,16 @@
 //! The controller alone: its real process with its records on disk, over real HTTP, and hosts in memory that speak the
 //! real link. Needs no engine, no namespace, no root. Refuses to know what is asked of it.
 
+pub mod agent;
 mod controller;
+mod host;
 mod hosts;
+mod wire;
 
 pub use controller::Controller;
+pub use host::Host;
 pub use hosts::MemoryHost;
+pub use wire::Wire;
 
 use amphi_api::client::Client;
 use amphi_api::host::JoinTokenCreate;

@@ -1,11 +1,12 @@
 //! What tombstones order among bodies, and which tombstones are carried out.
 
-use super::{GRACE_DELETE, Observed, Step};
+use super::{GRACE_DELETE, Item, Observed, Step};
 use crate::instance::{ObservedState, Remains};
 use crate::reconcile::ledger::Begun;
 use amphi_api::InstanceId;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, Tombstone};
+use std::collections::BTreeSet;
 
 /// The steps for what a tombstone names among bodies. A kind that was begun and left no body may have left files all the
 /// same: an image that could not be loaded is found out after them.
@@ -28,10 +29,12 @@ pub(super) fn bodiless(id: InstanceId, seen: &Observed<'_>, begun: &Begun) -> im
     begun.kinds.iter().copied().filter(|kind| seen.answered.contains(kind)).filter(lacks)
 }
 
-/// Which tombstones are carried out: nothing of what they name is left, as far as every engine has answered.
+/// Which tombstones are carried out: nothing of what they name is left, as far as every engine has answered, and nothing is
+/// under way that was ordered before and may yet bring it about.
 pub fn buried(
     desired: &HostDesired,
     seen: &Observed<'_>,
+    under_way: &BTreeSet<Item>,
     begun: impl Fn(InstanceId) -> Begun,
 ) -> Vec<Tombstone> {
     let gone = |id: &uuid::Uuid| seen.volumes.is_some_and(|v| !v.contains_key(id));
@@ -39,6 +42,9 @@ pub fn buried(
         .tombstones
         .iter()
         .filter(|tombstone| match tombstone {
+            Tombstone::Instance { id, .. } if under_way.contains(&Item::Instance(*id)) => false,
+            Tombstone::Volume { id } if under_way.contains(&Item::Volume(*id)) => false,
+            Tombstone::Snapshot { id } if under_way.contains(&Item::Snapshot(*id)) => false,
             Tombstone::Instance { id, epoch } => {
                 // A kind that was begun here must have answered; a kind never begun here cannot hold anything.
                 let begun = begun(*id);

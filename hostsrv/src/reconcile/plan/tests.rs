@@ -401,17 +401,23 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
         tombstones: vec![Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }, volume],
     };
     let begun = |_| begun.clone();
-    assert_eq!(buried(&desired, &seen, begun), [Tombstone::Instance { id, epoch: 3 }]);
+    let idle = BTreeSet::new();
+    assert_eq!(buried(&desired, &seen, &idle, begun), [Tombstone::Instance { id, epoch: 3 }]);
     let neither = Observed { bodies: &[], answered: &w.answered, volumes: None };
-    assert!(buried(&desired, &neither, begun).is_empty(), "its files have not been looked after");
+    assert!(buried(&desired, &neither, &idle, begun).is_empty(), "its files have not been looked after");
     let both = [Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }];
-    assert_eq!(buried(&desired, &neither, |_| Begun::default()), both);
+    assert_eq!(buried(&desired, &neither, &idle, |_| Begun::default()), both);
     let silent = BTreeSet::from([Vm]);
     seen.answered = &silent;
-    assert!(buried(&desired, &seen, begun).is_empty(), "a silent engine may still hold it");
+    assert!(buried(&desired, &seen, &idle, begun).is_empty(), "a silent engine may still hold it");
     let nothing = BTreeMap::new();
     seen.volumes = Some(&nothing);
-    assert_eq!(buried(&desired, &seen, begun), [volume]);
+    assert_eq!(buried(&desired, &seen, &idle, begun), [volume]);
+    seen = Observed { bodies: &[], answered: &w.answered, volumes: Some(&nothing) };
+    let never = |_| Begun::default();
+    assert_eq!(buried(&desired, &seen, &idle, never), desired.tombstones);
+    let making = BTreeSet::from([Item::Instance(id), Item::Volume(w.volume.id)]);
+    assert!(buried(&desired, &seen, &making, never).is_empty(), "what is under way may yet bring it about");
 }
 
 #[test]

@@ -1,0 +1,162 @@
+//! A host's agent over engines in memory: the agent's own link, reconciler, ledger and image cache, composed as its
+//! `main` does, without switch, lease and facts. Runs as a process (`amphi-lab agent`) that can be killed, or as tasks.
+
+use crate::engines::{EnginePort, MemoryBodies, MemoryVolumes};
+use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
+use amphi_api::instance::BodyKind;
+use amphi_hostsrv::blobs::ControllerBlobs;
+use amphi_hostsrv::images::ImageCache;
+use amphi_hostsrv::instance::{Bell, BodyDriver};
+use amphi_hostsrv::link::{self, Papers, Voice};
+use amphi_hostsrv::reconcile::exports::Exporter;
+use amphi_hostsrv::reconcile::ledger::Ledger;
+use amphi_hostsrv::reconcile::{Drivers, Reconciler, Troubles};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Of a host's volume group, in bytes.
+const VOLUME_GROUP: u64 = 1 << 50;
+
+/// Where a host in memory lives.
+#[derive(Clone)]
+pub struct Home {
+    pub name: String,
+    /// Holds `pki/`, the ledger, images.
+    pub state: PathBuf,
+    /// Another one after each loss of power.
+    pub run: PathBuf,
+    /// The hosts' face as this host reaches it; none: as its papers say.
+    pub url: Option<String>,
+    pub size: Size,
+}
+
+/// What a host has.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    pub cpus: u32,
+    pub memory_mib: u64,
+}
+
+impl Home {
+    pub fn pki(&self) -> PathBuf {
+        self.state.join("pki")
+    }
+
+    fn spec(&self, troubles: &Troubles) -> HostSpec {
+        HostSpec {
+            name: self.name.clone(),
+            chassis: self.name.clone(),
+            address: "127.0.0.1".to_owned(),
+            cpus: self.size.cpus,
+            memory_mib: self.size.memory_mib,
+            reserved_cpus: 0,
+            reserved_memory_mib: 0,
+            volume_group_bytes: VOLUME_GROUP,
+            volume_group_free_bytes: VOLUME_GROUP,
+            acceleration: Acceleration::Kvm,
+            activation: VolumeActivation::Dm,
+            engines: engines(troubles),
+            physical_networks: Vec::new(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn engines(troubles: &Troubles) -> Vec<Engine> {
+    let body = |kind| troubles.bodies.get(&kind).cloned();
+    [
+        (EngineName::Docker, body(BodyKind::Set)),
+        (EngineName::Libvirt, body(BodyKind::Vm)),
+        (EngineName::Qemu, None),
+        (EngineName::Ovs, None),
+        (EngineName::Ovn, None),
+        (EngineName::Lvm, troubles.volumes.clone()),
+    ]
+    .map(|(name, trouble)| Engine { name, version: "memory".to_owned(), trouble })
+    .into()
+}
+
+/// An agent as tasks of this process; they end with it.
+pub struct Agent {
+    home: Home,
+    reconciler: Arc<Reconciler>,
+    spec: watch::Receiver<Arc<HostSpec>>,
+    health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
+    link: AbortHandle,
+    tasks: JoinSet<()>,
+}
+
+impl Agent {
+    /// The host has joined before.
+    pub fn start(home: &Home, port: &EnginePort) -> Result<Self> {
+        let papers = papers(home)?;
+        let ledger = Ledger::open(&home.state, &home.run)?;
+        let driver = |kind| -> (BodyKind, Arc<dyn BodyDriver>) {
+            (kind, Arc::new(MemoryBodies { kind, port: port.clone() }))
+        };
+        let blobs = Arc::new(ControllerBlobs::new(&papers)?);
+        let drivers = Drivers {
+            bodies: BTreeMap::from([driver(BodyKind::Set), driver(BodyKind::Vm)]),
+            volumes: Arc::new(MemoryVolumes { port: port.clone() }),
+            images: Arc::new(ImageCache::new(home.state.join("images"), blobs.clone())),
+            exports: Arc::new(Exporter::new(home.state.join("exports"), blobs)),
+        };
+        let reconciler = Reconciler::new(drivers, ledger, Bell::default());
+        let well = Troubles::default();
+        let (specs, spec) = watch::channel(Arc::new(home.spec(&well)));
+        let (healths, health) = watch::channel(Arc::new((engines(&well), VOLUME_GROUP)));
+        let mut tasks = JoinSet::new();
+        let mut troubles = reconciler.troubles();
+        let described = home.clone();
+        tasks.spawn(async move {
+            while troubles.changed().await.is_ok() {
+                let now = troubles.borrow_and_update().clone();
+                healths.send_replace(Arc::new((engines(&now), VOLUME_GROUP)));
+                specs.send_replace(Arc::new(described.spec(&now)));
+            }
+        });
+        let looping = reconciler.clone();
+        tasks.spawn(async move { looping.run(|| ()).await });
+        let link = tasks.spawn(std::future::ready(()));
+        let mut agent = Self { home: home.clone(), reconciler, spec, health, link, tasks };
+        agent.link()?;
+        Ok(agent)
+    }
+
+    /// Connects at once, however long the pause after the last failure has grown.
+    pub fn link(&mut self) -> Result<()> {
+        self.link.abort();
+        let voice = Voice { spec: self.spec.clone(), health: self.health.clone() };
+        self.link = self.tasks.spawn(link::run(papers(&self.home)?, self.reconciler.clone(), voice, |_| ()));
+        Ok(())
+    }
+}
+
+fn papers(home: &Home) -> Result<Papers> {
+    let mut papers = Papers::read(&home.pki())?;
+    if let Some(url) = &home.url {
+        papers.url = url.clone();
+    }
+    Ok(papers)
+}
+
+/// The process: runs until it is killed.
+pub fn run(home: &Home, socket: &Path) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::new("info");
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .init();
+    // It fails only if one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let _agent = Agent::start(home, &EnginePort::There(socket.to_owned()))?;
+        std::future::pending().await
+    })
+}

@@ -1,0 +1,312 @@
+//! Where somebody dies: a controller of its own, two hosts in memory, and whoever is to die armed with a trap.
+
+use super::steps::{Scenario, Sight, Step};
+use crate::alone::agent::{Agent, Home, Size};
+use crate::alone::{Controller, Host};
+use crate::engines::{EnginePort, HostEngines, Registry, Trap};
+use amphi_api::client::{Client, ClientError};
+use amphi_api::host::{HostState, JoinTokenCreate};
+use amphi_api::image::{BlobRole, ImageCreate};
+use amphi_api::network::NetworkCreate;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+pub const NETWORK: &str = "lab";
+pub const DISK: &str = "disk";
+pub const ARCHIVE: &str = "archive";
+const HOSTS: usize = 2;
+/// Until a step has come to be, with all deaths on the way.
+const LIMIT: Duration = Duration::from_secs(40);
+const LOOK: Duration = Duration::from_millis(10);
+/// More commits or calls than any scenario needs.
+const MOST: u64 = 80;
+/// Of engines' calls that change something: long enough for a death to come between two of them.
+const PACE: Duration = Duration::from_millis(1);
+
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Victim {
+    /// At a commit.
+    Controller,
+    /// Of the host of this number, at a call.
+    Agent(usize),
+}
+
+/// One host: its agent in this process, or in one of its own where it is to be killed.
+enum Body {
+    Tasks { home: Home, engines: Arc<HostEngines>, agent: Option<Agent>, boots: u32 },
+    Process(Box<Host>),
+}
+
+impl Body {
+    fn engines(&self) -> &Arc<HostEngines> {
+        match self {
+            Body::Tasks { engines, .. } => engines,
+            Body::Process(host) => &host.engines,
+        }
+    }
+
+    fn cut_power(&mut self) {
+        match self {
+            Body::Tasks { home, engines, agent, boots } => {
+                *agent = None;
+                engines.cut_power();
+                *boots += 1;
+                home.run = home.state.join(format!("run-{boots}"));
+            }
+            Body::Process(host) => host.cut_power(),
+        }
+    }
+
+    /// Starts the agent if it is not there.
+    fn start(&mut self) -> Result<()> {
+        match self {
+            Body::Tasks { agent: Some(_), .. } => Ok(()),
+            Body::Tasks { home, engines, agent, .. } => {
+                *agent = Some(Agent::start(home, &EnginePort::Here(engines.clone()))?);
+                Ok(())
+            }
+            Body::Process(host) => host.start(),
+        }
+    }
+
+    /// After the controller's death.
+    fn link(&mut self) -> Result<()> {
+        match self {
+            Body::Tasks { agent: Some(agent), .. } => agent.link(),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub struct Lab {
+    pub client: Client,
+    pub names: Vec<String>,
+    controller: Controller,
+    hosts: Vec<Body>,
+    /// Switched off by the lab: nobody starts its agent.
+    off: BTreeSet<usize>,
+    registry: Arc<Registry>,
+    victim: Victim,
+    /// What the victim was at when it died; in order.
+    reached: Vec<String>,
+}
+
+/// Goes through a scenario as often as there are steps to die at, before each or after each. The answer is what was died
+/// at, one line a death. `program` is `amphi-lab`.
+pub async fn run(program: &Path, scenario: &Scenario, victim: Victim, after: bool, replay: u32) -> Result<Vec<String>> {
+    let what = format!("{}, death of {victim:?} {}", scenario.name, if after { "after" } else { "before" });
+    let mut lab = Lab::raise(program, scenario, victim, after, replay).await.with_context(|| what.clone())?;
+    for at in 1.. {
+        ensure!(at < MOST, "{what}: no end after {at} steps: {:?}", lab.reached);
+        let deaths = lab.reached.len();
+        lab.go_through(scenario, at, after)
+            .await
+            .with_context(|| format!("{what} step {at}, died at {:?}", lab.reached.get(deaths)))?;
+        if lab.reached.len() == deaths {
+            break;
+        }
+    }
+    Ok(std::mem::take(&mut lab.reached))
+}
+
+impl Lab {
+    async fn raise(program: &Path, scenario: &Scenario, victim: Victim, after: bool, replay: u32) -> Result<Self> {
+        let who = match victim {
+            Victim::Controller => "c".to_owned(),
+            Victim::Agent(at) => format!("a{at}"),
+        };
+        let name = format!("crash-{}-{who}-{}{replay}-{}", scenario.name, u8::from(after), std::process::id());
+        let programs = program.parent().context("the program has no directory")?;
+        let folder = program.with_file_name(name);
+        std::fs::create_dir_all(&folder)?;
+        let names: Vec<String> = (1..=HOSTS).map(|n| format!("h{n}")).collect();
+        let mut settings = "recycle_hours = 0\n[failover]\nautomatic = false\n".to_owned();
+        for name in &names {
+            let file = folder.join(format!("{name}-is-off"));
+            settings += &format!("[fence.{name}]\ndriver = \"command\"\nargv = [\"test\", \"-e\", {file:?}]\n");
+        }
+        let controller = Controller::start_in(programs, folder, &settings)?;
+        let client = Client::new(controller.url(), &controller.read("admin-token")?)?;
+        let registry = Arc::new(Registry::default());
+        let size = Size { cpus: 16, memory_mib: 16 << 10 };
+        let mut hosts = Vec::new();
+        for name in &names {
+            let body = if let Victim::Agent(_) = victim {
+                Body::Process(Box::new(Host::join(&controller, program, &registry, name, size, PACE).await?))
+            } else {
+                let state = controller.folder().join(name);
+                let home = Home { name: name.clone(), run: state.join("run-0"), state, url: None, size };
+                let token = client.create_join_token(&JoinTokenCreate::default()).await?.token;
+                amphi_hostsrv::join::join(name, &home.pki(), &token).await?;
+                let engines = HostEngines::new(name, registry.clone(), PACE);
+                Body::Tasks { home, engines, agent: None, boots: 0 }
+            };
+            hosts.push(body);
+        }
+        let off = BTreeSet::new();
+        let mut lab = Self { client, names, controller, hosts, off, registry, victim, reached: Vec::new() };
+        lab.hosts.iter_mut().try_for_each(Body::start)?;
+        lab.furnish().await?;
+        Ok(lab)
+    }
+
+    async fn furnish(&mut self) -> Result<()> {
+        let network: NetworkCreate =
+            serde_json::from_value(json!({ "name": NETWORK, "subnet": { "cidr": "10.8.0.0/24" } }))?;
+        self.client.create_network(&network).await?;
+        let file = self.controller.folder().join("bytes");
+        std::fs::write(&file, vec![0; 4096]).context("an image's bytes")?;
+        for (name, format, role) in
+            [(DISK, "raw", BlobRole::Disk), (ARCHIVE, "docker-archive", BlobRole::Archive)]
+        {
+            let image: ImageCreate = serde_json::from_value(json!({ "name": name, "format": format }))?;
+            let image = self.client.create_image(&image).await?;
+            self.client.upload_file(image.id, role, &file, Box::new(|_, _| {})).await?;
+        }
+        Ok(())
+    }
+
+    async fn go_through(&mut self, scenario: &Scenario, at: u64, after: bool) -> Result<()> {
+        self.all_up().await?;
+        for step in scenario.before {
+            self.take(*step).await?;
+        }
+        match self.victim {
+            Victim::Controller => self.controller.set_trap(at, after)?,
+            Victim::Agent(host) => {
+                let Body::Process(body) = &self.hosts[host] else { bail!("nobody to kill") };
+                let spring = Box::new(body.killer());
+                body.engines.set_trap(Some(Trap { at, after, spring }));
+            }
+        }
+        for step in scenario.steps {
+            self.take(*step).await?;
+        }
+        match self.victim {
+            Victim::Controller => self.controller.unset_trap(),
+            Victim::Agent(host) => self.hosts[host].engines().set_trap(None),
+        }
+        for step in scenario.after {
+            self.take(*step).await?;
+        }
+        self.nothing_left().await
+    }
+
+    async fn all_up(&mut self) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            self.bury()?;
+            let hosts = self.client.hosts().await.unwrap_or_default();
+            if hosts.iter().filter(|h| h.state == HostState::Up && h.barred_since.is_none()).count() == HOSTS {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the hosts are not up: {hosts:?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Gives the order, again where its answer was lost and it was not taken, and waits until it has come to be.
+    async fn take(&mut self, step: Step) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        let mut acknowledged = false;
+        match step {
+            Step::Fail(at) => self.switch(at, false)?,
+            Step::Return(at) => self.switch(at, true)?,
+            _ => {}
+        }
+        loop {
+            self.bury()?;
+            let sight = step.look(self).await;
+            match &sight {
+                Ok(Sight::Done) => break,
+                Ok(Sight::Unordered) if acknowledged => bail!("{step:?} was acknowledged and is lost"),
+                Ok(Sight::Unordered) => match step.order(self).await {
+                    Ok(()) => acknowledged = true,
+                    Err(error) if error.is_passing() => {}
+                    Err(error @ ClientError::Api { .. }) => bail!("{step:?} was refused: {error}"),
+                    Err(error) => bail!("{step:?}: {error}"),
+                },
+                Ok(Sight::UnderWay(_)) => tokio::time::sleep(LOOK).await,
+                Err(error) if error.is_passing() => tokio::time::sleep(LOOK).await,
+                Err(error) => bail!("{step:?}: {error}"),
+            }
+            let violations = self.registry.violations();
+            ensure!(violations.is_empty(), "{step:?}: {}", violations.join("\n"));
+            if Instant::now() >= end {
+                let log = self.controller.log().unwrap_or_default();
+                bail!("{step:?} has not come to be: {sight:?}\nthe controller says:\n{log}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts again who has died.
+    fn bury(&mut self) -> Result<()> {
+        if !self.controller.runs() {
+            let at = self.controller.sprung();
+            let Some(at) = at else { bail!("the controller has ended by itself: {}", self.controller.log()?) };
+            self.controller.unset_trap();
+            self.controller.start_again()?;
+            self.reached.push(at);
+            self.hosts.iter_mut().try_for_each(Body::link)?;
+        }
+        for (at, body) in self.hosts.iter_mut().enumerate() {
+            let Body::Process(host) = body else { continue };
+            if self.off.contains(&at) || host.runs() {
+                continue;
+            }
+            match host.engines.sprung() {
+                Some(call) if self.victim == Victim::Agent(at) => self.reached.push(call.to_owned()),
+                _ => bail!("the agent of {} has ended by itself: {}", host.name(), host.log()),
+            }
+            host.engines.set_trap(None);
+            host.kill();
+            host.start()?;
+        }
+        Ok(())
+    }
+
+    /// Takes a host's power away, or gives it back. The fence device knows it.
+    fn switch(&mut self, at: usize, on: bool) -> Result<()> {
+        let file = self.controller.folder().join(format!("{}-is-off", self.names[at]));
+        if on {
+            std::fs::remove_file(&file).context("switch a host on")?;
+            self.off.remove(&at);
+            self.hosts[at].start()
+        } else {
+            self.hosts[at].cut_power();
+            self.off.insert(at);
+            std::fs::write(&file, "").context("switch a host off")
+        }
+    }
+
+    /// All that was made is gone, in the records and on the hosts.
+    async fn nothing_left(&mut self) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            self.bury()?;
+            let mut left: Vec<_> = self.hosts.iter().flat_map(|h| h.engines().leftovers()).collect();
+            match self.client.hosts().await {
+                Ok(hosts) => left.extend(
+                    hosts.iter().filter(|h| h.claims != Default::default()).map(|h| format!("{:?}", h.claims)),
+                ),
+                Err(error) => left.push(error.to_string()),
+            }
+            match self.client.ports().await {
+                Ok(ports) => left.extend(ports.iter().map(|p| format!("port {:?}", p.address))),
+                Err(error) => left.push(error.to_string()),
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "left behind: {}", left.join("\n"));
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
