@@ -461,8 +461,13 @@ async fn what_is_under_way_is_not_buried() {
         let mut host = Host::new();
         let (sets, volumes) = (host.sets.clone(), host.volumes.clone());
         let held = if in_the_engine { sets.slow.lock().await } else { volumes.slow.lock().await };
-        let volume =
-            VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source: None, trashed_at: None };
+        let volume = VolumeDesired {
+            id: VolumeId::new(),
+            size_bytes: 10,
+            made: false,
+            source: None,
+            trashed_at: None,
+        };
         let instance = set(volume.id);
         let tombstones = vec![
             Tombstone::Instance { id: instance.id, epoch: instance.epoch },

@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod lab;
 pub mod probe;
 pub mod run;
+pub mod scale;
 pub mod storm;
 pub mod story;
 pub mod tools;

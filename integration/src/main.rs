@@ -5,10 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use amphi_integration::alone::agent;
-use amphi_integration::{fuzz, storm};
 use amphi_integration::lab::{
     Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
+use amphi_integration::{fuzz, scale, storm};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
@@ -65,6 +65,17 @@ enum Verb {
         #[arg(long)]
         examples: Option<u32>,
         #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
+    /// Measure the controller beside 10, 100 and 1,000 hosts in memory with the agent's own link and reconciler
+    Scale {
+        /// How many hosts, one measure after the other
+        #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000])]
+        hosts: Vec<usize>,
+        #[arg(long, default_value_t = 50)]
+        instances_per_host: usize,
+        /// No further instances are ordered after so long a time
+        #[arg(long, default_value_t = 120)]
         seconds: u64,
     },
     /// Let a seeded storm of orders and faults pass over a controller with hosts in memory, and check all that must hold
@@ -211,6 +222,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos());
             let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
             println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
+        }
+        Verb::Scale { hosts, instances_per_host, seconds } => {
+            let most = std::time::Duration::from_secs(seconds);
+            scale::run(&own_program()?, &hosts, instances_per_host, most)?;
         }
         Verb::Storm { seed, seconds, hosts, clients } => {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| u64::from(time.subsec_nanos()));

@@ -1,5 +1,5 @@
 //! Nobody's death at any step loses an order or leaves anything behind: the controller dies before and after each commit of
-//! an order, an agent before and after each of its calls to an engine; each of it twice.
+//! an order, an agent before and after each of its calls to an engine. `AMPHI_REPLAYS` says how often each (default: once).
 
 use amphi_integration::crash::{SCENARIOS, Scenario, Victim, run};
 use std::collections::BTreeSet;
@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 /// Labs at one time: they wait more than they work.
 const AT_ONCE: usize = 8;
 
-/// Every scenario under these deaths, each twice. What was died at must hold what `needed` names.
+/// Every scenario under these deaths. What was died at must hold what `needed` names.
 fn all(victims: &[Victim], needed: fn(&Scenario) -> &[&str]) {
     // It fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let replays: u32 = std::env::var("AMPHI_REPLAYS").ok().map_or(1, |text| text.parse().unwrap());
     runtime.block_on(async {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let mut runs = JoinSet::new();
@@ -23,7 +24,7 @@ fn all(victims: &[Victim], needed: fn(&Scenario) -> &[&str]) {
             for (victim, after, replay) in victims
                 .iter()
                 .flat_map(|v| [false, true].map(|after| (*v, after)))
-                .flat_map(|(v, after)| [1, 2].map(|replay| (v, after, replay)))
+                .flat_map(|(v, after)| (1..=replays).map(move |replay| (v, after, replay)))
             {
                 let room = room.clone();
                 runs.spawn(async move {

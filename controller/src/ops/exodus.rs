@@ -5,6 +5,7 @@
 //! Refuses to know whether the host is dead: whoever asks has made sure.
 
 use super::asked::request_of;
+use super::moves::{epoch_elsewhere, still_elsewhere};
 use super::orders::{bury, end_exchange, entomb, held, instance_claims};
 use super::servers::{Origin, end_task, note};
 use super::volumes::room;
@@ -68,6 +69,12 @@ impl<'a> Exodus<'a> {
             bury(view, &mut self.draft, row, now);
             return FailoverFate::Gone;
         }
+        if let Some(other) = still_elsewhere(view, row) {
+            let name = view.host_name(other).unwrap_or_default();
+            let reason =
+                format!("it was moving here from '{name}', which has not said that its body is gone");
+            return FailoverFate::Refused { reason };
+        }
         let here: Vec<&Row<VolumeRecord>> =
             row.volumes().filter_map(|id| view.volumes.get(id)).filter(|v| v.host == self.dead).collect();
         let fresh = match (row.failover_terms.local_volume, here.as_slice()) {
@@ -102,7 +109,7 @@ impl<'a> Exodus<'a> {
             to: placement.host,
             to_name: view.host_name(placement.host).unwrap_or_default(),
             body: bodies[placement.body],
-            epoch: row.epoch + 1,
+            epoch: epoch_elsewhere(view, row),
             fresh_volume: fresh,
             at: now,
             running_at: None,
@@ -161,7 +168,8 @@ impl<'a> Exodus<'a> {
     fn settle(&mut self, row: &Row<InstanceRecord>, to: HostId, body: BodyKind, fresh: Option<FreshVolume>) {
         let (view, dead, now) = (self.view, self.dead, self.now);
         let origin = Origin::native(row.project);
-        end_exchange(view, &mut self.draft, row, "host_lost", "its host was lost in between", now);
+        let why = ("host_lost", "its host was lost in between");
+        end_exchange(view, &mut self.draft, row, row.host, why, now);
         entomb(view, &mut self.draft, dead, Tombstone::Instance { id: row.id, epoch: row.epoch }, now);
         end_task(view, &mut self.draft, row, Some("its host was lost"), now);
         for (host, claims) in held(row) {
@@ -179,7 +187,7 @@ impl<'a> Exodus<'a> {
             self.take_room(to, instance_claims(row));
         }
         let record = InstanceRecord {
-            epoch: row.epoch + 1,
+            epoch: epoch_elsewhere(view, row),
             host: Some(to),
             body,
             exchange: None,

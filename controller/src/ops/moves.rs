@@ -13,6 +13,7 @@ use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View, resolve};
 use crate::model::*;
 use crate::scheduler::Request;
+use amphi_api::failover::FailoverPhase;
 use amphi_api::image::ImageFormat;
 use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, MoveCause, MoveCreate};
 use amphi_api::wire::{ExportSource, Tombstone};
@@ -418,10 +419,39 @@ pub(super) fn settle(
             entomb(view, draft, other, Tombstone::Volume { id: one.volume }, now);
         }
     }
-    let not_left = [ExchangePhase::Preparing, ExchangePhase::Stopping, ExchangePhase::Copying];
-    if not_left.contains(&exchange.phase) {
-        entomb(view, draft, other, Tombstone::Instance { id: row.id, epoch: row.epoch + 1 }, now);
+    // What is ready there for an epoch that will not be.
+    let ready = match exchange.phase {
+        phase if has_not_left(phase) => Some(row.epoch + 1),
+        ExchangePhase::Leaving if other == journey.to => Some(row.epoch),
+        _ => None,
+    };
+    if let Some(epoch) = ready {
+        entomb(view, draft, other, Tombstone::Instance { id: row.id, epoch }, now);
     }
+}
+
+fn has_not_left(phase: ExchangePhase) -> bool {
+    matches!(phase, ExchangePhase::Preparing | ExchangePhase::Stopping | ExchangePhase::Copying)
+}
+
+/// The epoch of an instance that goes elsewhere than it was about to: the next one may be ready on the host that it was
+/// to go to, and is cleared away there, perhaps beside the body that now comes.
+pub(super) fn epoch_elsewhere(view: &View, row: &InstanceRecord) -> u64 {
+    let exchange = row.exchange.and_then(|id| view.exchanges.get(id));
+    let promised = exchange.is_some_and(|e| e.journey.is_some() && has_not_left(e.phase));
+    row.epoch + 1 + u64::from(promised)
+}
+
+/// The other host, on which a body of an earlier epoch may still run: it has not said that it is gone, and is neither shut
+/// out nor said to be down.
+pub(super) fn still_elsewhere(view: &View, row: &InstanceRecord) -> Option<HostId> {
+    let host = where_the_body_is(view, row).filter(|host| row.host != Some(*host))?;
+    view.tombstones.get(stone(host, row.id))?;
+    let record = view.hosts.get(host)?;
+    let barring = |f: &Row<FailoverRecord>| f.host == host && f.phase == FailoverPhase::Barring;
+    let shut_out = record.barred_since.is_some() && !view.failovers.iter().any(barring);
+    let said_down = record.forced_down && !record.is_up();
+    (!shut_out && !said_down).then_some(host)
 }
 
 /// A deletion in the middle of a move: the instance belongs to the host on which its body may still be, and goes when

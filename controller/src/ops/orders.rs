@@ -137,7 +137,7 @@ impl Ops {
                     );
                 }
                 entomb(view, &mut draft, host, Tombstone::Instance { id, epoch: row.epoch }, now);
-                end_exchange(view, &mut draft, row, "deleted", "the instance was deleted", now);
+                end_exchange(view, &mut draft, row, Some(host), ("deleted", "the instance was deleted"), now);
             }
             Ok((draft, ()))
         })
@@ -226,21 +226,20 @@ pub(super) fn entomb(view: &View, draft: &mut Draft, host: HostId, order: Tombst
     draft.put_record(view.tombstones.get(record.id()), &record);
 }
 
-/// Ends the exchange in progress, if there is one, as failed.
+/// Ends the exchange in progress, if there is one, as failed. `at`: where the instance's own room is from now on; what was
+/// kept on a move's other host goes free.
 pub(super) fn end_exchange(
     view: &View,
     draft: &mut Draft,
     row: &Row<InstanceRecord>,
-    code: &str,
-    message: &str,
+    at: Option<HostId>,
+    (code, message): (&str, &str),
     now: Timestamp,
 ) {
     let Some(exchange) = row.exchange.and_then(|id| view.exchanges.get(id)) else { return };
     let fault = Fault { code: code.into(), message: message.into(), since: now };
     let record = ExchangeRecord { fault: Some(fault), ..exchange.entering(ExchangePhase::Failed, now) };
     draft.update(exchange, &record);
-    // The room that is kept where the instance will not be.
-    let at = where_the_body_is(view, row).or(row.host);
     settle(view, draft, exchange, &InstanceRecord { host: at, ..(*row.record).clone() }, now);
 }
 

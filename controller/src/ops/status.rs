@@ -35,13 +35,22 @@ impl Ops {
     }
 
     async fn record(&self, host: HostId, status: Arc<HostStatus>) -> Result<(), OpsError> {
-        while self.transact(|view| Ok(observe(view, host, &status, Timestamp::now()))).await? {}
+        // What was left over may be tried again while its successor is recorded: the older one must not come last.
+        let newest = || self.unrecorded().get(&host).is_some_and(|newest| Arc::ptr_eq(newest, &status));
+        let observed = |view: &View| match newest() {
+            true => observe(view, host, &status, Timestamp::now()),
+            false => (Draft::default(), false),
+        };
+        while self.transact(|view| Ok(observed(view))).await? {}
         for order in &status.buried {
-            self.transact_room(|view| Ok((buried(view, host, *order, Timestamp::now()), ()))).await?;
+            let carried_out = |view: &View| match newest() {
+                true => buried(view, host, *order, Timestamp::now()),
+                false => Draft::default(),
+            };
+            self.transact_room(|view| Ok((carried_out(view), ()))).await?;
         }
-        let mut unrecorded = self.unrecorded();
-        if unrecorded.get(&host).is_some_and(|newest| Arc::ptr_eq(newest, &status)) {
-            unrecorded.remove(&host);
+        if newest() {
+            self.unrecorded().remove(&host);
         }
         Ok(())
     }
@@ -244,4 +253,29 @@ fn buried(view: &View, host: HostId, order: Tombstone, now: Timestamp) -> Draft 
         }
     }
     draft
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{Cloud, P};
+    use amphi_api::instance::InstanceState;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn what_was_left_over_does_not_come_after_its_successor() {
+        let (cloud, h1, _) = Cloud::furnished().await;
+        let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+        let newer = cloud.obedient(h1);
+        let mut older = newer.clone();
+        older.instances[0].state = BodyState::Stopped;
+        cloud.break_store(true);
+        assert!(cloud.ops.status(h1, older).await.is_err());
+        let left: Vec<_> = cloud.ops.unrecorded().values().cloned().collect();
+        cloud.break_store(false);
+        cloud.ops.status(h1, newer).await.unwrap();
+        cloud.ops.record(h1, left[0].clone()).await.unwrap();
+        assert_eq!(cloud.ops.instance(P, made.id).unwrap().state, InstanceState::Running);
+        assert!(cloud.ops.unrecorded().is_empty());
+    }
 }

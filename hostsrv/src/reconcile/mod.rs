@@ -193,7 +193,8 @@ impl Reconciler {
     fn busy(&self) -> BTreeSet<Item> {
         let memory = self.memory();
         let busy = memory.iter().filter(|(_, m)| m.busy);
-        busy.flat_map(|(item, m)| std::iter::once(*item).chain(m.hands.iter().map(|v| Item::Volume(*v)))).collect()
+        busy.flat_map(|(item, m)| std::iter::once(*item).chain(m.hands.iter().map(|v| Item::Volume(*v))))
+            .collect()
     }
 
     fn next_retry(&self) -> Option<Instant> {

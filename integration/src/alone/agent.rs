@@ -127,6 +127,11 @@ impl Agent {
         Ok(agent)
     }
 
+    /// As an engine's own event does.
+    pub fn look(&self) {
+        self.reconciler.look_again();
+    }
+
     /// Connects at once, however long the pause after the last failure has grown.
     pub fn link(&mut self) -> Result<()> {
         self.link.abort();
@@ -147,11 +152,7 @@ fn papers(home: &Home) -> Result<Papers> {
 /// The process: runs until it is killed.
 pub fn run(home: &Home, socket: &Path) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::new("info");
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(filter)
-        .init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).init();
     // It fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -99,7 +99,13 @@ pub struct Lab {
 
 /// Goes through a scenario as often as there are steps to die at, before each or after each. The answer is what was died
 /// at, one line a death. `program` is `amphi-lab`.
-pub async fn run(program: &Path, scenario: &Scenario, victim: Victim, after: bool, replay: u32) -> Result<Vec<String>> {
+pub async fn run(
+    program: &Path,
+    scenario: &Scenario,
+    victim: Victim,
+    after: bool,
+    replay: u32,
+) -> Result<Vec<String>> {
     let what = format!("{}, death of {victim:?} {}", scenario.name, if after { "after" } else { "before" });
     let mut lab = Lab::raise(program, scenario, victim, after, replay).await.with_context(|| what.clone())?;
     for at in 1.. {
@@ -116,12 +122,19 @@ pub async fn run(program: &Path, scenario: &Scenario, victim: Victim, after: boo
 }
 
 impl Lab {
-    async fn raise(program: &Path, scenario: &Scenario, victim: Victim, after: bool, replay: u32) -> Result<Self> {
+    async fn raise(
+        program: &Path,
+        scenario: &Scenario,
+        victim: Victim,
+        after: bool,
+        replay: u32,
+    ) -> Result<Self> {
         let who = match victim {
             Victim::Controller => "c".to_owned(),
             Victim::Agent(at) => format!("a{at}"),
         };
-        let name = format!("crash-{}-{who}-{}{replay}-{}", scenario.name, u8::from(after), std::process::id());
+        let name =
+            format!("crash-{}-{who}-{}{replay}-{}", scenario.name, u8::from(after), std::process::id());
         let programs = program.parent().context("the program has no directory")?;
         let folder = program.with_file_name(name);
         std::fs::create_dir_all(&folder)?;
@@ -129,7 +142,8 @@ impl Lab {
         let mut settings = "recycle_hours = 0\n[failover]\nautomatic = false\n".to_owned();
         for name in &names {
             let file = folder.join(format!("{name}-is-off"));
-            settings += &format!("[fence.{name}]\ndriver = \"command\"\nargv = [\"test\", \"-e\", {file:?}]\n");
+            settings +=
+                &format!("[fence.{name}]\ndriver = \"command\"\nargv = [\"test\", \"-e\", {file:?}]\n");
         }
         let controller = Controller::start_in(programs, folder, &settings)?;
         let client = Client::new(controller.url(), &controller.read("admin-token")?)?;
@@ -203,7 +217,8 @@ impl Lab {
         loop {
             self.bury()?;
             let hosts = self.client.hosts().await.unwrap_or_default();
-            if hosts.iter().filter(|h| h.state == HostState::Up && h.barred_since.is_none()).count() == HOSTS {
+            if hosts.iter().filter(|h| h.state == HostState::Up && h.barred_since.is_none()).count() == HOSTS
+            {
                 return Ok(());
             }
             ensure!(Instant::now() < end, "the hosts are not up: {hosts:?}");
@@ -226,10 +241,16 @@ impl Lab {
             match &sight {
                 Ok(Sight::Done) => break,
                 Ok(Sight::Unordered) if acknowledged => bail!("{step:?} was acknowledged and is lost"),
-                Ok(Sight::Unordered) => match step.order(self).await {
+                Ok(Sight::Failed(why)) if acknowledged && Instant::now() >= end => {
+                    bail!("{step:?} failed: {why}")
+                }
+                Ok(Sight::Unordered | Sight::Failed(_)) => match step.order(self).await {
                     Ok(()) => acknowledged = true,
                     Err(error) if error.is_passing() => {}
-                    Err(error @ ClientError::Api { .. }) => bail!("{step:?} was refused: {error}"),
+                    // A controller that has just started does not know its hosts yet.
+                    Err(ClientError::Api { status: 409, .. }) if Instant::now() < end => {
+                        tokio::time::sleep(LOOK).await;
+                    }
                     Err(error) => bail!("{step:?}: {error}"),
                 },
                 Ok(Sight::UnderWay(_)) => tokio::time::sleep(LOOK).await,
@@ -250,7 +271,9 @@ impl Lab {
     fn bury(&mut self) -> Result<()> {
         if !self.controller.runs() {
             let at = self.controller.sprung();
-            let Some(at) = at else { bail!("the controller has ended by itself: {}", self.controller.log()?) };
+            let Some(at) = at else {
+                bail!("the controller has ended by itself: {}", self.controller.log()?)
+            };
             self.controller.unset_trap();
             self.controller.start_again()?;
             self.reached.push(at);
@@ -294,7 +317,10 @@ impl Lab {
             let mut left: Vec<_> = self.hosts.iter().flat_map(|h| h.engines().leftovers()).collect();
             match self.client.hosts().await {
                 Ok(hosts) => left.extend(
-                    hosts.iter().filter(|h| h.claims != Default::default()).map(|h| format!("{:?}", h.claims)),
+                    hosts
+                        .iter()
+                        .filter(|h| h.claims != Default::default())
+                        .map(|h| format!("{:?}", h.claims)),
                 ),
                 Err(error) => left.push(error.to_string()),
             }

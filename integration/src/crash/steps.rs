@@ -4,7 +4,9 @@ use super::lab::Lab;
 use amphi_api::client::ClientError;
 use amphi_api::failover::FailoverPhase;
 use amphi_api::host::HostState;
-use amphi_api::instance::{BodyKind, ExchangeCreate, Instance, InstanceCreate, InstanceState, MoveCreate, Power};
+use amphi_api::instance::{
+    BodyKind, ExchangeCreate, Instance, InstanceCreate, InstanceState, MoveCreate, Power,
+};
 use amphi_api::network::NetworkCreate;
 use amphi_api::volume::{SnapshotCreate, SnapshotState, Volume, VolumeCreate, VolumeState};
 use serde_json::json;
@@ -18,7 +20,10 @@ pub type Kind = BodyKind;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     /// As a set, or a VM when it does not fit; with a volume or without; on this host.
-    Create { volume: bool, host: usize },
+    Create {
+        volume: bool,
+        host: usize,
+    },
     Delete,
     Stop,
     Start,
@@ -80,11 +85,18 @@ pub const SCENARIOS: [Scenario; 7] = [
     },
     Scenario {
         name: "move",
-        before: &[BARE],
+        before: &[MADE],
         steps: &[Step::Move(1)],
         after: &[Step::Delete],
-        commits: &["exchange=preparing", "exchange=leaving", "exchange=switching", "exchange=done"],
-        calls: &["prepare", "stop", "remove", "ensure"],
+        commits: &[
+            "exchange=preparing",
+            "exchange=stopping",
+            "exchange=copying",
+            "exchange=leaving",
+            "exchange=switching",
+            "exchange=done",
+        ],
+        calls: &["prepare", "stop", "read", "remove", "ensure volume", "ensure", "bin"],
     },
     Scenario {
         name: "failover",
@@ -118,6 +130,8 @@ pub enum Sight {
     /// As if it had never been ordered.
     Unordered,
     UnderWay(String),
+    /// It was ordered, failed in a way that the records tell, and left all as it was.
+    Failed(String),
     Done,
 }
 
@@ -151,7 +165,9 @@ impl Step {
                 Some(it) => done(it.state == InstanceState::Running, told(&it)),
             },
             Step::Delete => match absent(client.find_instance(IT).await)? {
-                None => done(client.volumes().await?.is_empty(), Sight::UnderWay("its volume is there".into())),
+                None => {
+                    done(client.volumes().await?.is_empty(), Sight::UnderWay("its volume is there".into()))
+                }
                 Some(it) if it.state == InstanceState::Deleting => told(&it),
                 Some(_) => Sight::Unordered,
             },
@@ -166,7 +182,10 @@ impl Step {
             }
             Step::Exchange(_) | Step::Move(_) => {
                 let it = client.find_instance(IT).await?;
-                let open = client.exchanges(it.id).await?.iter().any(|e| e.ended_at.is_none());
+                let exchanges = client.exchanges(it.id).await?;
+                let open = exchanges.iter().any(|e| e.ended_at.is_none());
+                let newest = exchanges.iter().max_by_key(|e| e.started_at);
+                let failed = newest.filter(|e| e.phase == ExchangePhase::Failed);
                 let there = match self {
                     Step::Exchange(kind) => it.body == kind,
                     Step::Move(to) => it.host_name.as_ref() == Some(&lab.names[to]),
@@ -175,7 +194,10 @@ impl Step {
                 match (open, there) {
                     (false, true) => done(it.state == InstanceState::Running, told(&it)),
                     (true, _) => told(&it),
-                    (false, false) => Sight::Unordered,
+                    (false, false) => match failed {
+                        Some(failed) => Sight::Failed(format!("{:?}", failed.fault)),
+                        None => Sight::Unordered,
+                    },
                 }
             }
             Step::Fail(at) => {
@@ -197,7 +219,8 @@ impl Step {
                 Some(volume) => {
                     let gib = if self == Step::Extend { 2 } else { 1 };
                     let ordered = volume.size_gib == gib;
-                    let sight = if ordered { Sight::UnderWay(format!("{volume:?}")) } else { Sight::Unordered };
+                    let sight =
+                        if ordered { Sight::UnderWay(format!("{volume:?}")) } else { Sight::Unordered };
                     done(ordered && sized(&volume, gib), sight)
                 }
             },
@@ -221,8 +244,12 @@ impl Step {
                 Some(snapshot) if snapshot.state == SnapshotState::Available => Sight::Unordered,
                 Some(snapshot) => Sight::UnderWay(format!("{snapshot:?}")),
             },
-            Step::CreateNetwork => done(absent(client.find_network(NETWORK).await)?.is_some(), Sight::Unordered),
-            Step::DeleteNetwork => done(absent(client.find_network(NETWORK).await)?.is_none(), Sight::Unordered),
+            Step::CreateNetwork => {
+                done(absent(client.find_network(NETWORK).await)?.is_some(), Sight::Unordered)
+            }
+            Step::DeleteNetwork => {
+                done(absent(client.find_network(NETWORK).await)?.is_none(), Sight::Unordered)
+            }
         })
     }
 

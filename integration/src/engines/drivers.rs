@@ -38,7 +38,8 @@ pub struct MemoryBodies {
 impl MemoryBodies {
     async fn ask(&self, call: Call) -> Result<Reply, DriverError> {
         let doing = format!("{} ({})", call.name(), self.kind);
-        let refused = |message: String| DriverError::EngineRefused { engine: ENGINE, doing: doing.clone(), message };
+        let refused =
+            |message: String| DriverError::EngineRefused { engine: ENGINE, doing: doing.clone(), message };
         match tokio::time::timeout(LIMIT, self.port.call(call)).await {
             Err(_) => Err(DriverError::EngineTimeout { engine: ENGINE, doing, limit: LIMIT }),
             Ok(Err(source)) => Err(DriverError::EngineDown { engine: ENGINE, doing, source }),
@@ -226,12 +227,26 @@ fn seen(volume: Volume) -> ObservedVolume {
     }
 }
 
-/// A volume's bytes in a file: the count as text.
+/// The header of a qcow2 image, version 3, as far as an agent checks it; the count follows as text.
+const QCOW2: [u8; 112] = {
+    let mut header = [0; 112];
+    (header[0], header[1], header[2], header[3], header[7]) = (b'Q', b'F', b'I', 0xfb, 3);
+    header
+};
+
+/// A volume's bytes in a file: the count as text, behind a header where the format has one.
+fn write_bytes(file: &Path, format: DiskFormat, bytes: u64) -> std::io::Result<()> {
+    let mut all = if format == DiskFormat::Qcow2 { QCOW2.to_vec() } else { Vec::new() };
+    all.extend(bytes.to_string().into_bytes());
+    std::fs::write(file, all)
+}
+
 fn read_bytes(file: &Path) -> Result<u64, StorageError> {
     let io = |source| StorageError::Io { operation: "read", object: file.display().to_string(), source };
-    let text = std::fs::read_to_string(file).map_err(io)?;
+    let all = std::fs::read(file).map_err(io)?;
+    let count = all.strip_prefix(QCOW2.as_slice()).unwrap_or(&all);
     // Not written by an engine in memory: an uploaded image, say.
-    Ok(text.trim().parse().unwrap_or_default())
+    Ok(std::str::from_utf8(count).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default())
 }
 
 #[async_trait]
@@ -258,7 +273,9 @@ impl VolumeDriver for MemoryVolumes {
         let from = match &spec.source {
             None => None,
             Some(Source::Copy { of, .. }) => Some(Origin::Copy(*of)),
-            Some(Source::Disk { file, .. }) => Some(Origin::Bytes(read_bytes(file)?)),
+            Some(Source::Disk { file, .. } | Source::Moved { file, .. }) => {
+                Some(Origin::Bytes(read_bytes(file)?))
+            }
         };
         let call = Call::EnsureVolume { id: spec.id, size_bytes: spec.size_bytes, from };
         self.ask(spec.id, call).await.map(drop)
@@ -283,12 +300,12 @@ impl VolumeDriver for MemoryVolumes {
         self.ask(id, Call::Snapshot { of: id, id: snapshot }).await.map(drop)
     }
 
-    async fn export(&self, id: Uuid, to: &Path, _: DiskFormat, _: &Quiesce) -> Result<(), StorageError> {
+    async fn export(&self, id: Uuid, to: &Path, format: DiskFormat, _: &Quiesce) -> Result<(), StorageError> {
         let Reply::Bytes(bytes) = self.ask(id, Call::Read { id }).await? else {
             return Err(StorageError::Unknown { id });
         };
         let io = |source| StorageError::Io { operation: "write", object: to.display().to_string(), source };
-        std::fs::write(to, bytes.to_string()).map_err(io)
+        write_bytes(to, format, bytes).map_err(io)
     }
 
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
@@ -298,5 +315,22 @@ impl VolumeDriver for MemoryVolumes {
             BinOrder::Purge => Bin::Purge,
         };
         self.ask(id, Call::Bin { id, order }).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_travel_in_either_format() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bytes");
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            write_bytes(&file, format, 42).unwrap();
+            assert_eq!(read_bytes(&file).unwrap(), 42, "{format:?}");
+        }
+        std::fs::write(&file, [0; 4096]).unwrap();
+        assert_eq!(read_bytes(&file).unwrap(), 0, "somebody else's");
     }
 }

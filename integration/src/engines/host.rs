@@ -3,8 +3,8 @@
 
 use super::calls::{Bin, Body, Call, Origin, Reply, State, Volume};
 use super::registry::Registry;
-use amphi_api::instance::BodyKind;
 use amphi_api::InstanceId;
+use amphi_api::instance::BodyKind;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,6 +133,15 @@ impl HostEngines {
         Engine::ALL.into_iter().for_each(|engine| self.hang(engine, false));
     }
 
+    /// A member of every set here has ended and was started again: news, and nothing to do.
+    pub fn stir(&self) {
+        for body in self.held().bodies.values_mut() {
+            if let Some(member) = body.members.first_mut() {
+                member.restarts += 1;
+            }
+        }
+    }
+
     /// Calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
@@ -225,9 +234,10 @@ impl HostEngines {
                 Reply::Done
             }
             Call::Attach { id, .. } | Call::Detach { id } | Call::Read { id } | Call::Bin { id, .. } => {
-                let writer = held.bodies.values().find(|b| {
-                    b.state != State::Stopped && b.writes.iter().any(|v| v.0 == id)
-                });
+                let writer = held
+                    .bodies
+                    .values()
+                    .find(|b| b.state != State::Stopped && b.writes.iter().any(|v| v.0 == id));
                 let writer = writer.map(|b| b.instance);
                 let Some(volume) = held.volumes.get_mut(&id) else {
                     let gone = matches!(call, Call::Detach { .. } | Call::Bin { order: Bin::Purge, .. });
@@ -275,7 +285,8 @@ impl HostEngines {
             None if held.full => return Reply::Refused("no space left on device".to_owned()),
             _ => {}
         }
-        if let Some(volume) = body.writes.iter().find(|v| !held.volumes.get(&v.0).is_some_and(|v| v.attached)) {
+        if let Some(volume) = body.writes.iter().find(|v| !held.volumes.get(&v.0).is_some_and(|v| v.attached))
+        {
             return Reply::Refused(format!("volume {volume} is not attached"));
         }
         if body.state == State::Suspended {
@@ -309,8 +320,15 @@ fn ensure_volume(held: &mut Held, id: Uuid, size_bytes: u64, from: Option<Origin
             None => return Reply::Unknown,
         },
     };
-    let volume =
-        Volume { id, snapshot_of: None, size_bytes, trashed_at: None, attached: false, mounted: false, bytes };
+    let volume = Volume {
+        id,
+        snapshot_of: None,
+        size_bytes,
+        trashed_at: None,
+        attached: false,
+        mounted: false,
+        bytes,
+    };
     held.volumes.insert(id, volume);
     Reply::Done
 }

@@ -81,7 +81,11 @@ async fn until_right<F: Future<Output = Result<Vec<String>>>>(
             let log = cloud.controller.lock().await.log().unwrap_or_default();
             let log: Vec<_> = log.lines().collect();
             let log = log[log.len().saturating_sub(60)..].join("\n");
-            bail!("{what}, not within {} s:\n{}\n--- controller:\n{log}{hosts}", REST.as_secs(), wrong.join("\n"));
+            bail!(
+                "{what}, not within {} s:\n{}\n--- controller:\n{log}{hosts}",
+                REST.as_secs(),
+                wrong.join("\n")
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -121,7 +125,10 @@ pub async fn all_as_acknowledged(cloud: &Cloud, clients: &[Arc<StormClient>]) ->
         let networks: BTreeSet<_> = cloud.client.networks().await?.into_iter().map(|n| n.id).collect();
         for exchange in cloud.client.all_exchanges().await? {
             if exchange.ended_at.is_none() {
-                wrong.push(format!("exchange of {} is {:?}: {:?}", exchange.instance, exchange.phase, exchange.fault));
+                wrong.push(format!(
+                    "exchange of {} is {:?}: {:?}",
+                    exchange.instance, exchange.phase, exchange.fault
+                ));
             }
         }
         for client in clients {
@@ -236,9 +243,11 @@ pub async fn gone_without_a_trace(cloud: &Cloud) -> Result<()> {
         for host in &cloud.hosts {
             let host = host.lock().await;
             left.extend(host.engines.leftovers());
-            left.extend(remembered(&host.state().join("ledger.json")).into_iter().map(|what| {
-                format!("{} remembers {what}", host.name())
-            }));
+            left.extend(
+                remembered(&host.state().join("ledger.json"))
+                    .into_iter()
+                    .map(|what| format!("{} remembers {what}", host.name())),
+            );
         }
         Ok(left)
     })
@@ -251,7 +260,8 @@ fn remembered(ledger: &std::path::Path) -> Vec<String> {
     let Some(pages): Option<serde_json::Value> = read else { return vec!["nothing at all".to_owned()] };
     let mut left = Vec::new();
     let mut holds = |what: &str, value: &serde_json::Value| {
-        let empty = value.as_array().is_none_or(Vec::is_empty) && value.as_object().is_none_or(|o| o.is_empty());
+        let empty =
+            value.as_array().is_none_or(Vec::is_empty) && value.as_object().is_none_or(|o| o.is_empty());
         if !empty {
             left.push(format!("{what}: {value}"));
         }

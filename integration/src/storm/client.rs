@@ -61,11 +61,8 @@ fn body(kind: BodyKind) -> serde_json::Value {
 
 impl StormClient {
     pub fn new(cloud: Arc<Cloud>, number: u64) -> Self {
-        let beliefs = Beliefs {
-            instances: vec![None; INSTANCES],
-            volumes: vec![None; VOLUMES],
-            ..Beliefs::default()
-        };
+        let beliefs =
+            Beliefs { instances: vec![None; INSTANCES], volumes: vec![None; VOLUMES], ..Beliefs::default() };
         Self { cloud, number, beliefs: Mutex::new(beliefs) }
     }
 
@@ -106,7 +103,8 @@ impl StormClient {
             | Order::Move { slot, .. }
             | Order::Cancel { slot } => self.order_instance(slot, order).await,
             Order::CreateVolume { slot } => {
-                let request = VolumeCreate { name: name.clone(), size_gib: Some(1), snapshot: None, host: None };
+                let request =
+                    VolumeCreate { name: name.clone(), size_gib: Some(1), snapshot: None, host: None };
                 let made = self.cloud.client.create_volume(&request).await.map(|v| v.id);
                 let outcome = judge(&self.cloud, "create volume", made);
                 let thing = Thing::created(name, &outcome);
@@ -171,8 +169,11 @@ impl StormClient {
         let mut beliefs = self.beliefs();
         let old = beliefs.instances[slot].take();
         beliefs.old_instances.extend(old);
-        beliefs.instances[slot] = Thing::created(name, &outcome)
-            .map(|thing| InstanceBelief { thing, power: Some(Power::On), address });
+        beliefs.instances[slot] = Thing::created(name, &outcome).map(|thing| InstanceBelief {
+            thing,
+            power: Some(Power::On),
+            address,
+        });
     }
 
     async fn order_instance(&self, slot: usize, order: Order) {
@@ -203,7 +204,11 @@ impl StormClient {
                 None
             }
             Order::Exchange { to, .. } => {
-                judge(cloud, "exchange", client.create_exchange(id, &ExchangeCreate { to, body: None }).await);
+                judge(
+                    cloud,
+                    "exchange",
+                    client.create_exchange(id, &ExchangeCreate { to, body: None }).await,
+                );
                 None
             }
             Order::Move { to, .. } => {

@@ -57,8 +57,9 @@ impl Cloud {
                 "mkdir -p {0}/$AMPHI_FENCE_HOST; while [ -d {0}/$AMPHI_FENCE_HOST ]; do sleep 0.02; done",
                 fences.display()
             );
-            settings +=
-                &format!("[fence.{name}]\ndriver = \"command\"\nargv = [\"/bin/sh\", \"-c\", '''{script}''']\n");
+            settings += &format!(
+                "[fence.{name}]\ndriver = \"command\"\nargv = [\"/bin/sh\", \"-c\", '''{script}''']\n"
+            );
         }
         let programs = program.parent().context("the program has no directory")?;
         let controller = Controller::start_in(programs, folder.clone(), &settings)?;

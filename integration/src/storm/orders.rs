@@ -10,21 +10,53 @@ pub const VOLUMES: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
-    CreateInstance { slot: usize, first: BodyKind, volume: bool, fresh: bool },
-    DeleteInstance { slot: usize, volume: bool },
-    Stop { slot: usize },
-    Start { slot: usize },
-    Restart { slot: usize },
-    Exchange { slot: usize, to: BodyKind },
+    CreateInstance {
+        slot: usize,
+        first: BodyKind,
+        volume: bool,
+        fresh: bool,
+    },
+    DeleteInstance {
+        slot: usize,
+        volume: bool,
+    },
+    Stop {
+        slot: usize,
+    },
+    Start {
+        slot: usize,
+    },
+    Restart {
+        slot: usize,
+    },
+    Exchange {
+        slot: usize,
+        to: BodyKind,
+    },
     /// To the host of this number; none: wherever.
-    Move { slot: usize, to: Option<usize> },
-    Cancel { slot: usize },
-    CreateVolume { slot: usize },
+    Move {
+        slot: usize,
+        to: Option<usize>,
+    },
+    Cancel {
+        slot: usize,
+    },
+    CreateVolume {
+        slot: usize,
+    },
     /// To one GiB more than now.
-    Extend { slot: usize },
-    Snapshot { slot: usize },
-    DeleteSnapshot { slot: usize },
-    DeleteVolume { slot: usize },
+    Extend {
+        slot: usize,
+    },
+    Snapshot {
+        slot: usize,
+    },
+    DeleteSnapshot {
+        slot: usize,
+    },
+    DeleteVolume {
+        slot: usize,
+    },
     CreateNetwork,
     DeleteNetwork,
 }

@@ -240,6 +240,8 @@ async fn deleted_on_the_way_it_goes_when_the_host_with_its_body_says_so() {
         }
         cloud.ops.delete_instance(P, before.id, VolumeFate::Keep).await.unwrap();
         assert_eq!(phase(&cloud, &one), Phase::Failed);
+        let stones = told(&cloud, [h1, h2]).map(|(_, _, stone)| stone);
+        assert_eq!(stones, [leave != Phase::Switching, true], "{leave:?}: what was ready goes too");
         let (holder, other) = if leave == Phase::Switching { (h2, h1) } else { (h1, h2) };
         cloud.obey(other).await;
         assert_eq!(cloud.ops.world().read().instances.len(), 1, "{leave:?}: its body may still be there");
@@ -263,7 +265,32 @@ async fn a_lost_host_ends_it() {
     assert_eq!(claims(&cloud, [h1, h2]), [0, 1]);
     cloud.obey(h2).await;
     let after = cloud.show(&before);
-    assert_eq!((after.state, after.host, after.epoch), (InstanceState::Running, Some(h2), 2));
+    assert_eq!(
+        (after.state, after.host, after.epoch),
+        (InstanceState::Running, Some(h2), 3),
+        "2 was promised"
+    );
+}
+
+/// Its body may still run on the host that it leaves: nobody else starts it before that one has said that it does not.
+#[tokio::test]
+async fn a_host_that_is_lost_on_the_way_to_it_starts_nothing_elsewhere_too_soon() {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    let before = running(&cloud).await;
+    let one = cloud.ops.create_move(P, before.id, &to(json!({}))).await.unwrap();
+    cloud.obey(h2).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Leaving);
+    cloud.down(h2).await;
+    assert!(cloud.ops.evacuate(h2).await.unwrap().moved.is_empty());
+    assert_eq!(told(&cloud, [h1, h2])[0], (false, false, true));
+    cloud.obey(h1).await;
+    assert_eq!(cloud.ops.evacuate(h2).await.unwrap().moved.len(), 1);
+    assert_eq!(seen(&cloud, &one).fault.unwrap().code, "host_lost");
+    assert_eq!(claims(&cloud, [h1, h2]), [1, 0]);
+    cloud.obey(h1).await;
+    let after = cloud.show(&before);
+    assert_eq!((after.state, after.host, after.epoch), (InstanceState::Running, Some(h1), 3));
 }
 
 #[tokio::test]
