@@ -5,7 +5,7 @@ use amphi_api::client::ClientError;
 use amphi_api::failover::FailoverPhase;
 use amphi_api::host::HostState;
 use amphi_api::instance::{
-    BodyKind, ExchangeCreate, Instance, InstanceCreate, InstanceState, MoveCreate, Power,
+    BodyKind, ExchangeCreate, ExchangePhase, Instance, InstanceCreate, InstanceState, MoveCreate, Power,
 };
 use amphi_api::network::NetworkCreate;
 use amphi_api::volume::{SnapshotCreate, SnapshotState, Volume, VolumeCreate, VolumeState};
@@ -96,7 +96,7 @@ pub const SCENARIOS: [Scenario; 7] = [
             "exchange=switching",
             "exchange=done",
         ],
-        calls: &["prepare", "stop", "read", "remove", "ensure volume", "ensure", "bin"],
+        calls: &["prepare", "stop", "read", "remove", "ensure volume", "ensure"],
     },
     Scenario {
         name: "failover",

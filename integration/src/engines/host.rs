@@ -105,15 +105,18 @@ impl HostEngines {
         self.held().full = full;
     }
 
-    /// Set or taken away. What sprang the last one is forgotten.
-    pub fn set_trap(&self, trap: Option<Trap>) {
+    pub fn set_trap(&self, trap: Trap) {
         let mut held = self.held();
-        (held.trap, held.trap_seen, held.sprung) = (trap, 0, None);
+        (held.trap, held.trap_seen) = (Some(trap), 0);
     }
 
-    /// The call that the trap has sprung at.
+    pub fn unset_trap(&self) {
+        self.held().trap = None;
+    }
+
+    /// The call that the trap has sprung at; told once.
     pub fn sprung(&self) -> Option<&'static str> {
-        self.held().sprung
+        self.held().sprung.take()
     }
 
     /// All that runs has ended; what is on disks stays.

@@ -9,6 +9,7 @@ mod life;
 mod moves;
 mod placement;
 mod servers;
+mod sums;
 mod volume_journeys;
 mod volumes;
 
