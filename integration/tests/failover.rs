@@ -1,0 +1,186 @@
+//! Hosts that fail, on real engines: what lived there answers at the same addresses from elsewhere; a host that wakes up
+//! too late is heard by nobody, and buries what it held; nothing answers twice.
+
+use amphi_api::failover::{FailoverCause, FailoverFate};
+use amphi_api::host::HostState;
+use amphi_api::instance::{BodyKind, Instance};
+use amphi_integration::failing::{PEER, Stage, address, request, set, vm};
+use amphi_integration::lab::Layout;
+use amphi_integration::probe::uptime_ms;
+use amphi_integration::wait::{Seen, until};
+use anyhow::{Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+
+/// A frozen host that has ended by its lease is left asleep for so long beyond the failover's end.
+const ASLEEP: Duration = Duration::from_secs(1);
+/// How long a host that has woken up is listened for: until it is let in again, and this.
+const LISTEN: Duration = Duration::from_secs(2);
+
+fn stage(name: &str) -> Result<Stage> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
+    ensure!(images.exists(), "{} is missing: make images", images.display());
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))?;
+    let stage = Stage::up(layout, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), 3, |_| {})?;
+    stage.warm(&["h1", "h2", PEER])?;
+    Ok(stage)
+}
+
+fn addresses(instances: &[&Instance]) -> Result<Vec<String>> {
+    instances.iter().map(|i| address(i)).collect()
+}
+
+/// A power cut under sets and a VM; the return; then the same again with the zombie's rounds.
+#[test]
+fn what_lived_on_a_dead_host_lives_elsewhere_and_nothing_answers_twice() -> Result<()> {
+    let stage = stage("failover-lab")?;
+    power_cut(&stage)?;
+    for round in 1..=2 {
+        zombie(&stage, round)?;
+    }
+    stage.down()
+}
+
+/// The long form of the zombie's story: `make chaos` runs it.
+#[test]
+#[ignore = "a hundred rounds: make chaos"]
+fn a_hundred_zombies() -> Result<()> {
+    let rounds = std::env::var("AMPHI_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let stage = stage("zombies-lab")?;
+    for round in 1..=rounds {
+        zombie(&stage, round)?;
+    }
+    stage.down()
+}
+
+fn power_cut(stage: &Stage) -> Result<()> {
+    println!("power cut under sets and a VM");
+    let one = stage.create(&request("one", vec![set()], Some("h1")))?;
+    let two = stage.create(&request("two", vec![set()], Some("h1")))?;
+    let mut with_volume = request("bound", vec![set()], Some("h1"));
+    with_volume.volume =
+        Some(amphi_api::instance::InstanceVolume { size_gib: Some(1), name: None, id: None });
+    let bound = stage.create(&with_volume)?;
+    let machine = stage.create(&request("machine", vec![vm()], Some("h1")))?;
+    let watched = addresses(&[&one, &two, &machine])?;
+    let (watcher, probe) = stage.watch(&watched)?;
+    let outage = stage.fail("h1", &probe, &watched, || stage.lab.power_cut("h1"))?;
+    println!("  answered after {:?} ms", outage.answered);
+    for was in [&one, &two, &machine] {
+        let now = stage.runs(was.id)?;
+        ensure!(now.epoch > was.epoch && now.host != was.host, "{} should be elsewhere: {now:?}", was.name);
+        ensure!(now.addresses == was.addresses, "{} keeps its addresses: {now:?}", was.name);
+    }
+    ensure!(outage.failover.cause == FailoverCause::LeaseEnded, "{:?}", outage.failover);
+    let fate = outage.failover.instances.iter().find(|i| i.instance == bound.id).map(|i| i.fate.clone());
+    ensure!(matches!(fate, Some(FailoverFate::Waiting { .. })), "its volume is there: {fate:?}");
+    ensure!(stage.host("h1")?.state == HostState::Down && stage.host("h1")?.barred_since.is_some());
+
+    println!("the host returns, buries what moved, is let in, and takes up what waited");
+    let returned = uptime_ms()?;
+    stage.lab.restore("h1", |_| {})?;
+    stage.host_is_back("h1")?;
+    for was in [&one, &two, &machine] {
+        stage.buried("h1", was.id)?;
+    }
+    let back = stage.runs(bound.id)?;
+    ensure!(back.host_name.as_deref() == Some("h1") && back.epoch == bound.epoch, "{back:?}");
+    for address in &watched {
+        ensure!(probe.count("twice", address, 0)? == 0, "{address} was answered twice");
+        ensure!(
+            probe.count("silent", address, returned)? == 0,
+            "{address} fell silent when the host returned"
+        );
+    }
+    for instance in [&one, &two, &bound, &machine, &watcher] {
+        stage.delete(instance.id)?;
+    }
+    Ok(())
+}
+
+/// A host frozen past its lease, failed over, thawed: what it held had talked all the time, and is not heard any more.
+fn zombie(stage: &Stage, round: u32) -> Result<()> {
+    let loud = stage.create(&request("loud", vec![set()], Some("h1")))?;
+    let watched = addresses(&[&loud])?;
+    let (watcher, probe) = stage.watch(&watched)?;
+    // The old body alone calls, so whoever calls later is the old body.
+    let call = format!("exec ping -i 0.02 {}", address(&watcher)?);
+    let container = format!("amphi-{}-only", loud.id);
+    let docker =
+        ["/usr/bin/docker", "-H", "unix:///run/docker.sock", "exec", "-d", &container, "sh", "-c", &call];
+    stage.lab.run("h1", &docker)?;
+    until("the old body is heard", Duration::from_secs(20), || {
+        let heard = probe.count("calls", &watched[0], 0)?;
+        Ok(if heard > 3 { Seen::Enough(()) } else { Seen::Not(format!("{heard} calls")) })
+    })?;
+    let outage = stage.fail("h1", &probe, &watched, || stage.lab.pause("h1"))?;
+    std::thread::sleep(ASLEEP);
+    let woken = uptime_ms()?;
+    stage.lab.resume("h1")?;
+    stage.host_is_back("h1")?;
+    stage.buried("h1", loud.id)?;
+    std::thread::sleep(LISTEN);
+    let moved = outage.cut + outage.answered[0];
+    let (calls, twice) = (probe.count("calls", &watched[0], moved)?, probe.count("twice", &watched[0], 0)?);
+    let silent = probe.count("silent", &watched[0], woken)?;
+    println!(
+        "  round {round}: answered after {} ms; the woken host was heard {calls} times, {twice} second answers",
+        outage.answered[0]
+    );
+    ensure!(calls == 0, "the old body called {calls} times after the new one had answered");
+    ensure!(twice == 0 && silent == 0, "{twice} second answers, {silent} silences after the host woke up");
+    stage.delete(loud.id)?;
+    stage.delete(watcher.id)
+}
+
+/// Where only the other kind of body has room, that is what the instance becomes; what has no room gets it later.
+#[test]
+fn the_other_kind_of_body_where_only_that_has_room() -> Result<()> {
+    let stage = stage("kinds-lab")?;
+    let either = stage.create(&request("either", vec![set(), vm()], Some("h1")))?;
+    let only = stage.create(&request("only-set", vec![set()], Some("h1")))?;
+    ensure!(either.body == BodyKind::Set, "the preferred body: {either:?}");
+    let watched = addresses(&[&either])?;
+    let (watcher, probe) = stage.watch(&watched)?;
+    // The third host is full; the second has lost its Docker.
+    let spec = stage.host(PEER)?.spec.ok_or_else(|| anyhow::anyhow!("{PEER} says nothing of itself"))?;
+    let claims = stage.host(PEER)?.claims;
+    let mut ballast = request("ballast", vec![set()], Some(PEER));
+    ballast.memory_mib = spec.memory_mib - spec.reserved_memory_mib - claims.memory_mib;
+    let ballast = stage.create(&ballast)?;
+    stage.lab.kill("h2", "dockerd", nix::sys::signal::Signal::SIGKILL)?;
+    stage.host_in("h2", |h| {
+        let docker = h.spec.iter().flat_map(|s| &s.engines);
+        docker.into_iter().any(|e| e.name == amphi_api::host::EngineName::Docker && e.trouble.is_some())
+    })?;
+    let before = stage.last_failover("h1")?;
+    let cut = uptime_ms()?;
+    stage.lab.power_cut("h1")?;
+    let failover = stage.failover("h1", before)?;
+    let now = stage.until(either.id, "a VM elsewhere", |i| {
+        i.body == BodyKind::Vm && i.host_name.as_deref() == Some("h2")
+    })?;
+    ensure!(now.addresses == either.addresses, "{now:?}");
+    until("the VM answers", Duration::from_secs(60), || {
+        let at = probe.answered_after(&watched[0], cut)?;
+        Ok(at.map_or_else(
+            || Seen::Not("silent".to_owned()),
+            |at| {
+                println!("  as a VM after {} ms", at.saturating_sub(cut));
+                Seen::Enough(())
+            },
+        ))
+    })?;
+    ensure!(stage.show(only.id)?.host == only.host, "no other host can run it");
+    stage.lab.start("h2", "dockerd")?;
+    let now = stage.runs(only.id)?;
+    ensure!(now.host_name.as_deref() == Some("h2"), "it goes where there is room at last: {now:?}");
+    let told = stage.failover_done(failover.id)?;
+    ensure!(told.instances.len() == 2, "{told:?}");
+    stage.lab.restore("h1", |_| {})?;
+    stage.host_is_back("h1")?;
+    for instance in [&either, &only, &ballast, &watcher] {
+        stage.delete(instance.id)?;
+    }
+    stage.down()
+}
