@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
-.PHONY: run up down test tempest bench fuzz lint install build images clients
+.PHONY: run up down test tempest bench chaos fuzz lint install build images clients
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
@@ -29,6 +29,11 @@ tempest: install
 bench: install build images
 	target/debug/amphi-lab bench-services
 	$(LAB) bench
+
+# Hosts that fail in every way that docs/failover.md names. The long form:
+# make chaos CHAOS="--rounds 100 --instances 50 --outage 600 --minutes 120"
+chaos: install build images
+	$(LAB) chaos $(CHAOS)
 
 # The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
 fuzz: install build

@@ -20,9 +20,11 @@ use crate::wait::{Seen, seen, until};
 
 /// The host from which the others are watched.
 pub const PEER: &str = "h3";
-/// The set on it.
+/// The set on it, and where it is called.
 const WATCHER: &str = "watcher";
+const WATCHER_ADDRESS: &str = "10.7.0.250";
 const NET: &str = "blue";
+const DOCKER: [&str; 3] = ["/usr/bin/docker", "-H", "unix:///run/docker.sock"];
 /// Longer than anything takes that works.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Fails a host over, and starts a set, on a busy machine.
@@ -184,7 +186,9 @@ impl Stage {
 
     /// A voice on the third host, asking these addresses.
     pub fn watch(&self, addresses: &[String]) -> Result<(Instance, Probe)> {
-        let watcher = self.create(&request(WATCHER, vec![set()], Some(PEER)))?;
+        let mut order = request(WATCHER, vec![set()], Some(PEER));
+        order.networks[0].address = Some(WATCHER_ADDRESS.parse()?);
+        let watcher = self.create(&order)?;
         let probe = Probe::start(&self.lab, PEER, watcher.id, "only", addresses)?;
         probe.all_answer(addresses, PATIENCE)?;
         Ok((watcher, probe))
@@ -219,13 +223,29 @@ impl Stage {
     /// What Docker and libvirt of a host hold of an instance that moved away: nothing, after a while.
     pub fn buried(&self, host: &str, id: InstanceId) -> Result<()> {
         until(&format!("{host} has buried {id}"), PATIENCE, || {
-            let docker =
-                ["/usr/bin/docker", "-H", "unix:///run/docker.sock", "ps", "-a", "--format", "{{.Names}}"];
+            let docker = [&DOCKER[..], &["ps", "-a", "--format", "{{.Names}}"]].concat();
             let mut held = self.lab.run(host, &docker)?;
             held +=
                 &self.lab.run(host, &["virsh", "--connect", "qemu:///system", "list", "--all", "--name"])?;
             Ok(seen(!held.contains(&id.to_string()), || held.clone()))
         })
+    }
+
+    /// What the host's lease process has written down.
+    pub fn lease(&self, host: &str) -> Result<serde_json::Value> {
+        serde_json::from_str(&self.lab.run(host, &["cat", "/run/amphi/lease"])?).context("a lease")
+    }
+
+    pub fn lease_is(&self, host: &str, state: &str, limit: Duration) -> Result<()> {
+        until(&format!("the lease of {host} is {state}"), limit, || {
+            let lease = self.lease(host)?;
+            Ok(seen(lease["state"] == state, || lease.to_string()))
+        })
+    }
+
+    /// Changes with each power cut and each fence.
+    pub fn boot(&self, host: &str) -> Result<String> {
+        self.lab.run(host, &["cat", "/run/amphi/boot"])
     }
 
     pub fn down(self) -> Result<()> {
@@ -243,7 +263,22 @@ pub fn address(instance: &Instance) -> Result<String> {
 
 /// A set of one member that does nothing.
 pub fn set() -> BodySpec {
-    let command = ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done"];
+    member("trap exit TERM; while :; do sleep 1000 & wait $!; done")
+}
+
+/// A set that calls the watcher fifty times a second, in a voice that each of its bodies draws anew.
+pub fn loud() -> BodySpec {
+    let draw = |bytes: u8| format!("$(head -c {bytes} /dev/urandom | od -An -tu{bytes})");
+    member(&format!(
+        "trap 'kill $!; exit' TERM; s=$((64 + {} % 1300)) t=$((64 + {} % 128)); \
+         while :; do ping -q -i 0.02 -s $s -t $t {WATCHER_ADDRESS} & wait $!; done",
+        draw(2),
+        draw(1)
+    ))
+}
+
+fn member(script: &str) -> BodySpec {
+    let command = ["/bin/sh", "-c", script];
     let member = MemberSpec {
         name: "only".into(),
         index: 0,

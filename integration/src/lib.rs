@@ -3,6 +3,7 @@
 
 pub mod alone;
 pub mod bench;
+pub mod chaos;
 pub mod crash;
 pub mod engines;
 pub mod face;

@@ -90,6 +90,9 @@ enum Verb {
         #[arg(long, default_value_t = 8)]
         clients: u64,
     },
+    /// Break hosts in every way that the promises name, on a lab of its own, and look all the time; prints a table, and fails
+    /// when an invariant does not hold
+    Chaos(amphi_integration::chaos::Options),
     /// Measure placement alone: decisions a second at 10, 100, 1,000 and 10,000 hosts
     BenchPlacement,
     /// End the lab and remove what it made
@@ -213,6 +216,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let program = own_program()?;
             amphi_integration::bench::run(layout, &program, rounds, &only, show)?;
         }
+        Verb::Chaos(options) => amphi_integration::chaos::run(layout, &own_program()?, &options, show)?,
         Verb::BenchServices { hosts, servers } => {
             amphi_integration::bench::services::run(&own_program()?, hosts, servers)?;
         }

@@ -1,12 +1,12 @@
 //! One voice that asks many addresses by ping, all the time, and writes down when each began to answer, fell silent,
 //! answered twice, or called by itself. It runs in a guest's network namespace; everything else reads its log.
 //!
-//! A line of the log: `MILLISECONDS WORD ADDRESS`, the time being the machine's since its boot (`/proc/uptime`), so that
-//! all processes of the machine mean the same by it.
+//! A line of the log: `MILLISECONDS WORD ADDRESS`, the time being the machine's since its boot, so that all processes of the
+//! machine mean the same by it.
 //! - `answers`: the first answer ever, or after a silence.
 //! - `silent`: no answer since this moment, and longer than [`SILENCE`].
 //! - `twice`: a second answer to one question: two bodies have this address.
-//! - `calls`: a question came from this address (at most one line in [`CALLS`]).
+//! - `calls`: a question came from this address; the number after it is the voice (see [`Voice`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,6 +23,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto, setsockopt,
     socket, sockopt,
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::lab::{Background, Lab, own_program};
 use crate::wait::{Seen, until};
@@ -31,8 +32,6 @@ use crate::wait::{Seen, until};
 pub const EVERY: Duration = Duration::from_millis(50);
 /// Without an answer for so long an address counts as silent.
 const SILENCE: Duration = Duration::from_millis(300);
-/// Between two lines that say that an address calls.
-const CALLS: Duration = Duration::from_millis(100);
 /// An answer may come so much later than its question, at most.
 const LATE: usize = 64;
 
@@ -41,16 +40,14 @@ const ECHO_REQUEST: u8 = 8;
 
 /// Milliseconds since the machine's boot.
 pub fn uptime_ms() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/uptime").context("read /proc/uptime")?;
-    let seconds: f64 = text.split(' ').next().unwrap_or_default().parse().context("/proc/uptime")?;
-    Ok((seconds * 1000.0) as u64)
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).context("ask the clock")?;
+    Ok(time.tv_sec() as u64 * 1000 + time.tv_nsec() as u64 / 1_000_000)
 }
 
 #[derive(Default)]
 struct Heard {
     last: Option<u64>,
     answering: bool,
-    called: Option<u64>,
     /// Which of the newest questions were answered, by sequence number modulo [`LATE`].
     answered: Vec<Option<u16>>,
 }
@@ -116,17 +113,17 @@ fn listen(socket: &OwnedFd, id: u16, heard: &mut BTreeMap<Ipv4Addr, Heard>, log:
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
             Err(error) => return Err(error).context("hear answers"),
         };
-        let Some((from, kind, their_id, sequence)) = parse(&buffer[..length]) else { continue };
-        let Some(one) = heard.get_mut(&from) else { continue };
+        let Some(echo) = parse(&buffer[..length]) else { continue };
+        let Some(one) = heard.get_mut(&echo.from) else { continue };
         let now = uptime_ms()?;
-        let word = match kind {
-            ECHO_REQUEST if one.called.is_none_or(|at| now >= at + CALLS.as_millis() as u64) => {
-                one.called = Some(now);
-                "calls"
+        let word = match echo.kind {
+            ECHO_REQUEST => {
+                writeln!(log, "{now} calls {} {}", echo.from, echo.voice).context("write the log")?;
+                continue;
             }
-            ECHO_REPLY if their_id == id => {
-                let slot = &mut one.answered[usize::from(sequence) % LATE];
-                let twice = slot.replace(sequence) == Some(sequence);
+            ECHO_REPLY if echo.id == id => {
+                let slot = &mut one.answered[usize::from(echo.sequence) % LATE];
+                let twice = slot.replace(echo.sequence) == Some(echo.sequence);
                 one.last = Some(now);
                 let first = !std::mem::replace(&mut one.answering, true);
                 match (twice, first) {
@@ -137,17 +134,64 @@ fn listen(socket: &OwnedFd, id: u16, heard: &mut BTreeMap<Ipv4Addr, Heard>, log:
             }
             _ => continue,
         };
-        writeln!(log, "{now} {word} {from}").context("write the log")?;
+        writeln!(log, "{now} {word} {}", echo.from).context("write the log")?;
     }
 }
 
-/// Sender, type, identifier and sequence number of an echo.
-fn parse(packet: &[u8]) -> Option<(Ipv4Addr, u8, u16, u16)> {
+#[derive(Debug, PartialEq, Eq)]
+struct Echo {
+    from: Ipv4Addr,
+    kind: u8,
+    id: u16,
+    sequence: u16,
+    voice: u32,
+}
+
+fn parse(packet: &[u8]) -> Option<Echo> {
     let header = usize::from(packet.first()? & 0xf) * 4;
     let from: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-    let echo = packet.get(header..header + 8)?;
-    let number = |at: usize| u16::from_be_bytes([echo[at], echo[at + 1]]);
-    Some((from.into(), echo[0], number(4), number(6)))
+    let echo = packet.get(header..)?;
+    let number = |at: usize| Some(u16::from_be_bytes([*echo.get(at)?, *echo.get(at + 1)?]));
+    let said = u32::try_from(echo.len().checked_sub(8)?).ok()?;
+    let voice = said << 8 | u32::from(*packet.get(8)?);
+    Some(Echo { from: from.into(), kind: echo[0], id: number(4)?, sequence: number(6)?, voice })
+}
+
+/// Who calls from an address: a number that each body draws when it starts (the length of what it says, times 256, and
+/// the packet's time to live), so that two bodies of one address are told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Voice {
+    pub number: u32,
+    /// When it was heard, first and last, in milliseconds since the machine's boot.
+    pub first: u64,
+    pub last: u64,
+    pub times: usize,
+    /// How often it was heard after a later voice had begun, and how long after.
+    pub late: usize,
+    pub late_ms: u64,
+}
+
+/// The voices of an address, in the order in which they began.
+fn voices(lines: &[Line], address: &str) -> Vec<Voice> {
+    let mut found: Vec<Voice> = Vec::new();
+    for line in lines.iter().filter(|l| l.word == "calls" && l.address == address) {
+        let Some(number) = line.voice else { continue };
+        let known = found.iter().position(|v| v.number == number);
+        let next = known.and_then(|at| found.get(at + 1)).map(|v| v.first);
+        match known {
+            Some(at) => {
+                let voice = &mut found[at];
+                (voice.last, voice.times) = (line.at, voice.times + 1);
+                if let Some(next) = next {
+                    (voice.late, voice.late_ms) = (voice.late + 1, line.at.saturating_sub(next).max(1));
+                }
+            }
+            None => {
+                found.push(Voice { number, first: line.at, last: line.at, times: 1, late: 0, late_ms: 0 })
+            }
+        }
+    }
+    found
 }
 
 /// A probe that runs.
@@ -162,6 +206,8 @@ pub struct Line {
     pub at: u64,
     pub word: String,
     pub address: String,
+    /// Of a call.
+    pub voice: Option<u32>,
 }
 
 impl Probe {
@@ -233,6 +279,20 @@ impl Probe {
         Ok(own[silent..].iter().find(|l| l.word == "answers").map(|l| l.at))
     }
 
+    /// Who has called from the address, the first one first.
+    pub fn voices(&self, address: &str) -> Result<Vec<Voice>> {
+        Ok(voices(&self.lines()?, address))
+    }
+
+    /// The longest silence of an address that began later than `since`, in milliseconds; one that lasts counts until now.
+    pub fn longest_silence(&self, address: &str, since: u64) -> Result<u64> {
+        let (lines, now) = (self.lines()?, uptime_ms()?);
+        let own = || lines.iter().filter(|l| l.address == address && l.word != "calls" && l.word != "twice");
+        let silences = own().enumerate().filter(|(_, l)| l.word == "silent" && l.at >= since);
+        let lasted = |at: usize, from: u64| own().nth(at + 1).map_or(now, |l| l.at).saturating_sub(from);
+        Ok(silences.map(|(at, line)| lasted(at, line.at)).max().unwrap_or(0))
+    }
+
     /// Words of this kind about an address from a moment on.
     pub fn count(&self, word: &str, address: &str, since: u64) -> Result<usize> {
         let lines = self.lines()?;
@@ -250,12 +310,13 @@ fn own_or_lab_program() -> Result<PathBuf> {
 
 fn line(text: &str) -> Result<Line> {
     let mut words = text.split(' ');
-    let (at, word, address) = (words.next(), words.next(), words.next());
+    let (at, word, address, voice) = (words.next(), words.next(), words.next(), words.next());
     ensure!(address.is_some(), "a line of the probe that is none: {text}");
     Ok(Line {
         at: at.unwrap_or_default().parse().with_context(|| format!("the time of {text:?}"))?,
         word: word.unwrap_or_default().to_owned(),
         address: address.unwrap_or_default().to_owned(),
+        voice: voice.map(str::parse).transpose().with_context(|| format!("the voice of {text:?}"))?,
     })
 }
 
@@ -267,12 +328,27 @@ mod tests {
     fn echoes_are_read_and_summed() {
         let mut packet = vec![0x45; 20];
         packet[12..16].copy_from_slice(&[10, 9, 0, 7]);
-        packet.extend([ECHO_REPLY, 0, 0, 0, 1, 2, 3, 4]);
-        assert_eq!(parse(&packet), Some((Ipv4Addr::new(10, 9, 0, 7), ECHO_REPLY, 0x102, 0x304)));
+        packet[8] = 5;
+        packet.extend([ECHO_REPLY, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0]);
+        let (from, voice) = (Ipv4Addr::new(10, 9, 0, 7), 3 << 8 | 5);
+        let echo = Echo { from, kind: ECHO_REPLY, id: 0x102, sequence: 0x304, voice };
+        assert_eq!(parse(&packet), Some(echo));
         assert_eq!(parse(&packet[..24]), None);
         // RFC 1071's own example.
         assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
         assert_eq!(line("12 silent 10.0.0.1").unwrap().at, 12);
         assert!(line("12 silent").is_err());
+    }
+
+    #[test]
+    fn a_voice_that_is_heard_after_its_successor_is_late() {
+        let lines = |text: &str| text.lines().map(|l| line(l).unwrap()).collect::<Vec<_>>();
+        let told = |text: &str| {
+            let found = voices(&lines(text), "a");
+            found.iter().map(|v| (v.number, v.times, v.late, v.late_ms)).collect::<Vec<_>>()
+        };
+        assert_eq!(told("1 calls a 7\n2 calls a 7\n2 calls b 7\n2 calls a 8"), [(7, 2, 0, 0), (8, 1, 0, 0)]);
+        let overlapping = "1 calls a 7\n2 calls a 8\n2 calls a 7\n9 answers a\n9 calls a 7\n10 calls a 8";
+        assert_eq!(told(overlapping), [(7, 3, 2, 7), (8, 2, 0, 0)]);
     }
 }

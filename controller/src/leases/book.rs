@@ -1,9 +1,10 @@
 //! The book of leases: renewals in, verdicts out. Pure: no clock, no network, no record; time is a parameter, in
 //! milliseconds on the controller's own clock.
 //!
-//! A host that has not renewed for `doubt` is **given up**: every grant to the others from then on names it. A grant's
-//! number is a time, and names all who were given up by then; so a host that goes by a grant of that time or later (its
-//! next renewal says so) knows. Once at least half of all voters know, no majority is left that could tell the host to
+//! A host that has not renewed for `doubt` is **given up**: every grant to the others from then on names it. While most
+//! voters are missing, and for twice `doubt` after they are back, nobody is given up but who is shut out: the first to
+//! return would otherwise tip the majority against those that return a moment later. A grant's number is a time, and names
+//! all who were given up by then; so a host that goes by a grant of that time or later (its next renewal says so) knows. Once at least half of all voters know, no majority is left that could tell the host to
 //! hold out; after `settle` nothing it heard before counts any more. Then, and when its lease has run out with margin,
 //! the host has ended its guests, wherever it is: its verdict is [`Verdict::Ended`]. A renewal before takes all that back.
 //!
@@ -60,6 +61,8 @@ pub struct Book {
     /// The voters, and those before them: a host may go by an older list than the newest.
     lists: Vec<List>,
     hosts: BTreeMap<HostId, Entry>,
+    /// Since when at least half of the voters have renewed without a break.
+    quorum: Option<Millis>,
     /// When it was last looked who is given up, and who was.
     looked: Millis,
     given_up: BTreeSet<HostId>,
@@ -85,6 +88,8 @@ struct Entry {
     echoed: Option<Millis>,
     /// The newest grant that freed it from fencing itself.
     freed: Option<Millis>,
+    /// Since when every grant has named it.
+    named: Option<Millis>,
     /// When it was seen that enough voters know that it is given up.
     agreed: Option<Millis>,
 }
@@ -102,6 +107,7 @@ impl Book {
             automatic,
             lists: Vec::new(),
             hosts: BTreeMap::new(),
+            quorum: None,
             looked: now,
             given_up: BTreeSet::new(),
         }
@@ -125,6 +131,7 @@ impl Book {
                 renewed: now,
                 echoed: None,
                 freed: None,
+                named: None,
                 agreed: None,
             });
             entry.voter = known.voter;
@@ -171,7 +178,7 @@ impl Book {
         let barred = entry.shut_out();
         if !barred {
             entry.renewed = now;
-            entry.agreed = None;
+            (entry.named, entry.agreed) = (None, None);
         }
         // One that still may fence itself is freed by `freed` alone, when that is durable.
         let on = on || entry.enforces;
@@ -187,8 +194,18 @@ impl Book {
     /// Looks who is given up, and of whom enough voters know.
     pub fn look(&mut self, now: Millis) {
         self.looked = now;
-        let late = |e: &Entry| now >= e.renewed + self.timing.doubt;
-        self.given_up = self.hosts.iter().filter(|(_, e)| late(e)).map(|(id, _)| *id).collect();
+        let (present, count) = self.present(now);
+        self.quorum = (2 * present >= count).then(|| self.quorum.unwrap_or(now));
+        let settled = self.quorum.is_some_and(|since| now >= since + 2 * self.timing.doubt);
+        let doubt = self.timing.doubt;
+        for entry in self.hosts.values_mut() {
+            if entry.shut_out() || settled && now >= entry.renewed + doubt {
+                entry.named.get_or_insert(now);
+            } else {
+                (entry.named, entry.agreed) = (None, None);
+            }
+        }
+        self.given_up = self.hosts.iter().filter(|(_, e)| e.named.is_some()).map(|(id, _)| *id).collect();
         for host in self.given_up.clone() {
             let agreed =
                 self.hosts.get(&host).is_some_and(|e| e.agreed.is_none() && self.lack(host, e).is_none());
@@ -196,6 +213,13 @@ impl Book {
                 entry.agreed = Some(now);
             }
         }
+    }
+
+    /// How many voters renew, of how many.
+    fn present(&self, now: Millis) -> (usize, usize) {
+        let Some(list) = self.lists.last() else { return (0, 0) };
+        let fresh = |id: &&HostId| self.hosts.get(id).is_some_and(|e| now < e.renewed + self.timing.doubt);
+        (list.voters.iter().filter(fresh).count(), list.voters.len())
     }
 
     /// The oldest list of voters that the host may go by.
@@ -207,10 +231,11 @@ impl Book {
     /// How many know that the host is given up, and how many must: of every list of voters that it may go by, at least
     /// half, itself not counted. None: enough do.
     fn lack(&self, host: HostId, entry: &Entry) -> Option<(usize, usize)> {
-        let since = entry.renewed + self.timing.doubt;
+        let since = entry.named;
         self.lists[self.first_list(entry)..].iter().find_map(|list| {
-            let knows =
-                |id: &&HostId| **id != host && self.hosts.get(id).is_some_and(|e| e.echoed >= Some(since));
+            let knows = |id: &&HostId| {
+                **id != host && since.is_some() && self.hosts.get(id).is_some_and(|e| e.echoed >= since)
+            };
             let (know, need) = (list.voters.iter().filter(knows).count(), list.voters.len().div_ceil(2));
             (know < need).then_some((know, need))
         })
@@ -240,8 +265,7 @@ impl Book {
         if !self.automatic {
             return held_back("automatic failover is switched off".into());
         }
-        let voters = self.lists.last().map(|list| &list.voters);
-        let count = voters.map_or(0, BTreeSet::len);
+        let (present, count) = self.present(now);
         if count < VOTERS_MIN {
             return held_back(format!("{count} hosts can form no majority, {VOTERS_MIN} are needed"));
         }
@@ -253,8 +277,6 @@ impl Book {
         if now < entry.renewed + timing.term + timing.margin {
             return Verdict::Late;
         }
-        let fresh = |id: &&HostId| self.hosts.get(id).is_some_and(|e| now < e.renewed + timing.doubt);
-        let present = voters.map_or(0, |voters| voters.iter().filter(fresh).count());
         if 2 * present < count {
             return held_back(format!("only {present} of {count} hosts renew their leases"));
         }
@@ -290,7 +312,7 @@ impl Book {
             entry.seized = false;
             entry.barred = false;
             entry.renewed = now;
-            entry.agreed = None;
+            (entry.named, entry.agreed) = (None, None);
         }
     }
 
@@ -317,10 +339,12 @@ impl Book {
     pub fn age(&mut self, by: Millis, floor: Millis) {
         let back = |time: &mut Millis| *time = time.saturating_sub(by).max(floor.min(*time));
         back(&mut self.looked);
+        self.quorum.iter_mut().for_each(back);
         self.lists.iter_mut().for_each(|list| back(&mut list.since));
         for entry in self.hosts.values_mut() {
             back(&mut entry.renewed);
-            [&mut entry.echoed, &mut entry.freed, &mut entry.agreed].into_iter().flatten().for_each(back);
+            let times = [&mut entry.echoed, &mut entry.freed, &mut entry.named, &mut entry.agreed];
+            times.into_iter().flatten().for_each(back);
         }
     }
 }

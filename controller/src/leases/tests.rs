@@ -96,6 +96,28 @@ fn a_host_that_is_silent_alone_ends_after_its_lease_and_not_before() {
 }
 
 #[test]
+fn most_come_back_one_after_the_other_and_none_is_given_up_for_being_the_last() {
+    let mut cloud = Cloud::of(5);
+    cloud.pass(5_000, &[1, 2, 3, 4, 5]);
+    cloud.pass(20_000, &[4, 5]);
+    assert!(cloud.renew(4).given_up.is_empty(), "it is the controller that has lost them");
+    // They are back within `doubt` of one another, the last one last.
+    cloud.pass(500, &[1, 4, 5]);
+    assert!(cloud.renew(1).given_up.is_empty());
+    cloud.pass(1_000, &[1, 2, 4, 5]);
+    assert!([1, 2, 4, 5].iter().all(|n| cloud.renew(*n).given_up.is_empty()));
+    // One that does not return is given up after all, and ends when enough know.
+    cloud.pass(2_000, &[1, 2, 4, 5]);
+    assert_eq!(cloud.renew(1).given_up, [host(3)].into());
+    cloud.pass(2_000, &[1, 2, 4, 5]);
+    assert_eq!(cloud.verdict(3), Verdict::Ended);
+    // Once seized it is named whoever is missing: nobody may vouch for it.
+    assert!(cloud.book.seize(host(3), cloud.now));
+    cloud.pass(20_000, &[4]);
+    assert_eq!(cloud.renew(4).given_up, [host(3)].into());
+}
+
+#[test]
 fn nothing_ends_while_most_are_silent() {
     // (hosts, those that still renew, what holds it back)
     let table: [(u128, &[u128], &str); 4] = [

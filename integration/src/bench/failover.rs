@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use amphi_api::InstanceId;
 use amphi_api::failover::{Failover, FailoverFate};
-use anyhow::{Context, Result};
+use amphi_api::instance::Instance;
+use anyhow::{Context, Result, ensure};
 
 use super::Figure;
 use crate::failing::{PEER, Stage, address, request, set, vm};
@@ -14,7 +16,7 @@ const SETS: usize = 40;
 const VMS: usize = 10;
 
 /// On a lab of its own, of three hosts.
-pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) -> Result<Vec<Figure>> {
+pub(super) fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) -> Result<Vec<Figure>> {
     let (sets, vms) = load()?;
     let stage = Stage::up(layout.clone(), &layout.images(), program, 3, unit)?;
     super::rest::widen(&stage.lab)?;
@@ -22,19 +24,38 @@ pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) ->
         stage.host_is_back(host)?;
     }
     stage.warm(&["h1", "h2", PEER])?;
+    let (figures, _) = power_cut(&stage, sets, vms, |_| {})?;
+    stage.down()?;
+    Ok(figures)
+}
+
+/// Cuts the power of h1 under so many sets and VMs, on a stage whose hosts are warm and promise enough room. Answers who
+/// lived there, and the watcher: all of them run elsewhere. `made` hears of each as soon as its order was acknowledged.
+pub fn power_cut(
+    stage: &Stage,
+    sets: usize,
+    vms: usize,
+    made: impl Fn(&Instance),
+) -> Result<(Vec<Figure>, Vec<InstanceId>)> {
     let mut addresses = (Vec::new(), Vec::new());
     let mut ordered = Vec::new();
     for number in 0..sets + vms {
         let body = if number < sets { set() } else { vm() };
-        ordered.push(stage.order(&request(&format!("i{number}"), vec![body], Some("h1")))?.id);
+        let instance = stage.order(&request(&format!("i{number}"), vec![body], Some("h1")))?;
+        made(&instance);
+        ordered.push(instance.id);
     }
-    for (number, id) in ordered.into_iter().enumerate() {
+    for (number, id) in ordered.iter().enumerate() {
         let told = if number < sets { &mut addresses.0 } else { &mut addresses.1 };
-        told.push(address(&stage.runs(id)?)?);
+        told.push(address(&stage.runs(*id)?)?);
     }
     let all = [addresses.0.clone(), addresses.1.clone()].concat();
-    let (_, probe) = stage.watch(&all)?;
+    let (watcher, probe) = stage.watch(&all)?;
+    made(&watcher);
     let outage = stage.fail("h1", &probe, &all, || stage.lab.power_cut("h1"))?;
+    for address in &all {
+        ensure!(probe.count("twice", address, 0)? == 0, "{address} was answered twice");
+    }
     let (of_sets, of_vms) = outage.answered.split_at(addresses.0.len());
     let mut figures = Vec::new();
     if !of_sets.is_empty() {
@@ -46,8 +67,8 @@ pub fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStatus)) ->
         figures.push(figure("failover_vms_p99_ms", percentile(of_vms, 99), "sets' + boot"));
     }
     figures.extend(phases(&outage.failover, outage.cut_at)?);
-    stage.down()?;
-    Ok(figures)
+    ordered.push(watcher.id);
+    Ok((figures, ordered))
 }
 
 fn load() -> Result<(usize, usize)> {

@@ -4,9 +4,11 @@
 mod bare;
 mod create;
 mod exchange;
-mod failover;
+pub mod failover;
 mod rest;
 pub mod services;
+
+pub use rest::widen;
 
 use std::path::Path;
 

@@ -18,7 +18,7 @@ const CONTROLLER: &str = "controller";
 const CONFIG: &str = "/etc/amphi/controller.toml";
 
 /// Lets one host of few CPUs promise enough of them for [`SETS`].
-pub(crate) fn widen(lab: &Lab) -> Result<()> {
+pub fn widen(lab: &Lab) -> Result<()> {
     let path = lab.file(CONTROLLER, Path::new(CONFIG))?;
     let text = std::fs::read_to_string(&path).context("read the controller's settings")?;
     std::fs::write(&path, format!("{text}cpu_overcommit = 128\n"))

@@ -184,6 +184,21 @@ fn remove_tree(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The processes of a node, by the caller's ids, each with the groups below the node's that it sits in (`docker/…`).
+pub fn processes(layout: &Layout, node: &str) -> Vec<(i32, PathBuf)> {
+    let Some(hierarchy) = recorded(layout).into_iter().next() else { return Vec::new() };
+    let root = hierarchy.lab.join(node);
+    let mut found = Vec::new();
+    let mut next = vec![root.clone()];
+    while let Some(dir) = next.pop() {
+        let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let below = dir.strip_prefix(&root).unwrap_or(&dir).to_owned();
+        found.extend(listed.lines().filter_map(|pid| Some((pid.parse().ok()?, below.clone()))));
+        next.extend(subdirectories(&dir));
+    }
+    found
+}
+
 /// Directories of the lab that still exist.
 pub fn existing(layout: &Layout) -> Vec<PathBuf> {
     recorded(layout).into_iter().map(|h| h.lab).filter(|dir| dir.exists()).collect()

@@ -31,6 +31,7 @@ mod proto;
 mod underlay;
 mod unit;
 
+pub use cgroup::processes;
 pub use clean::{leftovers, sweep};
 pub use client::{Lab, UpOptions, end, supervisor_pid};
 pub use exec::{Background, Output};
