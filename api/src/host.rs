@@ -76,6 +76,10 @@ pub struct HostSpec {
     /// Physical networks that its switch has a bridge for (`ovn-bridge-mappings`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub physical_networks: Vec<String>,
+    /// Where its agent takes VMs that come while they run; none: it takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub moves_at: Option<std::net::SocketAddr>,
     /// Version of the agent.
     pub agent_version: String,
 }

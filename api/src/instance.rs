@@ -412,6 +412,10 @@ pub struct MoveCreate {
     /// The kind of body to have there. Default: the present one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<BodyKind>,
+    /// While it runs, memory and disks and all: true refuses what cannot go so, false stops it for the move. Default: a VM
+    /// that runs goes so where it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<bool>,
     /// Why: 1 to 255 characters.
     #[schema(min_length = 1, max_length = 255)]
     pub reason: String,
@@ -442,6 +446,9 @@ pub struct Journey {
     pub to_name: String,
     pub reason: String,
     pub cause: MoveCause,
+    /// The body goes over while it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
     /// Its volumes: how many, how many have been read, how many are on the new host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes: Option<VolumesMoved>,
@@ -460,6 +467,8 @@ pub struct VolumesMoved {
 pub enum ExchangePhase {
     /// The new body's image and definition are made ready; the old body runs.
     Preparing,
+    /// Memory and disks go over while the body runs; at the end it is halted, and waits on the new host.
+    Crossing,
     /// The old body stops, so that its volumes hold still.
     Stopping,
     /// The volumes' bytes are read on the old host and written on the new one.

@@ -7,12 +7,14 @@ use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::set::SetSpec;
 use crate::streams::StreamOpen;
-use crate::{HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId};
+use crate::{
+    ExchangeId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
 pub const PROTOCOL: u32 = 1;
@@ -128,6 +130,27 @@ pub struct InstanceDesired {
     pub ssh_keys: Vec<String>,
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// Its body goes to another host while it runs. As long as this stands nothing of it is started or resumed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingDesired>,
+    /// Of one that is expected: its body comes from this host while it runs, and waits here halted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arriving_from: Option<HostId>,
+}
+
+/// Where a running body goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavingDesired {
+    /// The move that orders it.
+    pub exchange: ExchangeId,
+    pub to: HostId,
+    /// Where the other host's agent takes what comes.
+    pub address: SocketAddr,
+    /// The body's epoch there.
+    pub epoch: u64,
+    /// Called off: what is under way is ended, and nothing of it begins again.
+    #[serde(default)]
+    pub recalled: bool,
 }
 
 /// A body with its images resolved.
@@ -222,6 +245,8 @@ pub enum VolumeSource {
     /// The volume's own bytes, as another host has read them into this image. `blank`: it began with a file system of
     /// ours, which is in them; else what is found in them counts.
     Moved { image: Box<Image>, blank: bool },
+    /// Nothing, not even a file system: they come with the instance that goes over while it runs.
+    Crossing,
 }
 
 /// Bytes to read, convert and hand to the controller as an image's blob, once.
@@ -341,6 +366,21 @@ pub struct InstanceStatus {
     pub fault: Option<Fault>,
     /// Of the last change of body here: from the order to stop the old one until the new one ran, in milliseconds.
     pub switch_ms: Option<u64>,
+    /// How it stands with the order to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<LeavingStatus>,
+}
+
+/// What a host says of a body that it was told to send to another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavingStatus {
+    pub exchange: ExchangeId,
+    /// Its bytes are going over, or may be.
+    pub under_way: bool,
+    /// The host knows that it was called off, nothing is under way, and nothing will be.
+    pub recalled: bool,
+    /// The engine says that the body has gone over, whole, and ended here for that reason.
+    pub away: bool,
 }
 
 /// An instance that comes here next.
@@ -352,6 +392,9 @@ pub struct ExpectedStatus {
     /// All is in place for its start.
     pub ready: bool,
     pub fault: Option<Fault>,
+    /// Its body has come over, whole, and is halted.
+    #[serde(default)]
+    pub landed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

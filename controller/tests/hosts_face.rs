@@ -274,6 +274,7 @@ fn hello(name: &str) -> FromHost {
         activation: VolumeActivation::Loop,
         engines: vec![],
         physical_networks: Vec::new(),
+        moves_at: None,
         agent_version: "0".into(),
     };
     FromHost::Hello { protocol: PROTOCOL, spec }

@@ -33,6 +33,8 @@ pub struct Config {
     pub plugin_socket: PathBuf,
     /// Where the lease process answers other hosts. Default: the host's address, port 7444.
     pub lease_listen: Option<std::net::SocketAddr>,
+    /// Where the agent takes VMs that come from other hosts while they run. Default: the host's address, port 7445.
+    pub moves_listen: Option<std::net::SocketAddr>,
     /// Docker's data root: says whose a container is when Docker itself cannot be asked.
     #[serde(default = "docker_root")]
     pub docker_root: PathBuf,
@@ -102,6 +104,10 @@ impl Config {
 
     pub fn lease_listen(&self) -> std::net::SocketAddr {
         self.lease_listen.unwrap_or((self.address, amphi_api::lease::LEASE_PORT).into())
+    }
+
+    pub fn moves_listen(&self) -> std::net::SocketAddr {
+        self.moves_listen.unwrap_or((self.address, crate::crossing::PORT).into())
     }
 
     /// CPUs kept for the host, of `cpus`. A platform that gives everything away starves its own switch and agent;

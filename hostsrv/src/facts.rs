@@ -110,6 +110,7 @@ impl Facts {
             },
             engines,
             physical_networks: self.physical_networks.clone(),
+            moves_at: Some(config.moves_listen()),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

@@ -7,6 +7,7 @@
 pub mod blobs;
 pub mod config;
 pub mod credentials;
+pub mod crossing;
 pub mod docker_plugin;
 pub mod facts;
 pub mod images;

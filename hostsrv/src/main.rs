@@ -10,13 +10,14 @@ use amphi_hostsrv::images::ImageCache;
 use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
+use amphi_hostsrv::lease::tls::PeerPapers;
 use amphi_hostsrv::network::{Flows, ovs};
 use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::signals::end_signal;
 use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
-use amphi_hostsrv::{join, lease, link, metadata, upkeep};
+use amphi_hostsrv::{crossing, join, lease, link, metadata, upkeep};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::collections::BTreeMap;
@@ -97,13 +98,15 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let options = SetOptions { gate: Some(Arc::new(Flows::new(switch.clone()))), ..SetOptions::default() };
     let sets: Arc<dyn BodyDriver> =
         Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), options)?);
-    let vms: Arc<dyn BodyDriver> = Arc::new(VmDriver::new(
+    let vms = VmDriver::new(
         &config.libvirt,
         &config.state_dir,
         &config.integration_bridge,
         acceleration,
         bell.clone(),
-    ));
+    );
+    let passages = crossing::Passages::new(&config.pki_dir(), &config.run_dir)?;
+    let vms: Arc<dyn BodyDriver> = Arc::new(vms.with_passages(passages));
     let blobs = Arc::new(ControllerBlobs::new(&papers)?);
     let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
     let exports = Arc::new(Exporter::new(config.state_dir.join("exports"), blobs));
@@ -122,6 +125,13 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let reconciler = Reconciler::new(drivers.clone(), ledger, bell);
     let voice = link::Voice { spec: spec.subscribe(), health: health.subscribe() };
     tokio::spawn(facts.run(spec, health, reconciler.troubles()));
+    let address = config.moves_listen();
+    let gate = tokio::net::TcpListener::bind(address).await;
+    let gate = gate.with_context(|| format!("cannot listen on {address} (moves_listen)"))?;
+    let engine = crossing::engine_socket(&config.libvirt);
+    let here = crossing::Host { run_dir: config.run_dir.clone(), engine };
+    let peers = PeerPapers::read(&config.pki_dir())?;
+    tokio::spawn(crossing::serve(gate, peers, here, reconciler.clone()));
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
     tokio::spawn(metadata::keep(switch.clone(), reconciler.orders()));

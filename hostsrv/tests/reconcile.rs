@@ -11,6 +11,7 @@ use amphi_api::wire::{
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache};
+use amphi_hostsrv::instance::moves::{BodyMoves, Departure};
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::*;
 use amphi_hostsrv::lease::memo::Files;
@@ -40,6 +41,16 @@ struct Engine {
     refuse: Mutex<Option<String>>,
     /// While it is held, nothing is made ready.
     slow: tokio::sync::Mutex<()>,
+    /// What becomes of a body that is being sent.
+    crossing: Mutex<Crossing>,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Crossing {
+    #[default]
+    Goes,
+    CalledBack,
+    Over,
 }
 
 struct Bodies {
@@ -101,6 +112,7 @@ impl BodyDriver for Bodies {
             volumes: plan.attachments.iter().map(|extra| extra.volume.id).collect(),
             rescued: plan.rescue.is_some(),
             members: vec![],
+            away: false,
             trouble: None,
         };
         self.engine.bodies.lock().unwrap().insert(plan.instance, body);
@@ -146,6 +158,40 @@ impl BodyExport for Bodies {
         self.note(format!("export {:?} as {:?}", plan.part, plan.format));
         std::fs::write(&plan.to, "of a body")
             .map_err(|source| DriverError::Io { doing: "write".into(), source })
+    }
+}
+
+#[async_trait]
+impl BodyMoves for Bodies {
+    /// Until the test lets it go over, or it is called back.
+    async fn depart(&self, departure: &Departure) -> Result<(), DriverError> {
+        self.note(format!("depart {}", departure.epoch));
+        loop {
+            let crossing = *self.engine.crossing.lock().unwrap();
+            match crossing {
+                Crossing::Goes => tokio::time::sleep(Duration::from_millis(5)).await,
+                Crossing::CalledBack => {
+                    return Err(DriverError::EngineRefused {
+                        engine: "fake",
+                        doing: "depart".into(),
+                        message: "called back".into(),
+                    });
+                }
+                Crossing::Over => {
+                    if let Some(body) = self.engine.bodies.lock().unwrap().get_mut(&departure.instance) {
+                        body.state = ObservedState::Stopped;
+                        body.away = true;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn recall(&self, _: InstanceId) -> Result<(), DriverError> {
+        self.note("recall".into());
+        *self.engine.crossing.lock().unwrap() = Crossing::CalledBack;
+        Ok(())
     }
 }
 
@@ -403,6 +449,8 @@ fn set(volume: VolumeId) -> InstanceDesired {
         user_data: None,
         ssh_keys: vec![],
         metadata: BTreeMap::new(),
+        leaving: None,
+        arriving_from: None,
     }
 }
 
@@ -699,4 +747,71 @@ async fn bytes_are_handed_over_once() {
     assert_eq!(host.calls(), Vec::<String>::new());
     host.order(|d| d.exports.clear());
     host.until("forgotten", |s| s.exports.is_empty()).await;
+}
+
+fn leaving(status: &HostStatus) -> Option<amphi_api::wire::LeavingStatus> {
+    status.instances.first()?.leaving
+}
+
+/// A host with a running VM that it is told to send away.
+async fn departing() -> (Host, InstanceId) {
+    let mut host = Host::new();
+    let vm = InstanceDesired { body: body(BodyKind::Vm), volume: None, ..set(VolumeId::new()) };
+    let id = vm.id;
+    host.order(|d| d.instances.push(vm));
+    host.until("it runs", |s| is(s, id, BodyState::Running)).await;
+    host.order(|d| {
+        d.instances[0].leaving = Some(amphi_api::wire::LeavingDesired {
+            exchange: amphi_api::ExchangeId::new(),
+            to: HostId::new(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            epoch: 2,
+            recalled: false,
+        });
+    });
+    host.until("it is under way", |s| leaving(s).is_some_and(|l| l.under_way && !l.away)).await;
+    assert_eq!(host.calls(), ["vm ensure 1", "vm depart 2"]);
+    (host, id)
+}
+
+#[tokio::test]
+async fn a_body_that_went_over_is_not_started_again() {
+    let (mut host, id) = departing().await;
+    *host.vms.crossing.lock().unwrap() = Crossing::Over;
+    let gone = |s: &HostStatus| {
+        let stopped = s.instances.iter().any(|i| i.id == id && i.state == BodyState::Stopped);
+        stopped && leaving(s).is_some_and(|l| l.away && !l.under_way)
+    };
+    host.until("it is away", gone).await;
+    host.restart("run");
+    host.order(|_| ());
+    host.until("it is away, says a new agent too", gone).await;
+    assert_eq!(host.calls(), Vec::<String>::new());
+    let tombstone = Tombstone::Instance { id, epoch: 1 };
+    host.order(|d| {
+        d.instances.clear();
+        d.tombstones.push(tombstone);
+    });
+    host.until("it is buried", |s| s.buried == [tombstone]).await;
+    assert_eq!(host.calls(), ["vm remove 1 but Nothing"]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_recalled_stays_and_is_not_sent_again() {
+    let (mut host, id) = departing().await;
+    host.order(|d| d.instances[0].leaving.as_mut().unwrap().recalled = true);
+    host.until("it is back", |s| leaving(s).is_some_and(|l| l.recalled && !l.under_way)).await;
+    assert_eq!(host.calls(), ["vm recall"]);
+    *host.vms.crossing.lock().unwrap() = Crossing::Goes;
+    host.restart("run");
+    host.order(|_| ());
+    host.until("the new agent knows too", |s| leaving(s).is_some_and(|l| l.recalled)).await;
+    // Whatever the engine has left of it, it runs on here once the move is over.
+    host.vms.bodies.lock().unwrap().get_mut(&id).unwrap().state = ObservedState::Degraded;
+    host.order(|_| ());
+    host.until("it is halted", |s| is(s, id, BodyState::Starting)).await;
+    assert_eq!(host.calls(), Vec::<String>::new());
+    host.order(|d| d.instances[0].leaving = None);
+    host.until("it runs", |s| is(s, id, BodyState::Running)).await;
+    assert_eq!(host.calls(), ["vm ensure 1"]);
 }

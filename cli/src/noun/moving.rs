@@ -23,6 +23,12 @@ pub struct Arguments {
     /// The kind of body to have there. Default: the present one.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
+    /// While it runs, or not at all. Default: a VM that runs moves so where it can.
+    #[arg(long, conflicts_with = "cold")]
+    live: bool,
+    /// Stop it for the move.
+    #[arg(long)]
+    cold: bool,
     /// Why.
     #[arg(long, required = true)]
     reason: Option<String>,
@@ -96,7 +102,8 @@ impl Arguments {
             Kind::Vm => BodyKind::Vm,
             Kind::Set => BodyKind::Set,
         });
-        let request = MoveCreate { to: self.to, kind, reason };
+        let live = (self.live || self.cold).then_some(self.live);
+        let request = MoveCreate { to: self.to, kind, live, reason };
         request.check()?;
         let instance = client.find_instance(&name).await?;
         let mut one = client.create_move(instance.id, &request).await?;
@@ -125,6 +132,7 @@ fn summary(one: &Exchange, name: &str) -> String {
     let mut lines = vec![("Instance", name.to_owned()), ("Move", one.id.to_string())];
     if let Some(journey) = &one.journey {
         lines.push(("Hosts", format!("{} to {}", journey.from_name, journey.to_name)));
+        lines.push(("How", if journey.live { "while it runs" } else { "stopped" }.to_owned()));
         lines.push(("Reason", journey.reason.clone()));
     }
     if one.from != one.to {
@@ -195,7 +203,8 @@ impl Rebalance {
 }
 
 async fn order(client: &Client, one: &RebalanceMove) -> Result<Exchange, Failure> {
-    let request = MoveCreate { to: Some(one.to.to_string()), kind: None, reason: "rebalancing".to_owned() };
+    let request =
+        MoveCreate { to: Some(one.to.to_string()), kind: None, live: None, reason: "rebalancing".to_owned() };
     Ok(client.create_move(one.instance, &request).await?)
 }
 

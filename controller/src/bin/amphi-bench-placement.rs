@@ -50,6 +50,7 @@ fn host(number: u128) -> HostRecord {
             activation: VolumeActivation::Dm,
             engines: engines.map(engine).to_vec(),
             physical_networks: Vec::new(),
+            moves_at: None,
             agent_version: "0".into(),
         }),
         state_since: Timestamp::UNIX_EPOCH,

@@ -110,6 +110,7 @@ impl Record for ActionRecord {
 pub enum MigrationKind {
     Resize,
     Migration,
+    LiveMigration,
     Evacuation,
 }
 
@@ -118,6 +119,7 @@ impl MigrationKind {
         match self {
             Self::Resize => "resize",
             Self::Migration => "migration",
+            Self::LiveMigration => "live-migration",
             Self::Evacuation => "evacuation",
         }
     }
@@ -132,7 +134,8 @@ pub struct MigrationRecord {
     #[serde(default)]
     pub user: Option<UserId>,
     pub kind: MigrationKind,
-    /// nova's word: `migrating`, `finished`, `confirmed`, `reverted`, `done`, `error`.
+    /// nova's word: `migrating`, `finished`, `confirmed`, `reverted`, `done`, `error`; of a live one
+    /// `preparing`, `running`, `completed`, `cancelled`, `error`.
     pub status: String,
     #[serde(default)]
     pub from: Option<HostId>,

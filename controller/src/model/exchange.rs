@@ -73,6 +73,7 @@ impl ExchangeRecord {
                 to_name: name(j.to),
                 reason: j.reason.clone(),
                 cause: j.cause,
+                live: j.live,
                 volumes: (!j.volumes.is_empty()).then(|| VolumesMoved {
                     all: j.volumes.len() as u32,
                     read: j.read,
@@ -118,6 +119,12 @@ pub enum ExchangeStep {
     RollBack(Fault),
     /// End it; the instance keeps the body that it has.
     Fail(Fault),
+    /// Of a live move: memory and disks go over while the body runs.
+    Cross,
+    /// Of a live move: the old host lets nothing of it go over any more, for this reason.
+    Recall(Fault),
+    /// Of a live move: the body is whole on the new host and gone from the old one; the instance is the new host's.
+    Land,
     /// Of a move with volumes: the old body stops.
     Stop,
     /// It has stopped: its volumes are read.
@@ -205,7 +212,8 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
             }
         }
         // Phases of moves alone.
-        ExchangePhase::Stopping
+        ExchangePhase::Crossing
+        | ExchangePhase::Stopping
         | ExchangePhase::Copying
         | ExchangePhase::Leaving
         | ExchangePhase::Returning => ExchangeStep::Wait,

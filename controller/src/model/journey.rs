@@ -5,7 +5,10 @@
 //! rolling back → failed. Leaving begins with one commit: the instance belongs to the new host, at the next epoch, and
 //! a tombstone is left on the old one. The new host is told to start it only when the old one has said that nothing is
 //! left; returning is the same the other way round. So two bodies never live, however slow a host is.
+//!
+//! A live move goes preparing → crossing → switching → done (`crossing.rs`).
 
+use super::crossing::crossing_step;
 use super::exchange::{
     ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE, lasting, late, settled,
 };
@@ -24,6 +27,15 @@ pub struct JourneyRecord {
     pub reason: String,
     #[serde(default)]
     pub cause: MoveCause,
+    /// The body goes over while it runs.
+    #[serde(default)]
+    pub live: bool,
+    /// Of a live one: its body is on the new host, whole and halted.
+    #[serde(default)]
+    pub landed: bool,
+    /// Of a live one: why nothing of it may go over any more.
+    #[serde(default)]
+    pub recalled: Option<Fault>,
     /// The new host has all in place for a start.
     #[serde(default)]
     pub ready: bool,
@@ -100,8 +112,13 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             if hosts.from_up_since.is_none() {
                 return ExchangeStep::Wait;
             }
+            if hosts.journey.live && hosts.journey.ready && hosts.journey.volumes.iter().all(|v| v.arrived) {
+                let runs = current.is_some_and(|o| o.state == BodyState::Running);
+                let over = || fault("not_running", "it does not run any more", sight.now);
+                return if runs { ExchangeStep::Cross } else { ExchangeStep::Fail(over()) };
+            }
             // A stopped instance has no outage to keep short.
-            if hosts.journey.ready || sight.instance.power == Power::Off {
+            if !hosts.journey.live && (hosts.journey.ready || sight.instance.power == Power::Off) {
                 return if hosts.journey.volumes.is_empty() {
                     ExchangeStep::Leave
                 } else {
@@ -116,6 +133,7 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
                 None => ExchangeStep::Wait,
             }
         }
+        ExchangePhase::Crossing => crossing_step(sight, hosts),
         ExchangePhase::Stopping => {
             if let Some(fault) = cancelled() {
                 return ExchangeStep::Fail(fault);
@@ -159,6 +177,20 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             Some(fault) => ExchangeStep::Return(fault),
             None => ExchangeStep::Switch,
         },
+        // Its bytes on the old host are old by now: it stays, whatever troubles it.
+        ExchangePhase::Switching if hosts.journey.live => {
+            let trouble = current.and_then(|o| o.fault.as_ref());
+            let trouble =
+                hosts.to_up_since.and_then(|up| lasting(sight, trouble, exchange.phase_since.max(up)));
+            if settled(sight.instance, current) {
+                let outage = hosts.journey.left_at.map(|at| sight.now.duration_since(at).as_millis());
+                ExchangeStep::Done { outage_ms: outage.and_then(|ms| u64::try_from(ms).ok()) }
+            } else if trouble.is_some() || sight.now.duration_since(exchange.phase_since) >= SWITCH_DEADLINE {
+                ExchangeStep::Done { outage_ms: None }
+            } else {
+                ExchangeStep::Wait
+            }
+        }
         ExchangePhase::Switching => {
             if let Some(fault) = cancelled() {
                 return ExchangeStep::Return(fault);
@@ -197,6 +229,6 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
     }
 }
 
-fn fault(code: &str, message: &str, since: Timestamp) -> Fault {
+pub(super) fn fault(code: &str, message: &str, since: Timestamp) -> Fault {
     Fault { code: code.into(), message: message.into(), since }
 }

@@ -4,6 +4,7 @@
 mod action;
 mod aggregate;
 mod claim;
+mod crossing;
 mod exchange;
 mod failover;
 mod flavor;

@@ -67,5 +67,10 @@ mod tests {
         assert_eq!(changes.len(), 1);
         let text = changes[0].to_json().to_string();
         assert!(text.contains("h2") && text.contains("update") && !text.contains("port_security"), "{text}");
+        assert!(!text.contains("rarp"), "{text}");
+
+        moved.ports[1].chassis = Some("h1,h2".into());
+        let text = operations(&render(&moved), &wanted)[0].to_json().to_string();
+        assert!(text.contains("h1,h2") && text.contains("rarp"), "the second waits for the guest: {text}");
     }
 }

@@ -70,7 +70,8 @@ pub struct PortSpec {
     pub mac: String,
     /// With their subnets.
     pub addresses: Vec<(SubnetId, IpAddr)>,
-    /// The one chassis that may bind it. None: it may be bound nowhere.
+    /// The one chassis that may bind it, or `from,to` while its guest goes over from the one to the other. None: it may be
+    /// bound nowhere.
     pub chassis: Option<String>,
     pub groups: Vec<SecurityGroupId>,
     /// Nothing goes out but by a rule.

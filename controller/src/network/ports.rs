@@ -92,12 +92,15 @@ fn guest(port: &PortSpec) -> Row {
     }
     // A port without a chassis must not be bound by whoever happens to hold its interface: a name that no chassis has.
     let chassis = port.chassis.clone().unwrap_or_else(|| "amphi-nowhere".to_owned());
+    // Of two, the second passes nothing before the guest has come over: QEMU says so by RARP (ovn-nb(5)).
+    let waits = chassis.contains(',').then_some(("activation-strategy", "rarp".to_owned()));
+    let options = std::iter::once(("requested-chassis", chassis)).chain(waits);
     Row::new()
         .with("name", port.id.to_string())
         .with("type", "")
         .with("addresses", Value::set(addresses))
         .with("port_security", Value::set(allowed))
-        .with("options", Value::map([("requested-chassis", chassis)]))
+        .with("options", Value::map(options))
         .with("tag", Value::empty())
         .with("enabled", Value::set([port.up]))
         .with("external_ids", owned(port.id))

@@ -8,8 +8,8 @@ use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodySpec, ExchangePhase, Power};
 use amphi_api::wire::{
-    AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired, PortDesired,
-    RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
+    AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired,
+    LeavingDesired, PortDesired, RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
@@ -117,6 +117,9 @@ fn holds_still(view: &View, row: &InstanceRecord) -> bool {
 /// Volumes that come to the host, as far as their bytes can be had.
 fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeDesired> {
     let Some(journey) = exchange.journey.as_ref().filter(|j| j.to == host) else { return Vec::new() };
+    if journey.live && matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Crossing) {
+        return journey.volumes.iter().filter_map(|one| shell(view, one)).collect();
+    }
     if exchange.phase != ExchangePhase::Copying {
         return Vec::new();
     }
@@ -141,6 +144,35 @@ fn arrival(view: &View, row: &VolumeRecord, image: Option<ImageId>) -> Option<Vo
     })
 }
 
+/// A volume whose bytes come with a body that runs: as large, and empty.
+fn shell(view: &View, one: &VolumeMove) -> Option<VolumeDesired> {
+    let row = view.volumes.get(one.volume)?;
+    let blank = row.source.is_none() && row.source_image.is_none() && row.source_volume.is_none();
+    Some(VolumeDesired {
+        id: row.id,
+        size_bytes: row.size_gib * GIB,
+        made: one.arrived,
+        source: (!blank).then_some(VolumeSource::Crossing),
+        trashed_at: None,
+    })
+}
+
+/// Where an instance goes while it runs.
+fn leaving(view: &View, row: &InstanceRecord) -> Option<LeavingDesired> {
+    let exchange = view.exchanges.get(row.exchange?)?;
+    let journey = exchange.journey.as_ref().filter(|j| j.live && row.host == Some(j.from))?;
+    if exchange.phase != ExchangePhase::Crossing {
+        return None;
+    }
+    Some(LeavingDesired {
+        exchange: exchange.id,
+        to: journey.to,
+        address: view.hosts.get(journey.to)?.spec.as_ref()?.moves_at?,
+        epoch: row.epoch + 1,
+        recalled: journey.recalled.is_some(),
+    })
+}
+
 /// An instance that comes to the host next, as it will be there.
 fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<InstanceDesired> {
     if exchange.journey.as_ref()?.to != host {
@@ -149,14 +181,19 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
     let row = view.instances.get(exchange.instance)?;
     let mut record = (*row.record).clone();
     match exchange.phase {
-        ExchangePhase::Preparing | ExchangePhase::Stopping | ExchangePhase::Copying => {
+        ExchangePhase::Preparing
+        | ExchangePhase::Crossing
+        | ExchangePhase::Stopping
+        | ExchangePhase::Copying => {
             record.epoch += 1;
             record.body = exchange.to;
         }
         ExchangePhase::Leaving => {}
         _ => return None,
     }
-    instance(view, &record)
+    let journey = exchange.journey.as_ref().filter(|j| j.live);
+    let desired = instance(view, &record)?;
+    Some(InstanceDesired { leaving: None, arriving_from: journey.map(|j| j.from), ..desired })
 }
 
 fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
@@ -190,6 +227,8 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         user_data: row.user_data.clone(),
         ssh_keys: row.ssh_keys.clone(),
         metadata: row.metadata.clone(),
+        leaving: leaving(view, row),
+        arriving_from: None,
     })
 }
 

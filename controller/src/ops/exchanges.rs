@@ -2,7 +2,7 @@
 //! is taken once.
 
 use super::list::find;
-use super::moves::{go, journey_sight, read_volumes, settle, take_volumes};
+use super::moves::{go, journey_sight, migrates, read_volumes, settle, take_volumes};
 use super::{Draft, ListQuery, Ops, OpsError, Row, View, resolve, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
@@ -167,6 +167,22 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
     };
     match next_step(view, row, now) {
         ExchangeStep::Wait => {}
+        ExchangeStep::Cross => {
+            draft.update(row, &row.entering(ExchangePhase::Crossing, now));
+            migrates(view, &mut draft, row, "running", now);
+        }
+        ExchangeStep::Recall(fault) => {
+            let journey = row.journey.clone().map(|j| JourneyRecord { recalled: Some(fault), ..j });
+            draft.update(row, &ExchangeRecord { journey, ..(*row.record).clone() });
+        }
+        ExchangeStep::Land => {
+            let Some(journey) = row.journey.clone() else { return draft };
+            take_volumes(view, &mut draft, &journey, journey.to);
+            let to = journey.to;
+            let journey = Some(JourneyRecord { left_at: Some(now), ..journey });
+            draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Switching, now) });
+            go(view, &mut draft, instance, to, row.to, now);
+        }
         ExchangeStep::Stop => {
             let journey = row.journey.clone().map(|j| JourneyRecord { left_at: Some(now), ..j });
             draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Stopping, now) });
@@ -214,6 +230,7 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
         ExchangeStep::Done { outage_ms } => {
             let done = row.entering(ExchangePhase::Done, now);
             draft.update(row, &ExchangeRecord { outage_ms, ..done });
+            migrates(view, &mut draft, row, "completed", now);
             settle(view, &mut draft, row, instance, now);
             draft.update(instance, &free(instance, now));
         }
@@ -227,6 +244,8 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
             draft.update(instance, &record);
         }
         ExchangeStep::Fail(fault) => {
+            let word = if row.cancelled { "cancelled" } else { "error" };
+            migrates(view, &mut draft, row, word, now);
             draft.update(row, &failed(row, fault, now));
             settle(view, &mut draft, row, instance, now);
             draft.update(instance, &free(instance, now));

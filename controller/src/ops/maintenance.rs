@@ -94,7 +94,13 @@ impl Ops {
 }
 
 fn wish(maintenance: &MaintenanceRecord) -> MoveWish {
-    MoveWish { to: None, kind: None, reason: maintenance.reason.clone(), cause: MoveCause::Maintenance }
+    MoveWish {
+        to: None,
+        kind: None,
+        live: None,
+        reason: maintenance.reason.clone(),
+        cause: MoveCause::Maintenance,
+    }
 }
 
 /// Moves under way from the host.

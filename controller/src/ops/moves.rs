@@ -3,7 +3,8 @@
 //!
 //! Room is claimed on both hosts from the order to the end. Volumes travel while the body is stopped: the old host reads
 //! them into images that nobody sees, the new host writes them from there, and the old bytes are destroyed when the
-//! move is over. A VM's root disk made of an image does not travel: such an instance is refused by name.
+//! move is over. A VM's root disk made of an image travels only with a guest that runs (a live move); an instance whose body
+//! is stopped and has one is refused by name.
 
 use super::asked::request_of;
 use super::list::find;
@@ -15,8 +16,8 @@ use crate::model::*;
 use crate::scheduler::Request;
 use amphi_api::failover::FailoverPhase;
 use amphi_api::image::ImageFormat;
-use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, MoveCause, MoveCreate};
-use amphi_api::wire::{ExportSource, Tombstone};
+use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, MoveCause, MoveCreate, Power};
+use amphi_api::wire::{BodyState, ExportSource, Tombstone};
 use amphi_api::{ExchangeId, HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use jiff::Timestamp;
 
@@ -25,6 +26,8 @@ use jiff::Timestamp;
 pub(super) struct MoveWish {
     pub to: Option<HostId>,
     pub kind: Option<BodyKind>,
+    /// While it runs: it must, it must not, or if it can.
+    pub live: Option<bool>,
     pub reason: String,
     pub cause: MoveCause,
 }
@@ -44,6 +47,7 @@ impl Ops {
                 let wish = MoveWish {
                     to: to.map(|host| host.id),
                     kind: request.kind,
+                    live: request.live,
                     reason: request.reason.clone(),
                     cause: MoveCause::Order,
                 };
@@ -62,6 +66,10 @@ impl Ops {
             }
             if matches!(row.phase, ExchangePhase::Returning | ExchangePhase::RollingBack) {
                 return Err(OpsError::conflict("it is going back already"));
+            }
+            let live = row.journey.as_ref().is_some_and(|j| j.live);
+            if live && row.phase == ExchangePhase::Switching {
+                return Err(OpsError::conflict("it has gone over already"));
             }
             let mut draft = Draft::default();
             if !row.cancelled {
@@ -100,6 +108,10 @@ pub(super) fn ordered(
         ..request_of(view, row)
     };
     let to = view.fleet.place(&request)?.host;
+    let live = lives(view, row, wish, kind, from, to)?;
+    if !live && has_root_disk(view, row) {
+        return Err(OpsError::conflict("the instance cannot leave its host: its root disk is there"));
+    }
     if view.tombstones.get(stone(to, row.id)).is_some() {
         let name = view.host_name(to).unwrap_or_default();
         return Err(OpsError::conflict(format!(
@@ -122,6 +134,9 @@ pub(super) fn ordered(
             to,
             reason: wish.reason.clone(),
             cause: wish.cause,
+            live,
+            landed: false,
+            recalled: None,
             ready: false,
             fault: None,
             volumes,
@@ -151,7 +166,25 @@ pub(super) fn ordered(
         // Whoever places another member at the same time must look again.
         draft.touch(group);
     }
-    note(&mut draft, &Origin::native(row.project), row, "migrate", "compute_prep_resize", now);
+    if live {
+        note(&mut draft, &Origin::native(row.project), row, "live-migration", "compute_live_migration", now);
+        draft.create(&MigrationRecord {
+            id: record.id.0,
+            instance: row.id,
+            project: row.project,
+            user: None,
+            kind: MigrationKind::LiveMigration,
+            status: "preparing".into(),
+            from: Some(from),
+            to: Some(to),
+            old_flavor: row.server.flavor.as_ref().map(|f| f.id.clone()),
+            new_flavor: row.server.flavor.as_ref().map(|f| f.id.clone()),
+            created_at: now,
+            updated_at: now,
+        });
+    } else {
+        note(&mut draft, &Origin::native(row.project), row, "migrate", "compute_prep_resize", now);
+    }
     let moved = InstanceRecord { exchange: Some(record.id), updated_at: now, ..(*row.record).clone() };
     draft.update(row, &moved);
     Ok((draft, record.id))
@@ -180,10 +213,76 @@ pub(super) fn movable(view: &View, row: &InstanceRecord) -> Result<HostId, OpsEr
         return Err(OpsError::conflict(format!("it is {}; wait for its end", pending.task.word())));
     }
     volumes_of(view, row, from)?;
-    if has_root_disk(view, row) {
+    if has_root_disk(view, row) && runs_as_vm(row).is_err() {
         return Err(OpsError::conflict("the instance cannot leave its host: its root disk is there"));
     }
     Ok(from)
+}
+
+/// Whether its body is one that can go over while it runs, or why not.
+fn runs_as_vm(row: &InstanceRecord) -> Result<(), String> {
+    if row.body != BodyKind::Vm {
+        return Err("only VMs go to another host while they run".into());
+    }
+    let running = row.current().is_some_and(|o| o.state == BodyState::Running && o.fault.is_none());
+    if row.power != Power::On || !running {
+        return Err("it does not run".into());
+    }
+    match row.rescue {
+        Some(_) => Err("it runs from a rescue's image".into()),
+        None => Ok(()),
+    }
+}
+
+/// Whether it goes over while it runs.
+fn lives(
+    view: &View,
+    row: &InstanceRecord,
+    wish: &MoveWish,
+    kind: BodyKind,
+    from: HostId,
+    to: HostId,
+) -> Result<bool, OpsError> {
+    let can = || {
+        runs_as_vm(row)?;
+        if kind != BodyKind::Vm {
+            return Err("the other kind of body starts anew".to_owned());
+        }
+        let spec = |id: HostId| view.hosts.get(id).and_then(|h| h.spec.as_ref());
+        let (Some(here), Some(there)) = (spec(from), spec(to)) else {
+            return Err("a host is unknown".into());
+        };
+        for spec in [here, there] {
+            if spec.moves_at.is_none() {
+                return Err(format!("the agent of host '{}' takes no running VMs", spec.name));
+            }
+        }
+        if here.acceleration != there.acceleration {
+            return Err(format!("host '{}' runs VMs in another way", there.name));
+        }
+        Ok(())
+    };
+    match (wish.live, can()) {
+        (Some(false), _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (None, Err(_)) => Ok(false),
+        (Some(true), Err(why)) => {
+            Err(OpsError::conflict(format!("the instance cannot move while it runs: {why}")))
+        }
+    }
+}
+
+/// The record of a live move in nova's words follows its exchange; its id is the exchange's.
+pub(super) fn migrates(
+    view: &View,
+    draft: &mut Draft,
+    exchange: &ExchangeRecord,
+    word: &str,
+    now: Timestamp,
+) {
+    if let Some(row) = view.migrations.get(exchange.id.0) {
+        draft.update(row, &row.now_is(word, now));
+    }
 }
 
 /// Its volumes, if all of them can leave the host.
@@ -415,7 +514,7 @@ pub(super) fn settle(
         let at = view.volumes.get(one.volume).map_or(row.host, |v| Some(v.host));
         let other = if at == Some(journey.from) { journey.to } else { journey.from };
         draft.unclaim(other, room(one.size_gib));
-        if !matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Stopping) {
+        if journey.live || !matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Stopping) {
             entomb(view, draft, other, Tombstone::Volume { id: one.volume }, now);
         }
     }
@@ -431,7 +530,8 @@ pub(super) fn settle(
 }
 
 fn has_not_left(phase: ExchangePhase) -> bool {
-    matches!(phase, ExchangePhase::Preparing | ExchangePhase::Stopping | ExchangePhase::Copying)
+    use ExchangePhase::{Copying, Crossing, Preparing, Stopping};
+    matches!(phase, Preparing | Crossing | Stopping | Copying)
 }
 
 /// The epoch of an instance that goes elsewhere than it was about to: the next one may be ready on the host that it was

@@ -5,7 +5,7 @@
 //! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
 
 use super::list::find;
-use super::moves::{settle, where_the_body_is};
+use super::moves::{migrates, settle, where_the_body_is};
 use super::servers::{Origin, Started, begin, end_task, note};
 use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
@@ -240,6 +240,7 @@ pub(super) fn end_exchange(
     let fault = Fault { code: code.into(), message: message.into(), since: now };
     let record = ExchangeRecord { fault: Some(fault), ..exchange.entering(ExchangePhase::Failed, now) };
     draft.update(exchange, &record);
+    migrates(view, draft, exchange, "error", now);
     settle(view, draft, exchange, &InstanceRecord { host: at, ..(*row.record).clone() }, now);
 }
 

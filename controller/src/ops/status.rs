@@ -91,30 +91,27 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
     for seen in &status.expected {
         let coming = |e: &&Row<ExchangeRecord>| {
             let to = e.journey.as_ref().is_some_and(|j| j.to == host);
-            to && e.instance == seen.id && e.phase == ExchangePhase::Preparing
+            let comes = matches!(e.phase, ExchangePhase::Preparing | ExchangePhase::Crossing);
+            to && comes && e.instance == seen.id
         };
         let Some(row) = view.journeys_of(host).find(coming) else { continue };
         let (Some(journey), Some(instance)) = (&row.journey, view.instances.get(seen.id)) else { continue };
-        let same = journey.ready == seen.ready
-            && journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        if left == 0 || same || seen.epoch != instance.epoch + 1 {
+        let mut now = JourneyRecord { ready: seen.ready, landed: seen.landed, ..journey.clone() };
+        now.fault = seen.fault.clone();
+        if journey.live {
+            fill(&mut now, status);
+        }
+        if left == 0 || seen.epoch != instance.epoch + 1 || says_the_same(&now, journey) {
             continue;
         }
-        let journey = JourneyRecord { ready: seen.ready, fault: seen.fault.clone(), ..journey.clone() };
-        draft.update(row, &ExchangeRecord { journey: Some(journey), ..(*row.record).clone() });
+        draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
         left -= 1;
     }
     for row in view.journeys_of(host).filter(|e| e.phase == ExchangePhase::Copying) {
         let Some(journey) = row.journey.as_ref().filter(|j| j.to == host) else { continue };
         let mut now = JourneyRecord { fault: None, ..journey.clone() };
-        for one in &mut now.volumes {
-            let Some(seen) = status.volumes.iter().find(|v| v.id == one.volume) else { continue };
-            one.arrived |= seen.present;
-            now.fault = now.fault.take().or_else(|| seen.fault.clone());
-        }
-        let same = now.volumes == journey.volumes
-            && now.fault.as_ref().map(|f| &f.message) == journey.fault.as_ref().map(|f| &f.message);
-        if !same && left > 0 && !draft.writes(&row.key()) {
+        fill(&mut now, status);
+        if !says_the_same(&now, journey) && left > 0 && !draft.writes(&row.key()) {
             draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
             left -= 1;
         }
@@ -180,6 +177,21 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         draft.update(row, &HostRecord { strangers: status.strangers.clone(), ..(*row.record).clone() });
     }
     (draft, again || left == 0)
+}
+
+/// Which of its volumes have arrived, and what keeps one from it.
+fn fill(journey: &mut JourneyRecord, status: &HostStatus) {
+    for one in &mut journey.volumes {
+        let Some(seen) = status.volumes.iter().find(|v| v.id == one.volume) else { continue };
+        one.arrived |= seen.present;
+        journey.fault = journey.fault.take().or_else(|| seen.fault.clone());
+    }
+}
+
+/// The same but for the moment at which a lasting fault was last seen.
+fn says_the_same(now: &JourneyRecord, before: &JourneyRecord) -> bool {
+    let fault = |journey: &JourneyRecord| journey.fault.as_ref().map(|f| f.message.clone());
+    fault(now) == fault(before) && *now == JourneyRecord { fault: now.fault.clone(), ..before.clone() }
 }
 
 /// What the host says of an image's bytes: they are there, or why not. The task of the instance that they come from ends

@@ -25,6 +25,7 @@ pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
             .map(engine)
             .to_vec(),
         physical_networks: vec!["lan".into()],
+        moves_at: None,
         agent_version: "0".into(),
     }
 }

@@ -11,6 +11,7 @@ use crate::network::{
 };
 use crate::ops::View;
 use amphi_api::RouterId;
+use amphi_api::instance::ExchangePhase;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -84,7 +85,13 @@ fn port(view: &View, row: &PortRecord) -> Option<PortSpec> {
         network: row.network,
         mac: row.mac.clone(),
         addresses: row.fixed_ips.iter().map(|ip| (ip.subnet, ip.address)).collect(),
-        chassis: host.and_then(|h| h.spec.as_ref()).map(|s| s.chassis.clone()),
+        chassis: host.and_then(|h| h.spec.as_ref()).map(|s| {
+            match instance.and_then(|i| crosses_to(view, i)) {
+                // Both may bind it while its guest goes over: the new one is wired before the guest runs there.
+                Some(other) => format!("{},{other}", s.chassis),
+                None => s.chassis.clone(),
+            }
+        }),
         groups: row.security_groups.clone(),
         egress_by_rule: row.egress_by_rule,
         up: row.admin_up && network.admin_up,
@@ -94,6 +101,14 @@ fn port(view: &View, row: &PortRecord) -> Option<PortSpec> {
         limits: if kind == PortKind::Instance { limits(view, row, network) } else { Vec::new() },
         kind,
     })
+}
+
+/// The chassis that an instance goes to while it runs.
+fn crosses_to<'a>(view: &'a View, instance: &InstanceRecord) -> Option<&'a str> {
+    let exchange = instance.exchange.and_then(|id| view.exchanges.get(id))?;
+    let journey = exchange.journey.as_ref().filter(|j| j.live && instance.host == Some(j.from))?;
+    let to = view.hosts.get(journey.to).filter(|_| exchange.phase == ExchangePhase::Crossing)?;
+    to.spec.as_ref().map(|spec| spec.chassis.as_str())
 }
 
 /// An option in dnsmasq's words, which OpenStack's clients use, in OVN's (ovn-nb(5), "DHCP_Options"). None: OVN has no

@@ -6,6 +6,7 @@
 
 pub(crate) mod config_drive;
 mod folders;
+pub mod moves;
 pub mod set;
 pub mod streams;
 pub mod vm;
@@ -152,6 +153,8 @@ pub struct ObservedBody {
     pub rescued: bool,
     /// Empty for VMs.
     pub members: Vec<MemberStatus>,
+    /// It ended here because it went to another host, whole.
+    pub away: bool,
     /// Engine-side trouble of this body: paused on I/O error, guest panic, a member that keeps failing.
     pub trouble: Option<String>,
 }
@@ -260,7 +263,7 @@ pub trait BodyExport: Send + Sync {
 
 /// Makes, starts, stops and removes bodies of one kind. Every call is idempotent and bounded in time.
 #[async_trait]
-pub trait BodyDriver: BodyExport + streams::BodyStreams {
+pub trait BodyDriver: BodyExport + streams::BodyStreams + moves::BodyMoves {
     /// Asks the engine whether it works.
     async fn probe(&self) -> Result<EngineFacts, DriverError>;
 

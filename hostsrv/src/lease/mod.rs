@@ -13,7 +13,7 @@ mod peers;
 mod renew;
 pub mod rule;
 mod shared;
-mod tls;
+pub mod tls;
 
 use crate::config::Config;
 use crate::link::Papers;

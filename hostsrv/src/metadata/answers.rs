@@ -167,6 +167,8 @@ mod tests {
             user_data: Some("#!/bin/sh\necho hi\n".into()),
             ssh_keys: vec!["ssh-ed25519 AAAA one".into(), "ssh-ed25519 BBBB two".into()],
             metadata: plan.metadata,
+            leaving: None,
+            arriving_from: None,
         }
     }
 

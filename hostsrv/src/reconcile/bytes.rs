@@ -27,7 +27,7 @@ impl Reconciler {
             return Err(WorkError::Missing(format!("volume {id}")));
         }
         let source = match &order.source {
-            None => None,
+            None | Some(VolumeSource::Crossing) => None,
             // Its bytes are its own by now; where they came from may be gone.
             Some(_) if here.is_some_and(|v| v.complete) => Some(Source::copy(id.0)),
             Some(VolumeSource::Snapshot(of)) => Some(Source::copy(of.0)),
@@ -40,7 +40,8 @@ impl Reconciler {
                 other => Some(other),
             },
         };
-        let spec = VolumeSpec { id: id.0, size_bytes: order.size_bytes, fs: Some(Filesystem::Xfs), source };
+        let fs = Some(Filesystem::Xfs).filter(|_| order.source != Some(VolumeSource::Crossing));
+        let spec = VolumeSpec { id: id.0, size_bytes: order.size_bytes, fs, source };
         Ok(self.drivers.volumes.ensure(&spec).await?)
     }
 

@@ -89,6 +89,11 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
 /// Whether a body here may still use the volume: that of an instance that is being removed, for example.
 pub fn volume_in_use(desired: &HostDesired, bodies: &[ObservedBody], id: VolumeId) -> bool {
     let user = user_of(desired, id);
+    // Its bytes are coming, or about to.
+    let awaits = |i: &InstanceDesired| i.arriving_from.is_some() && plan::volumes_of(i).contains(&id);
+    if desired.expected.iter().any(awaits) {
+        return true;
+    }
     bodies.iter().any(|b| b.volumes.contains(&id) || user.is_some_and(|user| b.instance == user.id))
 }
 
@@ -188,6 +193,7 @@ impl Reconciler {
                 Ok(ledger.note(id, begun)?)
             }
             (Step::Ensure, _, Some(instance)) => self.ensure(item, instance).await,
+            (Step::Depart, _, Some(instance)) => self.depart(instance).await,
             (Step::NoteRestarts { restarts }, Item::Instance(id), _) => {
                 let mut ledger = self.ledger();
                 let begun = super::ledger::Begun { restarts: *restarts, ..ledger.begun(id) };
@@ -284,7 +290,7 @@ impl Reconciler {
     }
 
     /// On disk before the engine hears of a body: should the engine fall silent, the body still counts.
-    fn note_begun(&self, instance: &InstanceDesired) -> Result<(), WorkError> {
+    pub(super) fn note_begun(&self, instance: &InstanceDesired) -> Result<(), WorkError> {
         let kind = instance.body.kind();
         let mut ledger = self.ledger();
         let mut begun = ledger.begun(instance.id);
@@ -308,7 +314,7 @@ impl Reconciler {
     }
 
     /// Every volume of the instance, as its kind of body needs it; `late` is named and not attached yet.
-    async fn attach(
+    pub(super) async fn attach(
         &self,
         instance: &InstanceDesired,
         kind: BodyKind,
@@ -336,7 +342,7 @@ impl Reconciler {
     }
 
     /// The plan of a body, with its images in the cache and no volumes yet.
-    async fn resolve(
+    pub(super) async fn resolve(
         &self,
         instance: &InstanceDesired,
         body: &BodyDesired,
@@ -375,8 +381,8 @@ impl Reconciler {
 
 /// The volumes in a body's hands.
 #[derive(Default)]
-struct Hands {
-    volume: Option<VolumeAttachment>,
-    root_volume: Option<VolumeAttachment>,
-    attachments: Vec<ExtraVolume>,
+pub(super) struct Hands {
+    pub volume: Option<VolumeAttachment>,
+    pub root_volume: Option<VolumeAttachment>,
+    pub attachments: Vec<ExtraVolume>,
 }

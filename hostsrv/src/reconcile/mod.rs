@@ -9,6 +9,7 @@
 //! the controller has confirmed what this host should hold, or without a lease where the host keeps one.
 
 mod bytes;
+mod crossing;
 pub mod execute;
 pub mod exports;
 pub mod ledger;

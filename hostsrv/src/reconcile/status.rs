@@ -10,7 +10,7 @@ use amphi_api::image::Blob;
 use amphi_api::instance::{BodyKind, Fault, Power};
 use amphi_api::wire::{
     BodyState, ExpectedStatus, ExportStatus, HostDesired, HostStatus, InstanceDesired, InstanceStatus,
-    SnapshotStatus, Tombstone, VolumeStatus,
+    LeavingStatus, SnapshotStatus, Tombstone, VolumeStatus,
 };
 use amphi_api::{ImageId, InstanceId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,9 +32,9 @@ pub fn render(
         instances: desired
             .instances
             .iter()
-            .map(|i| instance(i, world, memory, begun(i.id).restarts))
+            .map(|i| instance(i, world, memory, begun(i.id).restarts, under_way))
             .collect(),
-        expected: desired.expected.iter().map(|i| expected(i, memory)).collect(),
+        expected: desired.expected.iter().map(|i| expected(i, world, memory)).collect(),
         volumes: desired.volumes.iter().map(|v| volume(desired, v.id, world, memory)).collect(),
         snapshots: desired.snapshots.iter().map(|s| snapshot(s.id, world, memory)).collect(),
         buried: plan::buried(desired, &world.observed(), under_way, begun),
@@ -47,6 +47,7 @@ fn instance(
     world: &World,
     memory: &BTreeMap<Item, Memory>,
     restarts: u64,
+    under_way: &BTreeSet<Item>,
 ) -> InstanceStatus {
     let kind = desired.body.kind();
     let nothing = Memory::default();
@@ -89,16 +90,30 @@ fn instance(
         next_fault: memory.next_fault.clone(),
         fault: newer.or(silent).or_else(|| memory.fault.clone()).or(trouble),
         switch_ms: memory.switched.filter(|(epoch, _)| *epoch == desired.epoch).map(|(_, ms)| ms),
+        leaving: desired.leaving.as_ref().map(|order| {
+            let under_way = under_way.contains(&Item::Instance(desired.id));
+            LeavingStatus {
+                exchange: order.exchange,
+                under_way,
+                recalled: order.recalled && !under_way,
+                away: current.is_some_and(|b| b.away),
+            }
+        }),
     }
 }
 
-fn expected(coming: &InstanceDesired, memory: &BTreeMap<Item, Memory>) -> ExpectedStatus {
+fn expected(coming: &InstanceDesired, world: &World, memory: &BTreeMap<Item, Memory>) -> ExpectedStatus {
     let memory = memory.get(&Item::Instance(coming.id));
     ExpectedStatus {
         id: coming.id,
         epoch: coming.epoch,
         ready: memory.is_some_and(|m| m.prepared == Some((coming.body.kind(), coming.epoch))),
         fault: memory.and_then(|m| m.fault.clone()),
+        landed: coming.arriving_from.is_some()
+            && world.bodies.iter().any(|b| {
+                let whole = matches!(b.state, ObservedState::Paused | ObservedState::Running);
+                b.instance == coming.id && b.epoch == coming.epoch && whole
+            }),
     }
 }
 

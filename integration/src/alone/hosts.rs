@@ -158,7 +158,7 @@ fn done(desired: &HostDesired) -> HostStatus {
         expected: desired
             .expected
             .iter()
-            .map(|i| ExpectedStatus { id: i.id, epoch: i.epoch, ready: true, fault: None })
+            .map(|i| ExpectedStatus { id: i.id, epoch: i.epoch, ready: true, fault: None, landed: false })
             .collect(),
         volumes: desired
             .volumes
@@ -216,6 +216,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         next_fault: None,
         fault: None,
         switch_ms: None,
+        leaving: None,
     }
 }
 
@@ -244,6 +245,7 @@ fn spec(name: &str) -> HostSpec {
         activation: VolumeActivation::Dm,
         engines: engines.map(engine).into(),
         physical_networks: Vec::new(),
+        moves_at: None,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

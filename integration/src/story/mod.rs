@@ -7,8 +7,8 @@
 mod cli;
 mod descriptions;
 mod engines;
-mod guest;
-mod ping;
+pub mod guest;
+pub mod ping;
 mod report;
 pub mod residue;
 mod stage;

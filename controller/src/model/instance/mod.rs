@@ -231,6 +231,7 @@ pub(super) mod tests {
             next_fault: None,
             fault: None,
             switch_ms: None,
+            leaving: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a host says of an instance's body, as the record keeps it.
 
 use amphi_api::instance::{BodyKind, Fault, MemberStatus};
-use amphi_api::wire::{BodyState, InstanceStatus};
+use amphi_api::wire::{BodyState, InstanceStatus, LeavingStatus};
 use amphi_api::{PortId, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,9 @@ pub struct InstanceObserved {
     pub fault: Option<Fault>,
     #[serde(default)]
     pub switch_ms: Option<u64>,
+    /// How far it is with leaving for another host while it runs.
+    #[serde(default)]
+    pub leaving: Option<LeavingStatus>,
 }
 
 impl From<&InstanceStatus> for InstanceObserved {
@@ -47,6 +50,7 @@ impl From<&InstanceStatus> for InstanceObserved {
             next_fault: status.next_fault.clone(),
             fault: status.fault.clone(),
             switch_ms: status.switch_ms,
+            leaving: status.leaving,
         }
     }
 }

@@ -6,6 +6,7 @@ mod evacuation;
 mod exchange;
 mod images;
 mod life;
+mod live;
 mod moves;
 mod placement;
 mod servers;
@@ -129,6 +130,7 @@ pub fn spec(name: &str) -> HostSpec {
             .map(engine)
             .to_vec(),
         physical_networks: vec!["lan".into()],
+        moves_at: None,
         agent_version: "0".into(),
     }
 }
@@ -255,6 +257,7 @@ impl Cloud {
             next_fault: None,
             fault: None,
             switch_ms: Some(42),
+            leaving: None,
         });
         let volumes = desired.volumes.iter().map(|v| VolumeStatus {
             id: v.id,
@@ -275,6 +278,7 @@ impl Cloud {
             epoch: i.epoch,
             ready: true,
             fault: None,
+            landed: false,
         });
         HostStatus {
             expected: expected.collect(),

@@ -187,7 +187,8 @@ async fn a_host_that_cannot_take_it_gives_it_back() {
     let one = cloud.ops.create_move(P, before.id, &to(json!({}))).await.unwrap();
     backdate(&cloud, &one, past).await;
     let mut status = cloud.obedient(h2);
-    status.expected = vec![ExpectedStatus { id: before.id, epoch: 2, ready: false, fault: Some(broken()) }];
+    status.expected =
+        vec![ExpectedStatus { id: before.id, epoch: 2, ready: false, fault: Some(broken()), landed: false }];
     cloud.ops.status(h2, status).await.unwrap();
     cloud.ops.step_exchanges().await.unwrap();
     let failed = seen(&cloud, &one);

@@ -9,6 +9,7 @@ use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
 use super::{ENGINE, events, exec, export, logs, ports, start};
+use crate::instance::moves::BodyMoves;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
@@ -298,6 +299,8 @@ impl BodyExport for SetDriver {
         export::export(&self.shared, plan, &parts).await
     }
 }
+
+impl BodyMoves for SetDriver {}
 
 #[async_trait]
 impl BodyStreams for SetDriver {

@@ -315,6 +315,7 @@ fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, 
         ports: ports.unwrap_or_default(),
         // Told by the kernel, not by Docker.
         volumes: Vec::new(),
+        away: false,
         rescued,
         members,
         trouble,

@@ -15,8 +15,10 @@ mod events;
 mod export;
 mod files;
 pub mod image_check;
+mod landing;
 mod link;
 mod markup;
+mod migrate;
 pub mod probe;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -25,11 +27,13 @@ mod traits;
 mod watch;
 mod xml;
 
+use super::moves::{BodyMoves, Departure};
 use super::streams::{BodyStreams, Opened};
 use super::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
     ObservedState, Remains, folders,
 };
+use crate::crossing::Passages;
 use amphi_api::InstanceId;
 use amphi_api::host::Acceleration;
 use amphi_api::instance::{BodyKind, Power};
@@ -71,6 +75,8 @@ pub struct VmDriver {
     /// Guests that this process paused and will resume.
     held: Mutex<BTreeSet<InstanceId>>,
     consoles: console::Consoles,
+    /// Ways to other hosts; none: no guest leaves while it runs.
+    passages: Option<Passages>,
 }
 
 impl VmDriver {
@@ -92,7 +98,13 @@ impl VmDriver {
             traits: Arc::default(),
             held: Mutex::default(),
             consoles: console::Consoles::default(),
+            passages: None,
         }
+    }
+
+    /// With ways to other hosts.
+    pub fn with_passages(self, passages: Passages) -> Self {
+        Self { passages: Some(passages), ..self }
     }
 
     async fn find(&self, instance: InstanceId, doing: &str) -> Result<Option<(u64, Condition)>, DriverError> {
@@ -202,6 +214,7 @@ impl BodyDriver for VmDriver {
                     ports: if holds_devices { found.traits.ports() } else { Vec::new() },
                     volumes: if holds_devices { found.traits.volumes() } else { Vec::new() },
                     rescued: found.traits.rescued,
+                    away: sight::went_over(found.condition),
                     members: Vec::new(),
                     trouble,
                 }
@@ -340,6 +353,33 @@ impl BodyDriver for VmDriver {
             self.hold(instance, false);
         }
         done
+    }
+}
+
+#[async_trait]
+impl BodyMoves for VmDriver {
+    async fn depart(&self, departure: &Departure) -> Result<(), DriverError> {
+        let doing = || format!("open a way for the VM of {}", departure.instance);
+        let refused =
+            |message: String| DriverError::EngineRefused { engine: ENGINE, doing: doing(), message };
+        let passages = self.passages.as_ref();
+        let passages = passages.ok_or_else(|| refused("this agent has no ways to other hosts".into()))?;
+        let passage = passages.open(departure).map_err(|error| refused(format!("{error:#}")))?;
+        let departed = migrate::depart(&self.link, departure, &passage).await;
+        self.forget_traits();
+        departed
+    }
+
+    async fn recall(&self, instance: InstanceId) -> Result<(), DriverError> {
+        migrate::recall(&self.link, instance).await
+    }
+
+    /// Its root disk is as large as ordered; what it holds comes over it.
+    async fn receive(&self, plan: &BodyPlan) -> Result<String, DriverError> {
+        let files = BodyFiles::new(&self.state_dir, plan);
+        let xml = self.make_ready(plan, &files).await?;
+        files::settle(&self.state_dir, &files, plan).await?;
+        Ok(xml)
     }
 }
 

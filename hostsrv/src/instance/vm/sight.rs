@@ -43,7 +43,6 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
         sys::VIR_DOMAIN_PAUSED
             if [
                 sys::VIR_DOMAIN_PAUSED_USER,
-                sys::VIR_DOMAIN_PAUSED_MIGRATION,
                 sys::VIR_DOMAIN_PAUSED_SAVE,
                 sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
             ]
@@ -52,6 +51,8 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
         {
             (ObservedState::Paused, None)
         }
+        // On its way to another host or from one: libvirt holds it until it knows which of the two it is.
+        sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_MIGRATION) => (ObservedState::Degraded, None),
         sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_STARTING_UP) => {
             (ObservedState::Degraded, None)
         }
@@ -72,6 +73,12 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
         }
         _ => (ObservedState::Stopped, None),
     }
+}
+
+/// Whether it ended here because it is whole on another host.
+pub fn went_over(condition: Condition) -> bool {
+    let migrated = i32::try_from(sys::VIR_DOMAIN_SHUTOFF_MIGRATED) == Ok(condition.reason);
+    condition.state == sys::VIR_DOMAIN_SHUTOFF && migrated
 }
 
 /// What `ensure` does about the domain that it finds.
@@ -141,6 +148,16 @@ mod tests {
         saved: false,
     };
 
+    const CROSSING: Condition = Condition {
+        state: sys::VIR_DOMAIN_PAUSED,
+        reason: sys::VIR_DOMAIN_PAUSED_MIGRATION as i32,
+        saved: false,
+    };
+    const AWAY: Condition = Condition {
+        state: sys::VIR_DOMAIN_SHUTOFF,
+        reason: sys::VIR_DOMAIN_SHUTOFF_MIGRATED as i32,
+        saved: false,
+    };
     const SAVED: Condition = Condition { saved: true, ..OFF };
 
     #[test]
@@ -152,7 +169,10 @@ mod tests {
             (HELD, ObservedState::Paused, None),
             (SAVED, ObservedState::Suspended, None),
             (DEAD, ObservedState::Stopped, Some("crashed")),
+            (CROSSING, ObservedState::Degraded, None),
+            (AWAY, ObservedState::Stopped, None),
         ] {
+            assert_eq!(went_over(condition), condition == AWAY, "{condition:?}");
             let (found, trouble) = observed(condition);
             assert_eq!(found, state, "{condition:?}");
             assert_eq!(trouble.is_some(), word.is_some(), "{condition:?}: {trouble:?}");

@@ -35,6 +35,12 @@ pub fn instance(
         // Only a database that was set back can order a newer body away; it stays until somebody decides.
         return Vec::new();
     }
+    if let Some(leaving) = &desired.leaving {
+        // Whatever has become of it, nothing is started or let go on here before the order is over.
+        let runs = |b: &&ObservedBody| b.epoch == desired.epoch && b.state == ObservedState::Running;
+        let sent = mine.iter().copied().find(runs).filter(|b| b.kind == BodyKind::Vm && !leaving.recalled);
+        return sent.map(|_| Step::Depart).into_iter().collect();
+    }
     let detach = || volumes.iter().map(|v| Step::DetachVolume { volume: v.id });
     let mut steps = Vec::new();
     let stale: Vec<&&ObservedBody> =

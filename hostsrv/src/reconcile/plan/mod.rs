@@ -39,6 +39,8 @@ pub enum Item {
 pub enum Step {
     /// Make the instance's next body ready beside the present one.
     PrepareNext,
+    /// Send the running body to another host.
+    Depart,
     /// Make the body of an instance that comes here ready, without starting anything.
     PrepareExpected,
     /// Get everything of the desired body ready that needs no stop of the old one.
@@ -94,6 +96,7 @@ impl Step {
                 | Step::NoteRestarts { .. }
                 | Step::PrepareNext
                 | Step::PrepareDesired
+                | Step::Depart
                 | Step::PrepareExpected
         )
     }

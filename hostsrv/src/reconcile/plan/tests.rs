@@ -4,7 +4,8 @@ use crate::storage::VolumeKind;
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::Power;
 use amphi_api::wire::{
-    AttachmentDesired, BodyDesired, HostDesired, InstanceDesired, SnapshotDesired, Tombstone, VolumeDesired,
+    AttachmentDesired, BodyDesired, HostDesired, InstanceDesired, LeavingDesired, SnapshotDesired, Tombstone,
+    VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, ProjectId};
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ fn world() -> World {
             user_data: None,
             ssh_keys: vec![],
             metadata: BTreeMap::new(),
+            leaving: None,
+            arriving_from: None,
         },
         volumes: BTreeMap::from([(volume.id.0, observed_volume(&volume))]),
         volume,
@@ -97,6 +100,7 @@ impl World {
             volumes: vec![],
             rescued: false,
             members: vec![],
+            away: false,
             trouble: None,
         });
         self
@@ -125,6 +129,7 @@ fn name(step: &Step) -> String {
         Step::TellGrown { kind, .. } => return format!("tell {kind}"),
         Step::PrepareExpected => "prepare what comes",
         Step::PrepareNext => "prepare next",
+        Step::Depart => "depart",
         Step::PrepareDesired => "prepare",
         Step::EnsureVolume { .. } => "volume",
         Step::DetachVolume { .. } => "detach",
@@ -137,6 +142,34 @@ fn name(step: &Step) -> String {
         Step::Export => "export",
     };
     text.to_owned()
+}
+
+#[test]
+fn a_body_that_leaves_is_sent_while_it_runs_and_nothing_else_is_done() {
+    let leaves = |recalled| {
+        move |w: &mut World| {
+            w.desired.body = body_of(Vm);
+            w.desired.leaving = Some(LeavingDesired {
+                exchange: amphi_api::ExchangeId::new(),
+                to: HostId::new(),
+                address: "10.0.0.2:7445".parse().unwrap(),
+                epoch: 6,
+                recalled,
+            });
+        }
+    };
+    for (state, steps) in [
+        (Some(Running), vec!["depart"]),
+        (Some(Degraded), vec![]),
+        (Some(Paused), vec![]),
+        (Some(Stopped), vec![]),
+        (None, vec![]),
+    ] {
+        let there = |w: World| state.into_iter().fold(w, |w, state| w.with(Vm, 5, state));
+        assert_eq!(there(world()).and(leaves(false)).plan(), steps, "{state:?}");
+        assert!(there(world()).and(leaves(true)).plan().is_empty(), "{state:?}, recalled");
+        assert!(there(world()).and(leaves(false)).and(|w| w.confirmed = false).plan().is_empty());
+    }
 }
 
 use BodyKind::{Set, Vm};

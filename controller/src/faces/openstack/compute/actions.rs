@@ -9,6 +9,7 @@ use super::servers::{origin_of, shown};
 use super::{figure, optional_text, refuse_unknown, text};
 use crate::ops::OpsError;
 use crate::ops::servers::{Origin, RebuildWish, ResizeWish, ServerOrder};
+use amphi_api::instance::MoveCreate;
 use amphi_api::{HostId, ImageId, InstanceId};
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -93,7 +94,7 @@ async fn ordered(call: Call, order: ServerOrder) -> Answer {
 }
 
 /// nova answers 400 where no host is found for an order about a server that is there.
-fn refused(error: OpsError) -> Refusal {
+pub(super) fn refused(error: OpsError) -> Refusal {
     match error {
         OpsError::NoRoom(no_room) => Refusal::bad(format!("No valid host was found. {no_room}")),
         error => error.into(),
@@ -157,9 +158,16 @@ async fn migrate(call: Call) -> Answer {
     Ok(accepted())
 }
 
+/// `host`, `block_migration` and `disk_over_commit` as nova takes them; local disks always go along.
 async fn migrate_live(call: Call) -> Answer {
-    origin(&call)?;
-    Err(Refusal::bad("Bodies do not move while they run; migrate the server, which restarts it"))
+    let known: &[&str] = &["host", "block_migration", "disk_over_commit", "force"];
+    let map = object(&call, known)?;
+    let (origin, id) = origin(&call)?;
+    let host = optional_text(&map, "host")?.map(str::to_owned);
+    let wish =
+        MoveCreate { to: host, kind: None, live: Some(true), reason: "ordered by os-migrateLive".into() };
+    call.state.ops.create_move(origin.project, id, &wish).await.map_err(refused)?;
+    Ok(accepted())
 }
 
 async fn evacuate(call: Call) -> Answer {

@@ -11,7 +11,7 @@ use super::super::routes::{Need, Routes};
 use super::super::words;
 use super::servers::found;
 use super::{PAGE_MAX, next_link};
-use crate::model::MigrationRecord;
+use crate::model::{MigrationKind, MigrationRecord};
 use crate::ops::View;
 use crate::ops::identity::Caller;
 use axum::Json;
@@ -24,6 +24,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .get("/v2.1/os-migrations", Need::Admin, list)
         .get("/v2.1/servers/{id}/migrations", Need::Admin, of_server)
         .get("/v2.1/servers/{id}/migrations/{migration}", Need::Admin, one_of_server)
+        .delete("/v2.1/servers/{id}/migrations/{migration}", Need::Admin, abort)
 }
 
 fn body(view: &View, migration: &MigrationRecord, version: Microversion) -> Value {
@@ -102,7 +103,7 @@ async fn list(
     Ok(Json(Value::Object(answer)))
 }
 
-/// Live migrations alone are shown below their server, and there are none.
+/// Live migrations that are under way are shown below their server, alone.
 async fn of_server(
     State(state): State<OpenStack>,
     caller: Caller,
@@ -112,16 +113,74 @@ async fn of_server(
     if !version.from(23) {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "The resource could not be found."));
     }
-    found(&state.ops.world().read(), &caller, &id)?;
-    Ok(Json(json!({"migrations": []})))
+    let view = state.ops.world().read();
+    let instance = found(&view, &caller, &id)?.id;
+    let open = view.migrations.iter().filter(|m| m.instance == instance && is_open(m));
+    let all: Vec<Value> = open.map(|m| progress(&view, m, version)).collect();
+    Ok(Json(json!({"migrations": all})))
 }
 
 async fn one_of_server(
     State(state): State<OpenStack>,
     caller: Caller,
+    version: Microversion,
     Path((id, migration)): Path<(String, String)>,
 ) -> Result<Json<Value>, Refusal> {
-    found(&state.ops.world().read(), &caller, &id)?;
-    let message = format!("In-progress live migration with ID {migration} could not be found.");
-    Err(Refusal::new(StatusCode::NOT_FOUND, message))
+    let view = state.ops.world().read();
+    let one = under_way(&view, found(&view, &caller, &id)?.id, &migration)?;
+    Ok(Json(json!({"migration": progress(&view, one, version)})))
+}
+
+/// Calls a live migration off (2.24).
+async fn abort(
+    State(state): State<OpenStack>,
+    caller: Caller,
+    version: Microversion,
+    Path((id, migration)): Path<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    if !version.from(24) {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "The resource could not be found."));
+    }
+    let (project, exchange) = {
+        let view = state.ops.world().read();
+        let one = under_way(&view, found(&view, &caller, &id)?.id, &migration)?;
+        (one.project, amphi_api::ExchangeId(one.id))
+    };
+    state.ops.cancel_exchange(project, exchange).await.map_err(super::actions::refused)?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn is_open(migration: &MigrationRecord) -> bool {
+    migration.kind == MigrationKind::LiveMigration
+        && matches!(migration.status.as_str(), "preparing" | "running")
+}
+
+fn under_way<'a>(
+    view: &'a View,
+    instance: amphi_api::InstanceId,
+    asked: &str,
+) -> Result<&'a MigrationRecord, Refusal> {
+    let named = |m: &MigrationRecord| m.number().to_string() == asked || m.id.to_string() == asked;
+    let mut open = view.migrations.iter().filter(|m| m.instance == instance && is_open(m));
+    open.find(|m| named(m)).map(|row| &*row.record).ok_or_else(|| {
+        let message = format!("In-progress live migration with ID {asked} could not be found.");
+        Refusal::new(StatusCode::NOT_FOUND, message)
+    })
+}
+
+/// As below its server: without kind and links, with how far it is, which nobody counts here.
+fn progress(view: &View, migration: &MigrationRecord, version: Microversion) -> Value {
+    let mut body = body(view, migration, version);
+    if let Some(map) = body.as_object_mut() {
+        for key in ["instance_uuid", "old_instance_type_id", "new_instance_type_id", "migration_type"] {
+            map.remove(key);
+        }
+        map.insert("server_uuid".into(), migration.instance.to_string().into());
+        for what in ["memory", "disk"] {
+            for part in ["total", "processed", "remaining"] {
+                map.insert(format!("{what}_{part}_bytes"), Value::Null);
+            }
+        }
+    }
+    body
 }

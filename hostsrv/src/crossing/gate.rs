@@ -1,0 +1,119 @@
+//! The end on the host that a guest goes to. Refuses every host but the one that the instance is expected from.
+
+use super::{Answer, CONNECT, Door, Knock, folder_of, make_folder, read, watch, write};
+use crate::lease::tls::{PeerPapers, host_of};
+use crate::reconcile::Reconciler;
+use amphi_api::HostId;
+use anyhow::Context;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::time::timeout;
+
+/// Connections at once; more wait. A guest takes a handful.
+const CONNECTIONS: usize = 256;
+
+/// What a gate needs to know of its host.
+pub struct Host {
+    pub run_dir: PathBuf,
+    /// libvirtd's socket.
+    pub engine: PathBuf,
+}
+
+/// Takes guests until the process ends.
+pub async fn serve(listener: TcpListener, papers: PeerPapers, host: Host, reconciler: Arc<Reconciler>) {
+    let acceptor = match papers.server() {
+        Ok(tls) => tokio_rustls::TlsAcceptor::from(tls),
+        Err(error) => return tracing::error!("no guests can come: {error:#}"),
+    };
+    let host = Arc::new(host);
+    let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let tcp = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a host's connection");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let (acceptor, host, reconciler) = (acceptor.clone(), host.clone(), reconciler.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = pass(tcp, acceptor, &host, &reconciler).await {
+                tracing::info!("a way from another host has ended: {error:#}");
+            }
+        });
+    }
+}
+
+async fn pass(
+    tcp: TcpStream,
+    acceptor: tokio_rustls::TlsAcceptor,
+    host: &Host,
+    reconciler: &Reconciler,
+) -> anyhow::Result<()> {
+    watch(&tcp)?;
+    let stream = timeout(CONNECT, acceptor.accept(tcp)).await??;
+    let chain = stream.get_ref().1.peer_certificates();
+    let from = chain.and_then(|c| c.first()).and_then(|c| host_of(c)).context("a certificate of no host")?;
+    let mut stream = BufReader::new(stream);
+    let knock: Knock = timeout(CONNECT, read(&mut stream)).await.context("it says nothing")??;
+    match open(&knock, from, host, reconciler).await {
+        Ok((definition, Some(mut engine))) => {
+            write(&mut stream, &Answer::Ok(definition)).await?;
+            copy_bidirectional(&mut stream, &mut engine).await?;
+            Ok(())
+        }
+        Ok((definition, None)) => write(&mut stream, &Answer::Ok(definition)).await,
+        Err(refusal) => write(&mut stream, &Answer::Err(refusal)).await,
+    }
+}
+
+async fn open(
+    knock: &Knock,
+    from: HostId,
+    host: &Host,
+    reconciler: &Reconciler,
+) -> Result<(String, Option<UnixStream>), String> {
+    reconciler.expects(knock.instance, knock.epoch, from)?;
+    let folder = folder_of(&host.run_dir, knock.instance);
+    if knock.folder != folder {
+        return Err(format!(
+            "both hosts must have the same run_dir; this one's is {}",
+            host.run_dir.display()
+        ));
+    }
+    if knock.to == Door::Receive {
+        let made = {
+            let folder = folder.clone();
+            tokio::task::spawn_blocking(move || make_folder(&folder)).await
+        };
+        made.map_err(std::io::Error::other)
+            .and_then(|made| made)
+            .map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+        return reconciler.receive(knock.instance, knock.epoch).await.map(|definition| (definition, None));
+    }
+    let path = match knock.to {
+        Door::Engine | Door::Receive => host.engine.clone(),
+        door => folder.join(door.file()),
+    };
+    match timeout(CONNECT, UnixStream::connect(&path)).await {
+        Ok(Ok(stream)) => Ok((String::new(), Some(stream))),
+        Ok(Err(error)) => Err(format!("cannot connect to {}: {error}", path.display())),
+        Err(_) => Err(format!("cannot connect to {} in time", path.display())),
+    }
+}
+
+/// libvirtd's socket by its URI: the one that it names, else the first of the usual ones that is there.
+pub fn engine_socket(uri: &str) -> PathBuf {
+    if let Some((_, rest)) = uri.split_once("socket=") {
+        return rest.split('&').next().unwrap_or(rest).into();
+    }
+    let usual = ["/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"];
+    let found = usual.iter().find(|path| Path::new(path).exists());
+    found.unwrap_or(&usual[1]).into()
+}
