@@ -73,7 +73,8 @@ fn arrived(stage: &Stage, before: &Instance, host: &str) -> Instance {
 fn a_vm_goes_over_while_it_runs() {
     let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("live-lab")).expect("lab directory");
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
-    let stage = Stage::up(layout, env!("CARGO_BIN_EXE_amphi-lab").as_ref(), 2, |_| {}).expect("lab up");
+    let program = Path::new(env!("CARGO_BIN_EXE_amphi-lab"));
+    let stage = Stage::up(layout, &images, program, 2, |_| {}).expect("lab up");
     let create = ImageCreate { name: "disk".into(), format: ImageFormat::Qcow2, cmdline: String::new() };
     let image = stage.ask(stage.client.create_image(&create)).expect("an image");
     let file = images.join("vm-disk.qcow2");

@@ -164,12 +164,14 @@ fn leaving(view: &View, row: &InstanceRecord) -> Option<LeavingDesired> {
     if exchange.phase != ExchangePhase::Crossing {
         return None;
     }
+    let address = view.hosts.get(journey.to).and_then(|h| h.spec.as_ref()?.moves_at);
     Some(LeavingDesired {
         exchange: exchange.id,
         to: journey.to,
-        address: view.hosts.get(journey.to)?.spec.as_ref()?.moves_at?,
+        // A host that takes none any more: nowhere to go, and so nothing goes.
+        address: address.unwrap_or((std::net::Ipv4Addr::UNSPECIFIED, 0).into()),
         epoch: row.epoch + 1,
-        recalled: journey.recalled.is_some(),
+        recalled: journey.recalled.is_some() || address.is_none(),
     })
 }
 

@@ -3,8 +3,9 @@
 use super::{Answer, CONNECT, Door, Knock, folder_of, make_folder, read, watch, write};
 use crate::lease::tls::{PeerPapers, host_of};
 use crate::reconcile::Reconciler;
-use amphi_api::HostId;
+use amphi_api::{HostId, InstanceId};
 use anyhow::Context;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,13 +89,14 @@ async fn open(
         ));
     }
     if knock.to == Door::Receive {
-        let made = {
-            let folder = folder.clone();
-            tokio::task::spawn_blocking(move || make_folder(&folder)).await
+        let (run_dir, stay, made) = (host.run_dir.clone(), reconciler.crossing(), folder.clone());
+        let make = move || {
+            sweep(&run_dir, &stay);
+            make_folder(&made)
         };
-        made.map_err(std::io::Error::other)
-            .and_then(|made| made)
-            .map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+        let made =
+            tokio::task::spawn_blocking(make).await.map_err(std::io::Error::other).and_then(|made| made);
+        made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         return reconciler.receive(knock.instance, knock.epoch).await.map(|definition| (definition, None));
     }
     let path = match knock.to {
@@ -105,6 +107,18 @@ async fn open(
         Ok(Ok(stream)) => Ok((String::new(), Some(stream))),
         Ok(Err(error)) => Err(format!("cannot connect to {}: {error}", path.display())),
         Err(_) => Err(format!("cannot connect to {} in time", path.display())),
+    }
+}
+
+/// Removes the folders of guests that are here or elsewhere by now.
+fn sweep(run_dir: &Path, stay: &BTreeSet<InstanceId>) {
+    let Ok(entries) = std::fs::read_dir(run_dir.join("crossing")) else { return };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(|name| name.parse::<InstanceId>().ok());
+        if id.is_some_and(|id| !stay.contains(&id)) {
+            // What stays is looked at again when the next one comes.
+            let _gone = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::instance::{BodyDriver, BodyPlan, Remains};
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, InstanceDesired, LeavingDesired};
 use amphi_api::{HostId, InstanceId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,13 @@ impl Reconciler {
             Some(found) if found.epoch == epoch && found.arriving_from == Some(from) => Ok(()),
             _ => Err(format!("instance {instance} is not expected from there at epoch {epoch}")),
         }
+    }
+
+    /// Instances that are on their way from here or to here.
+    pub fn crossing(&self) -> BTreeSet<InstanceId> {
+        let desired = self.orders().borrow().clone();
+        let all = desired.iter().flat_map(|d| d.instances.iter().chain(&d.expected));
+        all.filter(|i| i.leaving.is_some() || i.arriving_from.is_some()).map(|i| i.id).collect()
     }
 
     /// Makes everything ready for the body; its definition. What came of an earlier try goes.
