@@ -5,7 +5,7 @@
 use amphi_api::failover::{FailoverCause, FailoverFate};
 use amphi_api::host::HostState;
 use amphi_api::instance::{BodyKind, Instance};
-use amphi_integration::chaos::{Breaking, Watch, round};
+use amphi_integration::chaos::{Breaking, Crowd, HOSTS, Watch, round};
 use amphi_integration::failing::{PATIENCE, PEER, Stage, address, request, set, vm};
 use amphi_integration::lab::Layout;
 use amphi_integration::probe::uptime_ms;
@@ -17,13 +17,11 @@ use std::time::Duration;
 /// For so long beyond the failover's end a host stays broken.
 const ASLEEP: Duration = Duration::from_secs(1);
 
-fn stage(name: &str) -> Result<Stage> {
+fn stage(name: &str, hosts: u8) -> Result<Stage> {
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
     ensure!(images.exists(), "{} is missing: make images", images.display());
     let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))?;
-    let stage = Stage::up(layout, &images, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), 3, |_| {})?;
-    stage.warm(&["h1", "h2", PEER])?;
-    Ok(stage)
+    Stage::up(layout, &images, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), hosts, |_| {})
 }
 
 fn addresses(instances: &[&Instance]) -> Result<Vec<String>> {
@@ -33,7 +31,8 @@ fn addresses(instances: &[&Instance]) -> Result<Vec<String>> {
 /// A power cut under sets and a VM; the return; then hosts that are taken for dead and are not.
 #[test]
 fn what_lived_on_a_dead_host_lives_elsewhere_and_nothing_answers_twice() -> Result<()> {
-    let stage = stage("failover-lab")?;
+    let stage = stage("failover-lab", 3)?;
+    stage.warm(&["h1", "h2", PEER])?;
     let watch = Watch::start(&stage.lab, &["h1", "h2", PEER])?;
     power_cut(&stage, &watch)?;
     for breaking in [Breaking::Freeze, Breaking::Cut] {
@@ -98,7 +97,8 @@ fn power_cut(stage: &Stage, watch: &Watch) -> Result<()> {
 /// Where only the other kind of body has room, that is what the instance becomes; what has no room gets it later.
 #[test]
 fn the_other_kind_of_body_where_only_that_has_room() -> Result<()> {
-    let stage = stage("kinds-lab")?;
+    let stage = stage("kinds-lab", 3)?;
+    stage.warm(&["h1", "h2", PEER])?;
     let either = stage.create(&request("either", vec![set(), vm()], Some("h1")))?;
     let only = stage.create(&request("only-set", vec![set()], Some("h1")))?;
     ensure!(either.body == BodyKind::Set, "the preferred body: {either:?}");
@@ -144,5 +144,22 @@ fn the_other_kind_of_body_where_only_that_has_room() -> Result<()> {
     for instance in [&either, &only, &ballast, &watcher] {
         stage.delete(instance.id)?;
     }
+    stage.down()
+}
+
+/// Three of five hosts lose the controller: nothing happens. Two of five do: they stop their guests, the rest takes over.
+#[test]
+fn a_majority_that_is_cut_off_goes_on_and_a_minority_stops() -> Result<()> {
+    let stage = stage("majority-lab", HOSTS.len() as u8)?;
+    let watch = Watch::start(&stage.lab, &HOSTS)?;
+    let crowd = Crowd::gather(&stage, &watch, &HOSTS)?;
+    println!("three of five are cut off from the controller");
+    crowd.most_are_cut(&["h1", "h3", "h5"], false)?;
+    println!("two of five are cut off from everybody");
+    let took = crowd.few_are_cut(&["h1", "h4"], true)?;
+    println!("  all run elsewhere after {:.1} s", took.as_secs_f64());
+    crowd.leave()?;
+    ensure!(watch.broken().is_empty() && watch.looks() > 100, "{:?}", watch.broken());
+    drop(watch);
     stage.down()
 }

@@ -168,8 +168,7 @@ fn it_is_not_enough_that_the_others_are_there_they_must_know() {
     let agreed = cloud.now;
     cloud.now += 20;
     assert_eq!(cloud.verdict(1), Verdict::Late, "what it heard before may still count");
-    cloud.now = agreed + T.settle();
-    cloud.pass(500, &[2, 3]);
+    cloud.pass(agreed + T.settle() + 500 - cloud.now, &[2, 3]);
     assert_eq!(cloud.verdict(1), Verdict::Ended);
 }
 
@@ -208,7 +207,7 @@ fn a_controller_that_begins_waits_for_a_whole_lease() {
     let mut cloud = Cloud::of(3);
     cloud.pass(3_500, &[2, 3]);
     assert_eq!(cloud.verdict(1), Verdict::Late, "nobody knows what the controller before has granted");
-    cloud.pass(1_500, &[2, 3]);
+    cloud.pass(2_000, &[2, 3]);
     assert_eq!(cloud.verdict(1), Verdict::Ended);
     // What was barred in the records stays so.
     let mut cloud = Cloud::of(3);

@@ -13,7 +13,7 @@ use super::{Draft, Row, View, ports, sights};
 use crate::model::*;
 use crate::scheduler::{HostSight, Policy, Request, place};
 use amphi_api::failover::{FailoverFate, FailoverInstance, FreshVolume, LocalVolume};
-use amphi_api::instance::{BodyKind, ExchangePhase, FailoverPolicy, Lost};
+use amphi_api::instance::{BodyKind, FailoverPolicy, Lost};
 use amphi_api::wire::Tombstone;
 use amphi_api::{HostId, InstanceId, VolumeId};
 use jiff::Timestamp;

@@ -135,7 +135,7 @@ impl Ops {
     ) -> (Draft, (bool, Vec<InstanceId>)) {
         let nothing = (Draft::default(), (true, Vec::new()));
         let Some(row) = view.failovers.get(id) else { return nothing };
-        if row.returned_at.is_some() || !view.hosts.get(row.host).is_some_and(|h| h.barred_since.is_some()) {
+        if row.returned_at.is_some() || view.hosts.get(row.host).is_none_or(|h| h.barred_since.is_none()) {
             return nothing;
         }
         let mut record = (*row.record).clone();

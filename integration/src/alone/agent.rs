@@ -61,6 +61,7 @@ impl Home {
             activation: VolumeActivation::Dm,
             engines: engines(troubles),
             physical_networks: Vec::new(),
+            moves_at: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

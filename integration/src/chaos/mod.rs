@@ -133,6 +133,13 @@ impl Chaos<'_> {
             row.told +=
                 &format!("; beside its successor, unheard, {} ms at most", watch.beside().as_millis());
         }
+        if done.is_err() {
+            // What is left of a part that broke is no fault of the next one.
+            for instance in self.stage.ask(self.stage.client.instances())? {
+                watch.goes(instance.id);
+                self.stage.delete(instance.id)?;
+            }
+        }
         done?;
         nothing_is_left(self.stage, &before)
     }

@@ -6,6 +6,7 @@ use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, MemberStatus, Power};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::BodyDesired;
+use amphi_hostsrv::instance::moves::BodyMoves;
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::{
     Adjustment, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
@@ -121,10 +122,14 @@ fn observed(body: Body) -> ObservedBody {
         ports: if live { body.ports } else { Vec::new() },
         volumes: if live { body.extras } else { Vec::new() },
         rescued: body.rescued,
+        away: false,
         members: body.members.into_iter().map(|m| MemberStatus { running: live, ..m }).collect(),
         trouble: None,
     }
 }
+
+/// These engines stop a body for a move, as sets do.
+impl BodyMoves for MemoryBodies {}
 
 #[async_trait]
 impl BodyDriver for MemoryBodies {
