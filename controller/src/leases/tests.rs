@@ -79,7 +79,7 @@ fn a_host_that_is_silent_alone_ends_after_its_lease_and_not_before() {
         let mut ended = None;
         let mut seen = Vec::new();
         while cloud.now < last + 6_000 && ended.is_none() {
-            if cloud.now % T.period == 0 {
+            if cloud.now.is_multiple_of(T.period) {
                 others.iter().for_each(|n| drop(cloud.renew(*n)));
             }
             let verdict = cloud.verdict(1);
