@@ -413,7 +413,7 @@ pub struct MoveCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<BodyKind>,
     /// While it runs, memory and disks and all: true refuses what cannot go so, false stops it for the move. Default: a VM
-    /// that runs goes so where it can.
+    /// that runs goes so where it cannot move otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<bool>,
     /// Why: 1 to 255 characters.

@@ -23,7 +23,7 @@ pub struct Arguments {
     /// The kind of body to have there. Default: the present one.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
-    /// While it runs, or not at all. Default: a VM that runs moves so where it can.
+    /// While it runs, or not at all. Default: a VM that runs moves so where it cannot move otherwise.
     #[arg(long, conflicts_with = "cold")]
     live: bool,
     /// Stop it for the move.

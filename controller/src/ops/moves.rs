@@ -26,7 +26,7 @@ use jiff::Timestamp;
 pub(super) struct MoveWish {
     pub to: Option<HostId>,
     pub kind: Option<BodyKind>,
-    /// While it runs: it must, it must not, or if it can.
+    /// While it runs: it must, it must not, or if it cannot move otherwise.
     pub live: Option<bool>,
     pub reason: String,
     pub cause: MoveCause,
@@ -263,9 +263,10 @@ fn lives(
         Ok(())
     };
     match (wish.live, can()) {
-        (Some(false), _) => Ok(false),
-        (_, Ok(())) => Ok(true),
-        (None, Err(_)) => Ok(false),
+        (Some(true), Ok(())) => Ok(true),
+        // Unasked, only what cannot move otherwise.
+        (None, Ok(())) => Ok(has_root_disk(view, row)),
+        (Some(false), _) | (None, Err(_)) => Ok(false),
         (Some(true), Err(why)) => {
             Err(OpsError::conflict(format!("the instance cannot move while it runs: {why}")))
         }

@@ -171,5 +171,5 @@ async fn what_cannot_go_while_it_runs_is_refused_or_stops() {
     assert!(refused(other.id, wish).await.contains("h3"));
     let wish = MoveCreate { live: None, to: Some("h2".into()), ..live(true) };
     let unasked = cloud.ops.create_move(P, other.id, &wish).await.unwrap();
-    assert!(unasked.journey.unwrap().live, "a VM that runs goes so where it can");
+    assert!(!unasked.journey.unwrap().live, "unasked, only what cannot move otherwise");
 }
