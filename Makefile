@@ -34,6 +34,7 @@ bench: install build images
 # make chaos CHAOS="--rounds 100 --instances 50 --outage 600 --minutes 120"
 chaos: install build images
 	$(LAB) chaos $(CHAOS)
+	target/debug/amphi-lab storm --seconds 300
 
 # The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
 fuzz: install build

@@ -187,7 +187,12 @@ async fn join(
     let size = Size { cpus: 64, memory_mib: 256 << 10 };
     let home = Home { run: state.join("run"), state, url: None, size, name };
     let token = client.create_join_token(&JoinTokenCreate::default()).await?.token;
-    amphi_hostsrv::join::join(&home.name, &home.pki(), &token).await?;
+    let end = Instant::now() + PATIENCE;
+    // The controller takes a few joins at a time and says so to the others.
+    while let Err(error) = amphi_hostsrv::join::join(&home.name, &home.pki(), &token).await {
+        ensure!(Instant::now() < end && error.to_string().contains("too many joins"), "{error:#}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     let engines = HostEngines::new(&home.name, registry.clone(), Duration::ZERO);
     let agent = Agent::start(&home, &EnginePort::Here(engines.clone()))?;
     Ok(MemoryHost { engines, agent })
