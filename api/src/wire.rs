@@ -90,6 +90,10 @@ pub struct HostDesired {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exports: Vec<ExportDesired>,
     pub tombstones: Vec<Tombstone>,
+    /// The host was taken for dead and has not been let in again: it buries, and starts nothing. What it keeps may be
+    /// about to start elsewhere. The lease says the same where hosts have leases.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shut_out: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

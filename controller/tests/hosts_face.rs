@@ -80,6 +80,7 @@ impl HostSide for Records {
         Arc::new(HostDesired {
             host,
             generation,
+            shut_out: false,
             instances,
             expected: vec![],
             volumes,

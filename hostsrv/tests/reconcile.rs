@@ -344,6 +344,7 @@ impl Host {
         let desired = HostDesired {
             host: HostId::new(),
             generation: 0,
+            shut_out: false,
             instances: vec![],
             expected: vec![],
             volumes: vec![],
@@ -659,6 +660,26 @@ async fn a_host_without_a_lease_buries_and_starts_nothing() {
     // With a lease the rest is done: the row above is not about an agent that has stopped working.
     files.set_mark(false).unwrap();
     host.until("the other one runs", |s| is(s, new, BodyState::Running)).await;
+}
+
+/// Hosts whose death a fence device vouches for need no lease, and come back while what they had is being placed anew.
+#[tokio::test]
+async fn a_host_that_is_shut_out_buries_and_starts_nothing() {
+    let (mut host, id) = running().await;
+    host.sets.bodies.lock().unwrap().get_mut(&id).unwrap().state = ObservedState::Stopped;
+    host.calls();
+    host.restart("run-after-the-fence");
+    let gone = InstanceId::new();
+    let tombstone = Tombstone::Instance { id: gone, epoch: 1 };
+    host.order(|d| {
+        d.shut_out = true;
+        d.tombstones.push(tombstone);
+    });
+    let status = host.until("buried", |s| s.buried == [tombstone]).await;
+    assert!(is(&status, id, BodyState::Stopped), "{status:?}");
+    assert_eq!(host.calls(), Vec::<String>::new());
+    host.order(|d| d.shut_out = false);
+    host.until("let in, it starts what is its own", |s| is(s, id, BodyState::Running)).await;
 }
 
 #[tokio::test]

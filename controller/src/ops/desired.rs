@@ -56,6 +56,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
     HostDesired {
         host,
         generation: view.generation(host),
+        shut_out: view.hosts.get(host).is_some_and(|h| h.barred_since.is_some()),
         instances: view
             .instances_on(host)
             .filter(|row| row.intent == Intent::Live && !waits(view, row))

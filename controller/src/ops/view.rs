@@ -345,7 +345,8 @@ impl View {
         match kind {
             HostRecord::PREFIX => {
                 let (id, before) = self.hosts.put(read!(), version);
-                if before.map(|b| b.hellos) != self.hosts.get(id).map(|h| h.hellos) {
+                let told = |h: &HostRecord| (h.hellos, h.barred_since.is_some());
+                if before.map(|b| told(&b)) != self.hosts.get(id).map(|h| told(h)) {
                     touched.push(id);
                 }
                 self.regroup(id);

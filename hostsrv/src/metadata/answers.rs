@@ -234,6 +234,7 @@ mod tests {
         let desired = HostDesired {
             host: HostId::new(),
             generation: 1,
+            shut_out: false,
             expected: Vec::new(),
             instances: vec![one, two, elsewhere],
             volumes: Vec::new(),

@@ -95,8 +95,12 @@ impl Ledger {
         self.files.boot().unwrap_or(self.boot)
     }
 
-    /// Whether a body may be started now, or why not: by the lease, if this host keeps one.
+    /// Whether a body may be started now, or why not: by what the controller says of this host, and by the lease, if it
+    /// keeps one.
     pub fn may_start(&self) -> Result<(), String> {
+        if self.desired().is_some_and(|desired| desired.shut_out) {
+            return Err("this host was taken for dead, and is not let in again yet".into());
+        }
         self.files.may_start(clock::now())
     }
 
@@ -197,6 +201,7 @@ mod tests {
             exports: Vec::new(),
             host,
             generation,
+            shut_out: false,
             instances: vec![],
             expected: vec![],
             volumes: vec![],

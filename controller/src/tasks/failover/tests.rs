@@ -108,6 +108,7 @@ async fn a_host_ends_and_its_instances_live_elsewhere_until_it_has_buried_them()
         assert!(cloud.ops.failovers(None).is_empty());
     }
     // Nothing moves while the network cannot shut it out.
+    let held = cloud.ops.desired(*h1);
     leases.say(*h1, Verdict::Ended);
     *wire.broken.lock().unwrap() = true;
     task.look().await.unwrap_err();
@@ -115,6 +116,8 @@ async fn a_host_ends_and_its_instances_live_elsewhere_until_it_has_buried_them()
     assert_eq!(cloud.show(&first).host, Some(*h1));
     let host = cloud.ops.host(*h1).unwrap();
     assert!(host.state == HostState::Down && host.barred_since.is_some());
+    let condemned = cloud.ops.desired(*h1);
+    assert!(condemned.shut_out && !held.shut_out && condemned.generation > held.generation);
     // A word that was still on its way raises nobody from the dead, and nobody is sent there.
     cloud.ops.heartbeat(*h1, &[], 1).await.unwrap();
     assert_eq!(cloud.ops.host(*h1).unwrap().state, HostState::Down);
@@ -160,9 +163,10 @@ async fn a_host_ends_and_its_instances_live_elsewhere_until_it_has_buried_them()
     task.look().await.unwrap();
     assert_eq!(*wire.out.lock().unwrap(), [*h1].into());
     assert!(cloud.ops.host(*h1).unwrap().barred_since.is_some());
+    assert!(cloud.ops.desired(*h1).shut_out, "it may start nothing yet");
     cloud.obey(*h1).await;
     task.look().await.unwrap();
-    assert!(cloud.ops.host(*h1).unwrap().barred_since.is_none());
+    assert!(cloud.ops.host(*h1).unwrap().barred_since.is_none() && !cloud.ops.desired(*h1).shut_out);
     leases.say(*h1, Verdict::Fresh);
     task.look().await.unwrap();
     assert!(wire.out.lock().unwrap().is_empty());

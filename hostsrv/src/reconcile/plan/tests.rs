@@ -427,6 +427,7 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
         exports: Vec::new(),
         host: HostId::new(),
         generation: 1,
+        shut_out: false,
         instances: vec![],
         expected: vec![],
         volumes: vec![],
