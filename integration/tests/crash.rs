@@ -1,7 +1,7 @@
 //! Nobody's death at any step loses an order or leaves anything behind: the controller dies before and after each commit of
 //! an order, an agent before and after each of its calls to an engine. `AMPHI_REPLAYS` says how often each (default: once).
 
-use amphi_integration::crash::{SCENARIOS, Scenario, Victim, run};
+use amphi_integration::crash::{SCENARIOS, Scenario, Victim, run, words};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,19 +56,6 @@ fn all(victims: &[Victim], needed: fn(&Scenario) -> &[&str]) {
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     });
-}
-
-/// What a death names: a call, or the records of a commit, each as `kind` and as `kind=phase`.
-fn words(death: &str) -> Vec<String> {
-    let Some(records) = death.strip_prefix("before ").or(death.strip_prefix("after ")) else {
-        return vec![death.to_owned()];
-    };
-    let of = |record: &str| {
-        let kind = record.split('/').nth(1).unwrap_or(record).to_owned();
-        let phase = record.split_once('=').map(|(_, phase)| format!("{kind}={phase}"));
-        [Some(kind), phase]
-    };
-    records.split_whitespace().flat_map(of).flatten().collect()
 }
 
 #[test]

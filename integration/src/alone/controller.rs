@@ -79,7 +79,7 @@ impl Controller {
     }
 
     /// From now on the process aborts at its commit of this count, before it is written or after. Debug builds only.
-    pub fn set_trap(&self, commit: u64, after: bool) -> Result<()> {
+    pub fn set_trap(&self, commit: &str, after: bool) -> Result<()> {
         let when = if after { "after" } else { "before" };
         let next = self.folder.join("trap.next");
         std::fs::write(&next, format!("{commit} {when}")).context("set the trap")?;

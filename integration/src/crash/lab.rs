@@ -37,6 +37,27 @@ pub enum Victim {
     Agent(usize),
 }
 
+/// Where the victim is to die.
+enum Mark {
+    /// At its next commit or call of this number.
+    Number(u64),
+    /// At the commit of such a record: `kind` or `kind=phase`.
+    Commit(String),
+}
+
+/// What a death names: a call, or the records of a commit, each as `kind` and as `kind=phase`.
+pub fn words(death: &str) -> Vec<String> {
+    let Some(records) = death.strip_prefix("before ").or(death.strip_prefix("after ")) else {
+        return vec![death.to_owned()];
+    };
+    let of = |record: &str| {
+        let kind = record.split('/').nth(1).unwrap_or(record).to_owned();
+        let phase = record.split_once('=').map(|(_, phase)| format!("{kind}={phase}"));
+        [Some(kind), phase]
+    };
+    records.split_whitespace().flat_map(of).flatten().collect()
+}
+
 /// One host: its agent in this process, or in one of its own where it is to be killed.
 enum Body {
     Tasks { home: Home, engines: Arc<HostEngines>, agent: Option<Agent>, boots: u32 },
@@ -113,12 +134,19 @@ pub async fn run(
     for at in 1.. {
         ensure!(at < MOST, "{what}: no end after {at} steps: {:?}", lab.reached);
         let deaths = lab.reached.len();
-        lab.go_through(scenario, at, after)
+        lab.go_through(scenario, &Mark::Number(at), after)
             .await
             .with_context(|| format!("{what} step {at}, died at {:?}", lab.reached.get(deaths)))?;
         idle = if lab.reached.len() == deaths { idle + 1 } else { 0 };
         if idle == 2 {
             break;
+        }
+    }
+    // For the same reason the count may have passed a step over.
+    for step in scenario.commits.iter().filter(|_| victim == Victim::Controller) {
+        if !lab.reached.iter().any(|death| words(death).iter().any(|word| word == step)) {
+            let mark = Mark::Commit((*step).to_owned());
+            lab.go_through(scenario, &mark, after).await.with_context(|| format!("{what} at {step}"))?;
         }
     }
     Ok(std::mem::take(&mut lab.reached))
@@ -189,14 +217,17 @@ impl Lab {
         Ok(())
     }
 
-    async fn go_through(&mut self, scenario: &Scenario, at: u64, after: bool) -> Result<()> {
+    async fn go_through(&mut self, scenario: &Scenario, mark: &Mark, after: bool) -> Result<()> {
         self.all_up().await?;
         for step in scenario.before {
             self.take(*step).await?;
         }
-        match self.victim {
-            Victim::Controller => self.controller.set_trap(at, after)?,
-            Victim::Agent(host) => {
+        match (self.victim, mark) {
+            (Victim::Controller, Mark::Number(at)) => self.controller.set_trap(&at.to_string(), after)?,
+            (Victim::Controller, Mark::Commit(record)) => self.controller.set_trap(record, after)?,
+            (Victim::Agent(_), Mark::Commit(_)) => bail!("an agent commits nothing"),
+            (Victim::Agent(host), Mark::Number(at)) => {
+                let (host, at) = (host, *at);
                 let Body::Process(body) = &self.hosts[host] else { bail!("nobody to kill") };
                 let spring = Box::new(body.killer());
                 body.engines.set_trap(Trap { at, after, spring });

@@ -6,5 +6,5 @@
 mod lab;
 mod steps;
 
-pub use lab::{Victim, run};
+pub use lab::{Victim, run, words};
 pub use steps::{Kind, SCENARIOS, Scenario, Step};

@@ -47,7 +47,12 @@ pub fn lookup(connection: &Connect, instance: InstanceId) -> Result<Option<Domai
 pub fn condition(domain: &Domain) -> Result<Condition, Error> {
     let (state, reason) = domain.get_state()?;
     let saved = state == sys::VIR_DOMAIN_SHUTOFF && domain.has_managed_save(0)?;
-    Ok(Condition { state, reason, saved })
+    let held =
+        state == sys::VIR_DOMAIN_PAUSED && i32::try_from(sys::VIR_DOMAIN_PAUSED_MIGRATION) == Ok(reason);
+    // The receiving end refuses to tell of its job.
+    let job = i32::try_from(sys::VIR_DOMAIN_JOB_NONE).ok();
+    let crossing = held && domain.get_job_info().map_or(true, |told| Some(told.r#type) != job);
+    Ok(Condition { state, reason, saved, crossing })
 }
 
 /// Of the running definition, if it runs.

@@ -12,6 +12,8 @@ pub struct Condition {
     pub reason: i32,
     /// It is off and its memory on disk.
     pub saved: bool,
+    /// libvirt is at work moving it, to here or from here.
+    pub crossing: bool,
 }
 
 impl Condition {
@@ -39,10 +41,14 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
                     .into(),
             ),
         ),
-        // By order: at a start, at a restore, or while it runs. What else pauses it is trouble.
+        // On its way to another host or from one: libvirt holds it until it knows which of the two it is.
+        sys::VIR_DOMAIN_PAUSED if condition.crossing => (ObservedState::Degraded, None),
+        // By order: at a start, at a restore (which libvirt calls a migration too), or while it runs. What else pauses
+        // it is trouble.
         sys::VIR_DOMAIN_PAUSED
             if [
                 sys::VIR_DOMAIN_PAUSED_USER,
+                sys::VIR_DOMAIN_PAUSED_MIGRATION,
                 sys::VIR_DOMAIN_PAUSED_SAVE,
                 sys::VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
             ]
@@ -51,8 +57,6 @@ pub fn observed(condition: Condition) -> (ObservedState, Option<String>) {
         {
             (ObservedState::Paused, None)
         }
-        // On its way to another host or from one: libvirt holds it until it knows which of the two it is.
-        sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_MIGRATION) => (ObservedState::Degraded, None),
         sys::VIR_DOMAIN_PAUSED if reason(sys::VIR_DOMAIN_PAUSED_STARTING_UP) => {
             (ObservedState::Degraded, None)
         }
@@ -133,31 +137,42 @@ pub fn movement(condition: Condition, power: Power, held: bool) -> Movement {
 mod tests {
     use super::*;
 
-    const RUNS: Condition = Condition { state: sys::VIR_DOMAIN_RUNNING, reason: 1, saved: false };
-    const OFF: Condition = Condition { state: sys::VIR_DOMAIN_SHUTOFF, reason: 1, saved: false };
+    const RUNS: Condition =
+        Condition { state: sys::VIR_DOMAIN_RUNNING, reason: 1, saved: false, crossing: false };
+    const OFF: Condition =
+        Condition { state: sys::VIR_DOMAIN_SHUTOFF, reason: 1, saved: false, crossing: false };
     const FULL: Condition = Condition {
         state: sys::VIR_DOMAIN_PAUSED,
         reason: sys::VIR_DOMAIN_PAUSED_IOERROR as i32,
         saved: false,
+        crossing: false,
     };
-    const HELD: Condition =
-        Condition { state: sys::VIR_DOMAIN_PAUSED, reason: sys::VIR_DOMAIN_PAUSED_USER as i32, saved: false };
+    const HELD: Condition = Condition {
+        state: sys::VIR_DOMAIN_PAUSED,
+        reason: sys::VIR_DOMAIN_PAUSED_USER as i32,
+        saved: false,
+        crossing: false,
+    };
     const DEAD: Condition = Condition {
         state: sys::VIR_DOMAIN_SHUTOFF,
         reason: sys::VIR_DOMAIN_SHUTOFF_CRASHED as i32,
         saved: false,
+        crossing: false,
     };
 
     const CROSSING: Condition = Condition {
         state: sys::VIR_DOMAIN_PAUSED,
         reason: sys::VIR_DOMAIN_PAUSED_MIGRATION as i32,
         saved: false,
+        crossing: true,
     };
     const AWAY: Condition = Condition {
         state: sys::VIR_DOMAIN_SHUTOFF,
         reason: sys::VIR_DOMAIN_SHUTOFF_MIGRATED as i32,
         saved: false,
+        crossing: false,
     };
+    const RESTORED: Condition = Condition { crossing: false, ..CROSSING };
     const SAVED: Condition = Condition { saved: true, ..OFF };
 
     #[test]
@@ -170,6 +185,7 @@ mod tests {
             (SAVED, ObservedState::Suspended, None),
             (DEAD, ObservedState::Stopped, Some("crashed")),
             (CROSSING, ObservedState::Degraded, None),
+            (RESTORED, ObservedState::Paused, None),
             (AWAY, ObservedState::Stopped, None),
         ] {
             assert_eq!(went_over(condition), condition == AWAY, "{condition:?}");
