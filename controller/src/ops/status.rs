@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 /// Records changed in one transaction: well below the store's bound of operations.
 pub(super) const CHUNK: usize = 40;
+/// Operations after which a transaction takes no further record of a status: what one instance's news adds at most (its own
+/// record, its action, what it lets go of) has room below the store's bound of 128.
+const FULL: usize = 80;
 
 impl Ops {
     /// Takes a status in. A host says only what is new: what the store cannot take now is kept and tried again.
@@ -56,15 +59,18 @@ impl Ops {
     }
 }
 
+fn is_full(draft: &Draft) -> bool {
+    draft.size() >= FULL
+}
+
 /// The next changes to the records; true while there may be more.
 fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (Draft, bool) {
     let mut draft = Draft::default();
-    let mut left = CHUNK;
     // Something has to wait for the next round: its record is written in this one.
     let mut again = false;
     for seen in &status.instances {
         let Some(row) = view.instances.get(seen.id) else { continue };
-        if row.host != Some(host) || seen.epoch != row.epoch || left == 0 {
+        if row.host != Some(host) || seen.epoch != row.epoch || is_full(&draft) {
             continue;
         }
         let observed = InstanceObserved::from(seen);
@@ -86,7 +92,6 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             continue;
         }
         draft.update(row, &record);
-        left -= 1;
     }
     for seen in &status.expected {
         let coming = |e: &&Row<ExchangeRecord>| {
@@ -101,19 +106,17 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         if journey.live {
             fill(&mut now, status);
         }
-        if left == 0 || seen.epoch != instance.epoch + 1 || says_the_same(&now, journey) {
+        if is_full(&draft) || seen.epoch != instance.epoch + 1 || says_the_same(&now, journey) {
             continue;
         }
         draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
-        left -= 1;
     }
     for row in view.journeys_of(host).filter(|e| e.phase == ExchangePhase::Copying) {
         let Some(journey) = row.journey.as_ref().filter(|j| j.to == host) else { continue };
         let mut now = JourneyRecord { fault: None, ..journey.clone() };
         fill(&mut now, status);
-        if !says_the_same(&now, journey) && left > 0 && !draft.writes(&row.key()) {
+        if !says_the_same(&now, journey) && !is_full(&draft) && !draft.writes(&row.key()) {
             draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
-            left -= 1;
         }
     }
     for row in view.volumes_to(host).filter(|row| row.host != host) {
@@ -122,10 +125,9 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let arrived = journey.arrived || seen.present;
         let same_fault =
             journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        if left > 0 && !(arrived == journey.arrived && same_fault) && !draft.writes(&row.key()) {
+        if !is_full(&draft) && !(arrived == journey.arrived && same_fault) && !draft.writes(&row.key()) {
             let journey = Some(VolumeJourney { arrived, fault: seen.fault.clone(), ..journey.clone() });
             draft.update(row, &VolumeRecord { journey, ..(*row.record).clone() });
-            left -= 1;
         }
     }
     for seen in &status.volumes {
@@ -141,7 +143,7 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             continue;
         }
         let made = row.made || seen.present;
-        if left == 0 || (row.made == made && row.observed.as_ref() == Some(&observed)) {
+        if is_full(&draft) || (row.made == made && row.observed.as_ref() == Some(&observed)) {
             continue;
         }
         if draft.writes(&row.key()) {
@@ -149,16 +151,14 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             continue;
         }
         draft.update(row, &VolumeRecord { made, observed: Some(observed), ..(*row.record).clone() });
-        left -= 1;
     }
     for seen in &status.snapshots {
         let Some(row) = view.snapshots.get(seen.id).filter(|row| row.host == host) else { continue };
         let made = row.made || seen.present;
-        if left == 0 || (row.made == made && row.fault == seen.fault) {
+        if is_full(&draft) || (row.made == made && row.fault == seen.fault) {
             continue;
         }
         draft.update(row, &SnapshotRecord { made, fault: seen.fault.clone(), ..(*row.record).clone() });
-        left -= 1;
     }
     for seen in &status.exports {
         let Some(row) = view.images.get(seen.image).filter(|row| row.exporting_host() == Some(host)) else {
@@ -169,14 +169,15 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             again = true;
             continue;
         }
-        if left > 0 && exported(view, &mut draft, row, seen, now) {
-            left -= 1;
+        if !is_full(&draft) {
+            exported(view, &mut draft, row, seen, now);
         }
     }
     if let Some(row) = view.hosts.get(host).filter(|row| row.strangers != status.strangers) {
         draft.update(row, &HostRecord { strangers: status.strangers.clone(), ..(*row.record).clone() });
     }
-    (draft, again || left == 0)
+    let more = again || is_full(&draft);
+    (draft, more)
 }
 
 /// Which of its volumes have arrived, and what keeps one from it.
@@ -273,6 +274,25 @@ mod tests {
     use crate::ops::tests::{Cloud, P};
     use amphi_api::instance::InstanceState;
     use serde_json::json;
+
+    /// Each of them ends its creation's action too: a host that was busy tells of all at once.
+    #[tokio::test]
+    async fn news_of_many_instances_are_recorded_in_as_many_transactions_as_they_need() {
+        let (cloud, h1, _) = Cloud::furnished().await;
+        for n in 0..30 {
+            let mut small = json!({"host": "h1", "name": format!("i{n}"), "memory_mib": 16, "vcpus": 1});
+            small["qos"] = json!("burstable_10");
+            if n < 20 {
+                small["volume"] = json!({"size_gib": 1});
+            }
+            cloud.create(small).await.unwrap();
+        }
+        cloud.ops.status(h1, cloud.obedient(h1)).await.unwrap();
+        let view = cloud.ops.world().read();
+        assert!(view.instances_on(h1).all(|row| row.built), "all are seen running");
+        assert_eq!(view.instances_on(h1).count(), 30);
+        assert!(view.volumes_on(h1).all(|row| row.made));
+    }
 
     #[tokio::test]
     async fn what_was_left_over_does_not_come_after_its_successor() {
