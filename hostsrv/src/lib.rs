@@ -17,6 +17,7 @@ pub mod lease;
 pub mod link;
 pub mod metadata;
 pub mod network;
+mod peer_wire;
 pub mod qemu_img;
 pub mod reconcile;
 pub mod signals;

@@ -1,15 +1,15 @@
 //! The end on the host that a guest goes to. Refuses every host but the one that the instance is expected from.
 
-use super::{Answer, CONNECT, Door, Knock, folder_of, make_folder, read, watch, write};
-use crate::lease::tls::{PeerPapers, host_of};
+use super::{Answer, CONNECT, Door, Knock, LINE_MAX, folder_of, make_folder, watch};
+use crate::lease::tls::PeerPapers;
+use crate::peer_wire::{greet, read, take, write};
 use crate::reconcile::Reconciler;
 use amphi_api::{HostId, InstanceId};
 use anyhow::Context;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{BufReader, copy_bidirectional};
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
@@ -30,25 +30,15 @@ pub async fn serve(listener: TcpListener, papers: PeerPapers, host: Host, reconc
         Err(error) => return tracing::error!("no guests can come: {error:#}"),
     };
     let host = Arc::new(host);
-    let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                tracing::warn!(%error, "cannot take a host's connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
+    take(listener, CONNECTIONS, |tcp| {
         let (acceptor, host, reconciler) = (acceptor.clone(), host.clone(), reconciler.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
+        async move {
             if let Err(error) = pass(tcp, acceptor, &host, &reconciler).await {
                 tracing::info!("a way from another host has ended: {error:#}");
             }
-        });
-    }
+        }
+    })
+    .await
 }
 
 async fn pass(
@@ -58,11 +48,8 @@ async fn pass(
     reconciler: &Reconciler,
 ) -> anyhow::Result<()> {
     watch(&tcp)?;
-    let stream = timeout(CONNECT, acceptor.accept(tcp)).await??;
-    let chain = stream.get_ref().1.peer_certificates();
-    let from = chain.and_then(|c| c.first()).and_then(|c| host_of(c)).context("a certificate of no host")?;
-    let mut stream = BufReader::new(stream);
-    let knock: Knock = timeout(CONNECT, read(&mut stream)).await.context("it says nothing")??;
+    let (mut stream, from) = greet(tcp, &acceptor, CONNECT).await?;
+    let knock: Knock = timeout(CONNECT, read(&mut stream, LINE_MAX)).await.context("it says nothing")??;
     match open(&knock, from, host, reconciler).await {
         Ok((definition, Some(mut engine))) => {
             write(&mut stream, &Answer::Ok(definition)).await?;

@@ -10,12 +10,9 @@ pub use gate::{Host, engine_socket, serve};
 pub use passage::{Passage, Passages, Sockets};
 
 use amphi_api::InstanceId;
-use anyhow::ensure;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Where an agent takes guests, unless its configuration says otherwise.
 pub const PORT: u16 = 7445;
@@ -95,20 +92,6 @@ fn watch(tcp: &tokio::net::TcpStream) -> std::io::Result<()> {
     setsockopt(tcp, sockopt::TcpKeepCount, &3)?;
     // In milliseconds; bytes under way are no silence to the keepalive (tcp(7)).
     Ok(setsockopt(tcp, sockopt::TcpUserTimeout, &15_000)?)
-}
-
-async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line).await?;
-    Ok(stream.flush().await?)
-}
-
-async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncBufRead + Unpin)) -> anyhow::Result<T> {
-    let mut line = Vec::new();
-    stream.take(LINE_MAX).read_until(b'\n', &mut line).await?;
-    ensure!(line.ends_with(b"\n"), "the connection has ended");
-    Ok(serde_json::from_slice(&line)?)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The end on the host that a guest leaves: three local sockets, each of which leads to the other host's engine for as long
 //! as the passage is kept.
 
-use super::{Answer, CONNECT, Door, Knock, RECEIVE, folder_of, make_folder, read, watch, write};
+use super::{Answer, CONNECT, Door, Knock, LINE_MAX, RECEIVE, folder_of, make_folder, watch};
 use crate::instance::moves::Departure;
 use crate::lease::tls::PeerPapers;
+use crate::peer_wire::{read, write};
 use anyhow::{Context, anyhow};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -130,7 +131,8 @@ impl Way {
         let mut stream = BufReader::new(connected.with_context(|| format!("no connection to {address}"))?);
         let (instance, epoch) = (self.departure.instance, self.departure.epoch);
         write(&mut stream, &Knock { instance, epoch, folder: self.folder.clone(), to }).await?;
-        let answer: Answer = timeout(limit, read(&mut stream)).await.context("no answer in time")??;
+        let answer: Answer =
+            timeout(limit, read(&mut stream, LINE_MAX)).await.context("no answer in time")??;
         let answer = answer.map_err(|refusal| anyhow!("the other host says: {refusal}"))?;
         Ok((stream, answer))
     }

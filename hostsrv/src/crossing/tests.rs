@@ -1,4 +1,5 @@
 use super::*;
+use crate::peer_wire::{read, write};
 use std::os::unix::fs::PermissionsExt;
 
 #[tokio::test]
@@ -13,11 +14,11 @@ async fn lines_are_whole_and_bounded() {
     write(&mut bytes, &knock).await.unwrap();
     write(&mut bytes, &Answer::Err("no".into())).await.unwrap();
     let mut stream = bytes.as_slice();
-    assert_eq!(read::<Knock>(&mut stream).await.unwrap(), knock);
-    assert_eq!(read::<Answer>(&mut stream).await.unwrap(), Err("no".into()));
-    read::<Answer>(&mut stream).await.unwrap_err();
+    assert_eq!(read::<Knock>(&mut stream, LINE_MAX).await.unwrap(), knock);
+    assert_eq!(read::<Answer>(&mut stream, LINE_MAX).await.unwrap(), Err("no".into()));
+    read::<Answer>(&mut stream, LINE_MAX).await.unwrap_err();
     let long = vec![b' '; LINE_MAX as usize + 1];
-    read::<Answer>(&mut long.as_slice()).await.unwrap_err();
+    read::<Answer>(&mut long.as_slice(), LINE_MAX).await.unwrap_err();
 }
 
 #[test]

@@ -5,17 +5,16 @@
 use super::clock;
 use super::rule::Rule;
 use super::shared::Shared;
-use super::tls::{self, PeerPapers};
+use super::tls::PeerPapers;
+use crate::peer_wire::{greet, read, take, write};
 use amphi_api::HostId;
 use amphi_api::lease::{PeerAnswer, PeerQuestion, Voter};
 use anyhow::{Context, ensure};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -36,25 +35,15 @@ const LINE_MAX: u64 = 1_024;
 /// Answers other hosts until the process ends.
 pub async fn answer(listener: TcpListener, tls: Arc<rustls::ServerConfig>, shared: Arc<Shared>) {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a host's question");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
+    take(listener, CONNECTIONS, |tcp| {
         let (acceptor, shared) = (acceptor.clone(), shared.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
+        async move {
             if let Err(error) = answer_one(tcp, acceptor, &shared).await {
                 tracing::debug!("a host that asked: {error:#}");
             }
-        });
-    }
+        }
+    })
+    .await
 }
 
 async fn answer_one(
@@ -63,13 +52,9 @@ async fn answer_one(
     shared: &Shared,
 ) -> anyhow::Result<()> {
     tcp.set_nodelay(true)?;
-    let stream = timeout(CONNECT, acceptor.accept(tcp)).await??;
-    let chain = stream.get_ref().1.peer_certificates();
-    let asker =
-        chain.and_then(|c| c.first()).and_then(|c| tls::host_of(c)).context("a certificate of no host")?;
-    let mut stream = BufReader::new(stream);
+    let (mut stream, asker) = greet(tcp, &acceptor, CONNECT).await?;
     loop {
-        let question: PeerQuestion = timeout(SILENCE, read(&mut stream)).await??;
+        let question: PeerQuestion = timeout(SILENCE, read(&mut stream, LINE_MAX)).await??;
         let (word, age) = shared.rule(|rule| (rule.word_on(asker), rule.age(clock::now())));
         timeout(CONNECT, write(&mut stream, &PeerAnswer { number: question.number, word, age })).await??;
     }
@@ -148,7 +133,8 @@ async fn session(
     for number in 0.. {
         let asked = clock::now();
         write(&mut stream, &PeerQuestion { number }).await?;
-        let answer: PeerAnswer = timeout(ANSWER, read(&mut stream)).await.context("no answer in time")??;
+        let answer: PeerAnswer =
+            timeout(ANSWER, read(&mut stream, LINE_MAX)).await.context("no answer in time")??;
         ensure!(answer.number == number, "an answer to another question");
         if !std::mem::replace(reached, true) {
             tracing::info!(voter = %id, %address, "can be asked again");
@@ -161,18 +147,4 @@ async fn session(
         let _ = timeout(pause, async { doubt.wait_for(|now| *now && !in_doubt).await.map(drop) }).await;
     }
     Ok(())
-}
-
-async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line).await?;
-    Ok(stream.flush().await?)
-}
-
-async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncBufRead + Unpin)) -> anyhow::Result<T> {
-    let mut line = Vec::new();
-    stream.take(LINE_MAX).read_until(b'\n', &mut line).await?;
-    ensure!(line.ends_with(b"\n"), "the connection has ended");
-    Ok(serde_json::from_slice(&line)?)
 }

@@ -3,6 +3,7 @@
 
 pub mod agent;
 mod controller;
+pub mod furnish;
 mod host;
 mod hosts;
 mod wire;

@@ -2,14 +2,12 @@
 
 use super::steps::{Scenario, Sight, Step};
 use crate::alone::agent::{Agent, Home, Size};
+use crate::alone::furnish::furnish;
 use crate::alone::{Controller, Host};
 use crate::engines::{EnginePort, HostEngines, Registry, Trap};
 use amphi_api::client::{Client, ClientError};
 use amphi_api::host::{HostState, JoinTokenCreate};
-use amphi_api::image::{BlobRole, ImageCreate};
-use amphi_api::network::NetworkCreate;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,8 +15,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub const NETWORK: &str = "lab";
-pub const DISK: &str = "disk";
-pub const ARCHIVE: &str = "archive";
 const HOSTS: usize = 2;
 /// Until a step has come to be, with all deaths on the way.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -197,24 +193,8 @@ impl Lab {
         let off = BTreeSet::new();
         let mut lab = Self { client, names, controller, hosts, off, registry, victim, reached: Vec::new() };
         lab.hosts.iter_mut().try_for_each(Body::start)?;
-        lab.furnish().await?;
+        furnish(&lab.client, lab.controller.folder(), NETWORK, "10.8.0.0/24").await?;
         Ok(lab)
-    }
-
-    async fn furnish(&mut self) -> Result<()> {
-        let network: NetworkCreate =
-            serde_json::from_value(json!({ "name": NETWORK, "subnet": { "cidr": "10.8.0.0/24" } }))?;
-        self.client.create_network(&network).await?;
-        let file = self.controller.folder().join("bytes");
-        std::fs::write(&file, vec![0; 4096]).context("an image's bytes")?;
-        for (name, format, role) in
-            [(DISK, "raw", BlobRole::Disk), (ARCHIVE, "docker-archive", BlobRole::Archive)]
-        {
-            let image: ImageCreate = serde_json::from_value(json!({ "name": name, "format": format }))?;
-            let image = self.client.create_image(&image).await?;
-            self.client.upload_file(image.id, role, &file, Box::new(|_, _| {})).await?;
-        }
-        Ok(())
     }
 
     async fn go_through(&mut self, scenario: &Scenario, mark: &Mark, after: bool) -> Result<()> {

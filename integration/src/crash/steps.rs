@@ -262,8 +262,8 @@ impl Step {
                 let mut request = json!({
                     "name": IT, "vcpus": 1, "memory_mib": 64, "host": lab.names[host],
                     "bodies": [
-                        { "set": { "members": [{ "index": 1, "image": super::lab::ARCHIVE }] } },
-                        { "vm": { "image": super::lab::DISK } },
+                        { "set": { "members": [{ "index": 1, "image": crate::alone::furnish::ARCHIVE }] } },
+                        { "vm": { "image": crate::alone::furnish::DISK } },
                     ],
                     "networks": [{ "network": super::lab::NETWORK }],
                 });

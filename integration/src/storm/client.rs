@@ -2,8 +2,9 @@
 //! acknowledged.
 
 use super::beliefs::{Beliefs, Existence, InstanceBelief, Outcome, Thing, VolumeBelief};
-use super::cloud::{ARCHIVE, Cloud, DISK, NETWORK};
+use super::cloud::{Cloud, NETWORK};
 use super::orders::{INSTANCES, Order, Orders, VOLUMES};
+use crate::alone::furnish::{ARCHIVE, DISK};
 use amphi_api::client::ClientError;
 use amphi_api::instance::{BodyKind, ExchangeCreate, InstanceCreate, InstanceState, MoveCreate, Power};
 use amphi_api::network::NetworkCreate;

@@ -3,22 +3,18 @@
 
 use super::faults::{Blow, Fault};
 use crate::alone::agent::Size;
+use crate::alone::furnish::furnish;
 use crate::alone::{Controller, Host};
 use crate::engines::{Engine, Registry};
 use amphi_api::client::Client;
-use amphi_api::image::{BlobRole, ImageCreate};
-use amphi_api::network::NetworkCreate;
 use anyhow::{Context, Result};
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The network of all instances, and the images of their bodies.
+/// The network of all instances.
 pub const NETWORK: &str = "storm";
-pub const DISK: &str = "disk";
-pub const ARCHIVE: &str = "archive";
 /// Of engines' calls that change something.
 const PACE: Duration = Duration::from_millis(4);
 /// How often it is looked whether a host is to be switched off.
@@ -82,25 +78,9 @@ impl Cloud {
             tally: Mutex::default(),
             wrongs: Mutex::default(),
         });
-        cloud.furnish().await?;
+        furnish(&cloud.client, &cloud.folder, NETWORK, "10.8.0.0/16").await?;
         tokio::spawn(fence(Arc::downgrade(&cloud), fences));
         Ok(cloud)
-    }
-
-    async fn furnish(&self) -> Result<()> {
-        let network: NetworkCreate =
-            serde_json::from_value(json!({ "name": NETWORK, "subnet": { "cidr": "10.8.0.0/16" } }))?;
-        self.client.create_network(&network).await?;
-        let file = self.folder.join("bytes");
-        std::fs::write(&file, vec![0; 4096]).context("an image's bytes")?;
-        for (name, format, role) in
-            [(DISK, "raw", BlobRole::Disk), (ARCHIVE, "docker-archive", BlobRole::Archive)]
-        {
-            let image: ImageCreate = serde_json::from_value(json!({ "name": name, "format": format }))?;
-            let image = self.client.create_image(&image).await?;
-            self.client.upload_file(image.id, role, &file, Box::new(|_, _| {})).await?;
-        }
-        Ok(())
     }
 
     pub fn count(&self, what: impl Into<String>) {

@@ -2,6 +2,8 @@
 //! paths and epoch in it. The addresses of its devices have to stay as the guest knows them, so it cannot be rendered anew.
 //! Pure; reads libvirt's own writing and ours.
 
+use super::traits::elements;
+
 /// `running`: the guest as libvirt writes it for a migration. `there`: as the new host would make it.
 pub fn definition(running: &str, there: &str) -> Result<String, String> {
     let mut text = running.to_owned();
@@ -46,7 +48,8 @@ fn each(
     change: impl Fn(&mut String, &str) -> Result<(), String>,
 ) -> Result<(), String> {
     let theirs = elements(there, name);
-    for old in elements(text, name) {
+    let ours: Vec<String> = elements(text, name).into_iter().map(str::to_owned).collect();
+    for old in ours {
         let alias = alias(&old).ok_or_else(|| format!("a {name} of the guest is not ours"))?;
         let own = theirs.iter().find(|own| self::alias(own) == Some(alias));
         let own = own.ok_or_else(|| format!("{alias} is not known on the new host"))?;
@@ -65,19 +68,6 @@ fn alias(element: &str) -> Option<&str> {
     let (_, rest) = element.split_once("<alias name=")?;
     let quote = rest.chars().next()?;
     rest[1..].split(quote).next()
-}
-
-fn elements(text: &str, name: &str) -> Vec<String> {
-    let (open, close) = (format!("<{name} "), format!("</{name}>"));
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some(begin) = rest.find(&open) {
-        let Some(length) = rest[begin..].find(&close) else { break };
-        let end = begin + length + close.len();
-        found.push(rest[begin..end].to_owned());
-        rest = &rest[end..];
-    }
-    found
 }
 
 /// The first element of a name: empty (`<x …/>`) or with what is in it, its own like included.

@@ -102,7 +102,8 @@ pub fn screen_socket(domain: &str) -> Option<&str> {
     attribute(graphics.split('>').next()?, "socket")
 }
 
-fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+/// The outermost elements of this name, as they are written.
+pub(super) fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let (open, close) = (format!("<{name} "), format!("</{name}>"));
     let mut found = Vec::new();
     let mut rest = text;
