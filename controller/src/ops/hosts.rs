@@ -127,14 +127,14 @@ impl Ops {
         self.find_again(host).await
     }
 
-    /// Clears `lost` of instances whose volume is on this host.
+    /// Clears `lost` of instances whose volume is on this host: they have stayed there with it.
     async fn find_again(&self, host: HostId) -> Result<(), OpsError> {
         loop {
             let cleared = self
                 .transact(|view| {
                     let mut draft = Draft::default();
                     let mut count = 0;
-                    let lost = view.instances.iter().filter(|i| i.lost.iter().any(|l| l.host == host));
+                    let lost = view.instances_on(host).filter(|i| i.lost.iter().any(|l| l.host == host));
                     for row in lost.take(super::status::CHUNK) {
                         let mut record = (*row.record).clone();
                         record.lost.retain(|l| l.host != host);

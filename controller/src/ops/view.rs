@@ -138,12 +138,23 @@ pub struct Sums {
     pub snapshot_gib: u64,
 }
 
+/// The commits that last changed what some look at as a whole, so that they need not for any other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Changed {
+    /// Records of hosts.
+    hosts: Revision,
+    /// What the network is told of: see [`View::network_changed`].
+    network: Revision,
+}
+
 #[derive(Debug, Default)]
 pub struct View {
     revision: Revision,
     /// Generations of hosts not in here are `floor`.
     generations: HashMap<HostId, Revision>,
     floor: Revision,
+    changed: Changed,
+    host_names: HashMap<String, HostId>,
     pub(super) ahead: Ahead,
     /// The hosts in the order of placement, with all that is claimed or about to be.
     pub(crate) fleet: Fleet,
@@ -193,6 +204,32 @@ pub struct View {
 impl View {
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The commit that last changed a host's record.
+    pub fn hosts_changed(&self) -> Revision {
+        self.changed.hosts
+    }
+
+    /// The commit that last changed what the network is told: its own records, hosts, and where instances are.
+    pub fn network_changed(&self) -> Revision {
+        self.changed.network
+    }
+
+    /// A record of this kind changes; an instance's change is judged where it is seen.
+    fn note(&mut self, kind: &str) {
+        match kind {
+            HostRecord::PREFIX => self.changed = Changed { hosts: self.revision, network: self.revision },
+            NetworkRecord::PREFIX
+            | SubnetRecord::PREFIX
+            | PortRecord::PREFIX
+            | RouterRecord::PREFIX
+            | FloatingIpRecord::PREFIX
+            | QosPolicyRecord::PREFIX
+            | SecurityGroupRecord::PREFIX
+            | ExchangeRecord::PREFIX => self.changed.network = self.revision,
+            _ => {}
+        }
     }
 
     /// The commit that last changed what the host should hold. After a start, the commit that was the last then: no
@@ -302,12 +339,13 @@ impl View {
     }
 
     pub fn host_named(&self, name: &str) -> Option<&Row<HostRecord>> {
-        self.hosts.iter().find(|h| h.name == name)
+        self.hosts.get(*self.host_names.get(name)?)
     }
 
     /// Takes the loaded entries for the state at this revision.
     pub(super) fn settle(&mut self, revision: Revision) {
         self.revision = revision;
+        self.changed = Changed { hosts: revision, network: revision };
         self.floor = revision;
         self.generations.clear();
     }
@@ -315,6 +353,7 @@ impl View {
     /// Applies a commit; returns the hosts whose desired state it changed.
     pub(super) fn apply(&mut self, change: Change) -> BTreeSet<HostId> {
         let mut touched = BTreeSet::new();
+        self.revision = change.revision;
         for event in change.events {
             let (key, result) = match event {
                 Event::Put(entry) => (entry.key.clone(), self.put(entry)),
@@ -325,7 +364,6 @@ impl View {
                 Err(error) => tracing::error!(%key, %error, "a record cannot be read; its last state stays"),
             }
         }
-        self.revision = change.revision;
         for host in &touched {
             self.generations.insert(*host, change.revision);
         }
@@ -337,6 +375,7 @@ impl View {
         let (value, version) = (entry.value, entry.version);
         self.ahead.arrived(&entry.key);
         let kind = kind_of(&entry.key);
+        self.note(kind);
         macro_rules! read {
             () => {
                 serde_json::from_value(value)?
@@ -348,6 +387,9 @@ impl View {
                 let told = |h: &HostRecord| (h.hellos, h.barred_since.is_some());
                 if before.map(|b| told(&b)) != self.hosts.get(id).map(|h| told(h)) {
                     touched.push(id);
+                }
+                if let Some(row) = self.hosts.get(id) {
+                    self.host_names.insert(row.name.clone(), id);
                 }
                 self.regroup(id);
             }
@@ -424,6 +466,9 @@ impl View {
                     touched.extend(before.as_ref().and_then(|b| b.host));
                 }
                 let (host, part) = (now.host, instance_part(now));
+                if before.as_ref().is_none_or(|b| (b.host, b.exchange) != (now.host, now.exchange)) {
+                    self.changed.network = self.revision;
+                }
                 if before
                     .as_ref()
                     .is_none_or(|b| (b.host, b.body, &b.bodies) != (now.host, now.body, &now.bodies))
@@ -504,9 +549,11 @@ impl View {
     fn delete(&mut self, key: &str) -> Vec<HostId> {
         let kind = kind_of(key);
         let id = &key[kind.len()..];
+        self.note(kind);
         match kind {
             HostRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.hosts, id) {
+                    self.host_names.remove(&old.name);
                     self.fleet.remove(old.id);
                 }
             }

@@ -11,7 +11,7 @@ use super::{Entry, Event, LeaseId, Revision, StoreError};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Records per write while a new database is filled.
@@ -20,11 +20,38 @@ const FILL: usize = 500;
 /// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
-    pub entries: BTreeMap<String, Entry>,
+    pub entries: BTreeMap<String, Kept>,
     pub revision: Revision,
     pub leases: BTreeMap<LeaseId, Duration>,
     /// The lease of each key that has one.
     pub leased: BTreeMap<String, LeaseId>,
+}
+
+/// An entry beside its key, as it is held for good: its value is text, which takes a tenth of the tree that it is read
+/// into, and is shared with whoever copies the whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    value: Arc<[u8]>,
+    version: u64,
+    modified: Revision,
+}
+
+impl Kept {
+    pub fn of(entry: &Entry) -> Self {
+        // A JSON value whose keys are strings: this cannot fail.
+        let value = serde_json::to_vec(&entry.value).unwrap_or_default();
+        Self { value: value.into(), version: entry.version, modified: entry.modified }
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn entry(&self, key: &str) -> Entry {
+        // Written by `of`, never by anybody else: it can be read.
+        let value = serde_json::from_slice(&self.value).unwrap_or_default();
+        Entry { key: key.to_owned(), value, version: self.version, modified: self.modified }
+    }
 }
 
 /// A write of one batch.
@@ -213,8 +240,8 @@ impl Disk {
         let mut batch = Batch::default();
         batch.revision(contents.revision);
         contents.leases.iter().for_each(|(lease, ttl)| batch.lease(*lease, Some(*ttl)));
-        for entry in contents.entries.values() {
-            batch.event(&Event::Put(entry.clone()), contents.leased.get(&entry.key).copied());
+        for (key, kept) in &contents.entries {
+            batch.event(&Event::Put(kept.entry(key)), contents.leased.get(key).copied());
             if batch.writes.len() >= FILL {
                 disk.write(std::mem::take(&mut batch))?;
             }
@@ -276,7 +303,7 @@ mod tests {
     fn contents(n: u64) -> Contents {
         let entries = (0..n).map(|i| {
             let key = format!("/k/{i}");
-            (key.clone(), Entry { key, value: i.into(), version: 2, modified: i })
+            (key.clone(), Kept::of(&Entry { key, value: i.into(), version: 2, modified: i }))
         });
         let leases = [(7, Duration::from_millis(1_500))].into();
         Contents { entries: entries.collect(), revision: n, leases, leased: [("/k/0".to_owned(), 7)].into() }

@@ -3,7 +3,7 @@
 //! - it puts large pages into files of their own, which it never syncs: a power cut then leaves a database that does
 //!   not open. So no page may grow large: values are stored in small pieces, and keys are short.
 
-use super::disk::{Contents, Job, OpenError, Writes, sync_dir, unavailable};
+use super::disk::{Contents, Job, Kept, OpenError, Writes, sync_dir, unavailable};
 use super::{Entry, LeaseId, Revision, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -168,7 +168,8 @@ fn contents(values: Values) -> Result<Option<Contents>, OpenError> {
             let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| broken(&key, &error))?;
             contents.leased.extend(stored.lease.map(|lease| (key.clone(), lease)));
             let Stored { value, version, modified, .. } = stored;
-            contents.entries.insert(key.clone(), Entry { key, value, version, modified });
+            let kept = Kept::of(&Entry { key: key.clone(), value, version, modified });
+            contents.entries.insert(key, kept);
         }
     }
     Ok(written.then_some(contents))

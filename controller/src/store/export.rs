@@ -2,7 +2,7 @@
 //! Owns the format; refuses an export that was cut short.
 
 use super::Entry;
-use super::disk::Contents;
+use super::disk::{Contents, Kept};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Error, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -39,14 +39,10 @@ pub fn write(path: &Path, contents: &Contents) -> std::io::Result<()> {
     for (id, ttl) in &contents.leases {
         line(&Line::Lease { id: *id, ttl_ms: ttl.as_millis() as u64 })?;
     }
-    for entry in contents.entries.values() {
-        line(&Line::Entry {
-            key: entry.key.clone(),
-            value: entry.value.clone(),
-            version: entry.version,
-            modified: entry.modified,
-            lease: contents.leased.get(&entry.key).copied(),
-        })?;
+    for (key, kept) in &contents.entries {
+        let Entry { key, value, version, modified } = kept.entry(key);
+        let lease = contents.leased.get(&key).copied();
+        line(&Line::Entry { key, value, version, modified, lease })?;
     }
     line(&Line::Revision(contents.revision))?;
     out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
@@ -64,7 +60,8 @@ pub fn read(path: &Path) -> std::io::Result<Contents> {
             }
             Line::Entry { key, value, version, modified, lease } => {
                 contents.leased.extend(lease.map(|lease| (key.clone(), lease)));
-                contents.entries.insert(key.clone(), Entry { key, value, version, modified });
+                let kept = Kept::of(&Entry { key: key.clone(), value, version, modified });
+                contents.entries.insert(key, kept);
             }
             Line::Revision(revision) => {
                 contents.revision = revision;
@@ -98,8 +95,9 @@ mod tests {
     fn what_is_written_is_read_and_a_cut_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("export.jsonl");
-        let entry =
-            |key: &str| Entry { key: key.into(), value: json!({"a": "ü\n"}), version: 3, modified: 7 };
+        let entry = |key: &str| {
+            Kept::of(&Entry { key: key.into(), value: json!({"a": "ü\n"}), version: 3, modified: 7 })
+        };
         let contents = Contents {
             entries: ["/a", "/b"].map(|key| (key.to_owned(), entry(key))).into(),
             revision: 9,

@@ -1,7 +1,7 @@
 //! The readable side of the embedded engine: entries, leases, history and watchers. Everything in here is durable
 //! already: the writer publishes a commit only after the disk has it. So it is also what an export is made of.
 
-use super::disk::Contents;
+use super::disk::{Contents, Kept};
 use super::{Change, Entry, Event, LeaseId, Revision, StoreError, Watch};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub const BACKLOG: usize = 1_024;
 
 #[derive(Default)]
 pub struct Memory {
-    pub entries: BTreeMap<String, Entry>,
+    pub entries: BTreeMap<String, Kept>,
     pub revision: Revision,
     pub leases: BTreeMap<LeaseId, Lease>,
     leased: BTreeMap<String, LeaseId>,
@@ -64,7 +64,7 @@ impl Memory {
     }
 
     pub fn version(&self, key: &str) -> u64 {
-        self.entries.get(key).map_or(0, |e| e.version)
+        self.entries.get(key).map_or(0, Kept::version)
     }
 
     pub fn alive(&self, lease: LeaseId) -> bool {
@@ -73,7 +73,7 @@ impl Memory {
 
     pub fn range(&self, prefix: &str) -> Vec<Entry> {
         let from = self.entries.range(prefix.to_owned()..);
-        from.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, entry)| entry.clone()).collect()
+        from.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, kept)| kept.entry(key)).collect()
     }
 
     pub fn lease(&mut self, work: LeaseWork) {
@@ -102,7 +102,7 @@ impl Memory {
         self.revision = change.revision;
         for event in &change.events {
             match event {
-                Event::Put(entry) => drop(self.entries.insert(entry.key.clone(), entry.clone())),
+                Event::Put(entry) => drop(self.entries.insert(entry.key.clone(), Kept::of(entry))),
                 Event::Deleted { key } => drop(self.entries.remove(key)),
             }
         }

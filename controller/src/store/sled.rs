@@ -142,7 +142,7 @@ impl Drop for SledStore {
 #[async_trait]
 impl Store for SledStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        Ok(self.read().entries.get(key).cloned())
+        Ok(self.read().entries.get(key).map(|kept| kept.entry(key)))
     }
 
     async fn range(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {

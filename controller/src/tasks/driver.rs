@@ -4,7 +4,7 @@
 use crate::store::Revision;
 use async_trait::async_trait;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,13 +21,21 @@ pub trait Task: Send + Sync + 'static {
     async fn look(&self) -> anyhow::Result<()>;
 }
 
+/// After a look that a change has called for, a task rests so many times as long as the look has kept a thread busy: what
+/// looks at all there is takes no more than its share of the controller, however much there is and however much changes.
+const REST: u32 = 4;
+/// The longest such rest; a shorter one than this is not worth a timer.
+const REST_MAX: Duration = Duration::from_secs(1);
+const REST_MIN: Duration = Duration::from_millis(2);
+
 /// Drives the task until told to stop.
 pub async fn drive(task: Arc<dyn Task>, mut changes: watch::Receiver<Revision>, stop: CancellationToken) {
     let mut failing = false;
     loop {
         changes.borrow_and_update();
+        let mut busy = Duration::ZERO;
         let outcome = tokio::select! {
-            outcome = task.look() => outcome,
+            outcome = timed(task.look(), &mut busy) => outcome,
             () = stop.cancelled() => return,
         };
         // Told once when it begins and once when it is over: an engine that is away for an hour fills no log.
@@ -46,12 +54,31 @@ pub async fn drive(task: Arc<dyn Task>, mut changes: watch::Receiver<Revision>, 
             }
             _ => {}
         }
+        let rest = (busy * REST).min(REST_MAX);
+        let changed = async {
+            if rest >= REST_MIN {
+                tokio::time::sleep(rest).await;
+            }
+            changes.changed().await
+        };
         tokio::select! {
-            changed = changes.changed(), if task.wakes() => if changed.is_err() { return },
-            () = tokio::time::sleep(task.period()) => {}
+            changed = changed, if task.wakes() => if changed.is_err() { return },
+            () = tokio::time::sleep(task.period().max(rest)) => {}
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Counts the time for which a future keeps its thread, and not that for which it waits.
+async fn timed<T>(work: impl Future<Output = T>, busy: &mut Duration) -> T {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        let began = Instant::now();
+        let polled = work.as_mut().poll(context);
+        *busy += began.elapsed();
+        polled
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -73,6 +100,17 @@ mod tests {
             self.0.send(())?;
             anyhow::bail!("a failure ends nothing")
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_keeps_the_thread_counts() {
+        let mut busy = Duration::ZERO;
+        let work = async {
+            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        };
+        timed(work, &mut busy).await;
+        assert!((Duration::from_millis(10)..Duration::from_millis(200)).contains(&busy), "{busy:?}");
     }
 
     #[tokio::test]

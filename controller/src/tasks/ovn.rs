@@ -50,10 +50,10 @@ impl Task for Ovn {
         let recent = last.as_mut().filter(|last| last.at.elapsed() < COMPARE);
         let (revision, topology) = {
             let view = self.ops.world().read();
-            if recent.as_ref().is_some_and(|last| last.revision == view.revision()) {
+            if recent.as_ref().is_some_and(|last| last.revision == view.network_changed()) {
                 return Ok(());
             }
-            (view.revision(), topology(&view))
+            (view.network_changed(), topology(&view))
         };
         // Most changes of the records are no news to the network.
         if let Some(recent) = recent.filter(|last| last.topology == topology) {

@@ -9,8 +9,9 @@ use axum::{Extension, Json};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Joins allowed in a burst, and how long one takes to grow back. A secret has 256 bits, so this does not guard the
-/// secret: it guards the controller's time against whoever reaches the port.
+/// Joins under way and joins that failed allowed in a burst, and how long one takes to grow back. A secret has 256 bits, so
+/// this does not guard the secret: it guards the controller's time against whoever reaches the port. Who has a secret
+/// is no such guest, and gives back what was spent.
 const BURST: u32 = 50;
 const REGROW: Duration = Duration::from_millis(100);
 
@@ -33,6 +34,11 @@ impl Budget {
         *budget = (left.saturating_sub(1), since + REGROW * grown);
         left > 0
     }
+
+    fn give_back(&self) {
+        let mut budget = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.0 = (budget.0 + 1).min(BURST);
+    }
 }
 
 pub async fn join(
@@ -52,7 +58,9 @@ pub async fn join(
         };
         Refusal::new(code, error.body_text())
     })?;
-    state.side.join(request).await.map(Json)
+    let answer = state.side.join(request).await?;
+    budget.give_back();
+    Ok(Json(answer))
 }
 
 #[cfg(test)]
@@ -65,5 +73,7 @@ mod tests {
         assert_eq!((0..BURST * 2).filter(|_| budget.spend(start)).count(), BURST as usize);
         let later = start + REGROW * 4;
         assert_eq!((0..BURST).filter(|_| budget.spend(later)).count(), 4);
+        budget.give_back();
+        assert_eq!((0..BURST).filter(|_| budget.spend(later)).count(), 1);
     }
 }

@@ -343,9 +343,9 @@ async fn tell(
                 let began = Instant::now();
                 let desired = state.side.desired(host).await;
                 // The watch may ring for a change that does not concern this host.
-                if sent.as_ref() != Some(&desired) {
+                if sent != Some(desired.generation) {
                     send(sink, &Down::Desired(&desired)).await?;
-                    sent = Some(desired);
+                    sent = Some(desired.generation);
                 }
                 rested = Instant::now() + (began.elapsed() * REST).min(REST_MAX);
             }
