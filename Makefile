@@ -35,6 +35,8 @@ bench: install build images
 chaos: install build images
 	$(LAB) chaos $(CHAOS)
 	target/debug/amphi-lab storm --seconds 300
+	target/debug/amphi-lab deaths --replays 2
+	target/debug/amphi-lab races --rounds 100
 
 # The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
 fuzz: install build

@@ -11,6 +11,7 @@ packages=(
   busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
   user-mode-linux                                       # the device-mapper lane
   iproute2 ethtool iperf3 iputils-ping curl jq          # the lab and its tests
+  libfaketime                                           # clocks that go wrong
   python3 python3-venv                                  # OpenStack's clients
   pkg-config gcc libc6-dev make util-linux
 )

@@ -11,6 +11,7 @@ pub mod failing;
 pub mod fuzz;
 pub mod lab;
 pub mod probe;
+pub mod races;
 pub mod run;
 pub mod scale;
 pub mod storm;

@@ -8,7 +8,7 @@ use amphi_integration::alone::agent;
 use amphi_integration::lab::{
     Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
-use amphi_integration::{fuzz, scale, storm};
+use amphi_integration::{crash, fuzz, races, scale, storm};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
@@ -77,6 +77,9 @@ enum Verb {
         /// No further instances are ordered after so long a time
         #[arg(long, default_value_t = 120)]
         seconds: u64,
+        /// From so many hosts on they are links alone: all that one machine can bear
+        #[arg(long, default_value_t = 5000)]
+        thin_from: usize,
     },
     /// Let a seeded storm of orders and faults pass over a controller with hosts in memory, and check all that must hold
     Storm {
@@ -89,6 +92,19 @@ enum Verb {
         hosts: usize,
         #[arg(long, default_value_t = 8)]
         clients: u64,
+    },
+    /// Let the controller die at each of its commits, and agents at each of their calls to an engine
+    Deaths {
+        /// How often at each
+        #[arg(long, default_value_t = 2)]
+        replays: u32,
+    },
+    /// Let clients race for the last addresses of a /26 and for the last room of a host
+    Races {
+        #[arg(long, default_value_t = 64)]
+        clients: usize,
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
     },
     /// Break hosts in every way that the promises name, on a lab of its own, and look all the time; prints a table, and fails
     /// when an invariant does not hold
@@ -227,9 +243,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let bound = examples.map_or(fuzz::Bound::Seconds(seconds), fuzz::Bound::Examples);
             println!("{}", fuzz::run(programs, seed.unwrap_or(fresh), &bound)?);
         }
-        Verb::Scale { hosts, instances_per_host, seconds } => {
+        Verb::Scale { hosts, instances_per_host, seconds, thin_from } => {
             let most = std::time::Duration::from_secs(seconds);
-            scale::run(&own_program()?, &hosts, instances_per_host, most)?;
+            scale::run(&own_program()?, &hosts, &scale::Load { instances_per_host, most, thin_from })?;
         }
         Verb::Storm { seed, seconds, hosts, clients } => {
             let fresh = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| u64::from(time.subsec_nanos()));
@@ -238,6 +254,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let lasts = std::time::Duration::from_secs(seconds);
             println!("{}", storm::run(&own_program()?, &storm::Weather { seed, lasts, hosts, clients })?);
         }
+        Verb::Deaths { replays } => {
+            for who in [crash::Who::Controller, crash::Who::Agents] {
+                println!("{}", crash::all(&own_program()?, who, replays)?);
+            }
+        }
+        Verb::Races { clients, rounds } => println!("{}", races::run(&own_program()?, clients, rounds)?),
         Verb::BenchPlacement => {
             let bench = own_program()?.with_file_name("amphi-bench-placement");
             return Err(std::process::Command::new(&bench).exec())

@@ -1,16 +1,16 @@
 //! `amphi-lab scale`: one controller's process beside many hosts in memory, whose agents are the real link and reconciler
-//! in this process. Measures what hosts and instances cost the controller; judges nothing. Controllers and ledgers write
-//! to a tmpfs: a thousand hosts have a thousand disks, and this machine one.
+//! in this process; beyond so many they are links alone, which speak the real wire and say at once that all is as ordered.
+//! Measures what hosts and instances cost the controller; judges nothing. Controllers and ledgers write to a tmpfs: a
+//! thousand hosts have a thousand disks, and this machine one.
 
-use crate::alone::Controller;
 use crate::alone::agent::{Agent, Home, Size};
+use crate::alone::furnish::{ARCHIVE, furnish};
+use crate::alone::{Controller, MemoryHost as Thin};
 use crate::bench::load;
 use crate::engines::{EnginePort, HostEngines, Registry};
 use amphi_api::client::Client;
 use amphi_api::host::{HostState, JoinTokenCreate};
-use amphi_api::image::{BlobRole, ImageCreate};
 use amphi_api::instance::{InstanceCreate, InstanceState};
-use amphi_api::network::NetworkCreate;
 use amphi_api::wire::HEARTBEAT_SECONDS;
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
@@ -26,7 +26,7 @@ const FLIGHT: usize = 32;
 const REST: Duration = Duration::from_secs(10);
 /// How often every host has news.
 const STIRS: u32 = 3;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Clock ticks a second, as `/proc/PID/stat` counts (`getconf CLK_TCK`).
 const TICKS: f64 = 100.0;
 
@@ -35,22 +35,38 @@ const TICKS: f64 = 100.0;
 struct Row {
     hosts: usize,
     instances: usize,
-    /// Per host, all of joining and connecting.
+    /// Links alone, no agents behind them.
+    thin: bool,
+    /// Per host, all of joining and connecting; and the controller's CPU for it.
     join_ms: f64,
+    join_cpu_ms: f64,
     /// Of one CPU, with nothing going on but heartbeats; without instances and with all of them.
     empty_percent: f64,
     rest_percent: f64,
     heartbeat_us: f64,
     orders_per_second: f64,
     running_per_second: f64,
+    /// The controller's CPU for an instance, from the order to its running; and that of all hosts.
+    order_cpu_ms: f64,
+    hosts_cpu_ms: f64,
     status_ms: f64,
     /// Of the controller, before the first instance and after the last.
     empty_mib: f64,
     full_mib: f64,
 }
 
+/// What each size is put under.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub instances_per_host: usize,
+    /// No further instances are ordered after this.
+    pub most: Duration,
+    /// From so many hosts on they are links alone.
+    pub thin_from: usize,
+}
+
 /// Measures each size and prints a table. `program` is `amphi-lab`.
-pub fn run(program: &Path, sizes: &[usize], per_host: usize, most: Duration) -> Result<()> {
+pub fn run(program: &Path, sizes: &[usize], load_of: &Load) -> Result<()> {
     // It fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let before = load();
@@ -58,10 +74,10 @@ pub fn run(program: &Path, sizes: &[usize], per_host: usize, most: Duration) -> 
     for hosts in sizes {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("a runtime")?;
-        let row = runtime.block_on(measure(program, *hosts, per_host, most));
+        let row = runtime.block_on(measure(program, *hosts, load_of));
         runtime.shutdown_timeout(Duration::from_secs(5));
         let row = row.with_context(|| format!("{hosts} hosts"))?;
-        eprintln!("{row:?}");
+        eprintln!("{row:?}, load average {}", load());
         rows.push(row);
     }
     println!("\n{}", table(&rows));
@@ -71,22 +87,26 @@ pub fn run(program: &Path, sizes: &[usize], per_host: usize, most: Duration) -> 
 
 fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| hosts | instances | join, ms a host | CPU empty, % | CPU at rest, % | a heartbeat, µs | orders/s | running/s | \
-         a status, ms | MiB empty | MiB full | KiB an instance |\n|",
+        "| hosts | instances | join, ms a host | its CPU, ms | CPU empty, % | CPU at rest, % | a heartbeat, µs | orders/s | \
+         running/s | CPU an instance, ms | of its host, ms | a status, ms | MiB empty | MiB full | KiB an instance |\n|",
     );
-    text += &" --: |".repeat(12);
+    text += &" --: |".repeat(15);
     for row in rows {
         let each = (row.full_mib - row.empty_mib) * 1024.0 / row.instances.max(1) as f64;
         text += &format!(
-            "\n| {} | {} | {:.1} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {each:.1} |",
+            "\n| {}{} | {} | {:.1} | {:.1} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {each:.1} |",
             row.hosts,
+            if row.thin { ", links alone" } else { "" },
             row.instances,
             row.join_ms,
+            row.join_cpu_ms,
             row.empty_percent,
             row.rest_percent,
             row.heartbeat_us,
             row.orders_per_second,
             row.running_per_second,
+            row.order_cpu_ms,
+            row.hosts_cpu_ms,
             row.status_ms,
             row.empty_mib,
             row.full_mib,
@@ -95,24 +115,32 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-struct MemoryHost {
-    engines: Arc<HostEngines>,
-    agent: Agent,
+enum Joined {
+    Whole {
+        engines: Arc<HostEngines>,
+        agent: Agent,
+    },
+    /// Connected for as long as it is kept.
+    Thin {
+        _link: Thin,
+    },
 }
 
-async fn measure(program: &Path, hosts: usize, per_host: usize, most: Duration) -> Result<Row> {
+async fn measure(program: &Path, hosts: usize, load_of: &Load) -> Result<Row> {
+    let thin = hosts >= load_of.thin_from;
     let programs = program.parent().context("the program has no directory")?;
     let folder = PathBuf::from(format!("/dev/shm/amphi-scale-{}", std::process::id()));
     let settings = "[failover]\nautomatic = false\n";
     let controller = Controller::start_in(programs, folder, settings)?;
     let client = Client::new(controller.url(), &controller.read("admin-token")?)?;
     let client = Arc::new(client.with_call_timeout(PATIENCE));
-    furnish(&controller, &client).await?;
+    furnish(&client, controller.folder(), "wide", "10.0.0.0/12").await?;
     let registry = Arc::new(Registry::default());
 
-    let began = Instant::now();
-    let joins = (0..hosts).map(|n| join(&controller, &client, &registry, n));
-    let joined: Vec<Result<MemoryHost>> =
+    let ca = controller.read("ca/ca.pem")?;
+    let (began, cpu) = (Instant::now(), cpu_of(controller.pid())?);
+    let joins = (0..hosts).map(|n| join(&controller, &client, &registry, thin.then_some(ca.as_str()), n));
+    let joined: Vec<Result<Joined>> =
         futures_util::stream::iter(joins).buffer_unordered(FLIGHT).collect().await;
     let joined = joined.into_iter().collect::<Result<Vec<_>>>()?;
     wait("all hosts are up", async || {
@@ -121,17 +149,19 @@ async fn measure(program: &Path, hosts: usize, per_host: usize, most: Duration) 
     })
     .await?;
     let join_ms = milliseconds(began) / hosts as f64;
+    let join_cpu_ms = (cpu_of(controller.pid())? - cpu) * 1000.0 / hosts as f64;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let empty_percent = 100.0 * busy_for(&controller, REST).await?;
     let empty_mib = controller.resident_mib()?;
 
-    let wanted = hosts * per_host;
+    let wanted = hosts * load_of.instances_per_host;
     let began = Instant::now();
-    let instances = fill(&client, wanted, began + most).await?;
+    let (cpu, own_cpu) = (cpu_of(controller.pid())?, cpu_of(std::process::id())?);
+    let instances = fill(&client, wanted, began + load_of.most).await?;
     let orders_per_second = instances as f64 / began.elapsed().as_secs_f64();
     wait("all bodies run", async || {
         let there = registry.population();
-        Ok((there == instances, format!("{there} of {instances}")))
+        Ok((thin || there == instances, format!("{there} of {instances}")))
     })
     .await?;
     wait("all instances are running", async || {
@@ -141,6 +171,9 @@ async fn measure(program: &Path, hosts: usize, per_host: usize, most: Duration) 
     })
     .await?;
     let running_per_second = instances as f64 / began.elapsed().as_secs_f64();
+    let each = 1000.0 / instances as f64;
+    let order_cpu_ms = (cpu_of(controller.pid())? - cpu) * each;
+    let hosts_cpu_ms = (cpu_of(std::process::id())? - own_cpu) * each;
     let violations = registry.violations();
     ensure!(violations.is_empty(), "{}", violations.join("\n"));
 
@@ -152,41 +185,37 @@ async fn measure(program: &Path, hosts: usize, per_host: usize, most: Duration) 
     Ok(Row {
         hosts,
         instances,
+        thin,
         join_ms,
+        join_cpu_ms,
         empty_percent,
         rest_percent: 100.0 * rest,
         heartbeat_us: rest / heartbeats * 1e6,
         orders_per_second,
         running_per_second,
+        order_cpu_ms,
+        hosts_cpu_ms,
         status_ms,
         empty_mib,
         full_mib,
     })
 }
 
-async fn furnish(controller: &Controller, client: &Client) -> Result<()> {
-    let network: NetworkCreate =
-        serde_json::from_value(json!({ "name": "wide", "subnet": { "cidr": "10.0.0.0/12" } }))?;
-    client.create_network(&network).await?;
-    let file = controller.folder().join("bytes");
-    std::fs::write(&file, vec![0; 4096]).context("an image's bytes")?;
-    let image: ImageCreate = serde_json::from_value(json!({ "name": "image", "format": "docker-archive" }))?;
-    let image = client.create_image(&image).await?;
-    client.upload_file(image.id, BlobRole::Archive, &file, Box::new(|_, _| {})).await?;
-    Ok(())
-}
-
 async fn join(
     controller: &Controller,
     client: &Client,
     registry: &Arc<Registry>,
+    thin: Option<&str>,
     n: usize,
-) -> Result<MemoryHost> {
+) -> Result<Joined> {
     let name = format!("memory-{n}");
     let state = controller.folder().join(&name);
     let size = Size { cpus: 64, memory_mib: 256 << 10 };
-    let home = Home { run: state.join("run"), state, url: None, size, name };
     let token = client.create_join_token(&JoinTokenCreate::default()).await?.token;
+    if let Some(ca) = thin {
+        return Ok(Joined::Thin { _link: Thin::join(&name, &token, ca).await? });
+    }
+    let home = Home { run: state.join("run"), state, url: None, size, name };
     let end = Instant::now() + PATIENCE;
     // The controller takes a few joins at a time and says so to the others.
     while let Err(error) = amphi_hostsrv::join::join(&home.name, &home.pki(), &token).await {
@@ -195,7 +224,7 @@ async fn join(
     }
     let engines = HostEngines::new(&home.name, registry.clone(), Duration::ZERO);
     let agent = Agent::start(&home, &EnginePort::Here(engines.clone()))?;
-    Ok(MemoryHost { engines, agent })
+    Ok(Joined::Whole { engines, agent })
 }
 
 /// Orders so many instances, or as many as there is time for; answers how many.
@@ -213,7 +242,7 @@ async fn fill(client: &Arc<Client>, wanted: usize, end: Instant) -> Result<usize
                 }
                 let request: InstanceCreate = serde_json::from_value(json!({
                     "name": format!("i-{n}"), "vcpus": 1, "memory_mib": 256,
-                    "bodies": [{ "set": { "members": [{ "index": 1, "image": "image" }] } }],
+                    "bodies": [{ "set": { "members": [{ "index": 1, "image": ARCHIVE }] } }],
                     "networks": [{ "network": "wide" }],
                 }))?;
                 client.create_instance(&request).await?;
@@ -230,13 +259,18 @@ async fn fill(client: &Arc<Client>, wanted: usize, end: Instant) -> Result<usize
 }
 
 /// Milliseconds of the controller's CPU for a status of a whole host of which something is new in every instance.
-async fn statuses(controller: &Controller, hosts: &[MemoryHost], rest: f64) -> Result<f64> {
+async fn statuses(controller: &Controller, hosts: &[Joined], rest: f64) -> Result<f64> {
+    if hosts.iter().any(|host| matches!(host, Joined::Thin { .. })) {
+        return Ok(f64::NAN);
+    }
     let mut total = 0.0;
     for _ in 0..STIRS {
-        let (before, began) = (cpu_seconds(controller)?, Instant::now());
+        let (before, began) = (cpu_of(controller.pid())?, Instant::now());
         for host in hosts {
-            host.engines.stir();
-            host.agent.look();
+            if let Joined::Whole { engines, agent } = host {
+                engines.stir();
+                agent.look();
+            }
         }
         // Until the controller is as idle as it was, for a second on end.
         loop {
@@ -245,21 +279,21 @@ async fn statuses(controller: &Controller, hosts: &[MemoryHost], rest: f64) -> R
                 break;
             }
         }
-        total += cpu_seconds(controller)? - before - rest * began.elapsed().as_secs_f64();
+        total += cpu_of(controller.pid())? - before - rest * began.elapsed().as_secs_f64();
     }
     Ok(total * 1000.0 / (hosts.len() as f64 * f64::from(STIRS)))
 }
 
 /// The share of one CPU that the controller takes meanwhile.
 async fn busy_for(controller: &Controller, time: Duration) -> Result<f64> {
-    let (before, began) = (cpu_seconds(controller)?, Instant::now());
+    let (before, began) = (cpu_of(controller.pid())?, Instant::now());
     tokio::time::sleep(time).await;
-    Ok((cpu_seconds(controller)? - before) / began.elapsed().as_secs_f64())
+    Ok((cpu_of(controller.pid())? - before) / began.elapsed().as_secs_f64())
 }
 
-/// User and system time so far (proc_pid_stat(5), fields 14 and 15).
-fn cpu_seconds(controller: &Controller) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", controller.pid()))?;
+/// User and system time so far, in seconds (proc_pid_stat(5), fields 14 and 15).
+fn cpu_of(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let rest = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
     let ticks: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
     ensure!(ticks.len() == 2, "/proc/PID/stat has no times");
@@ -269,12 +303,15 @@ fn cpu_seconds(controller: &Controller) -> Result<f64> {
 async fn wait(what: &str, mut look: impl AsyncFnMut() -> Result<(bool, String)>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
+        let began = Instant::now();
         let (done, saw) = look().await?;
+        let took = began.elapsed();
         if done {
             return Ok(());
         }
         ensure!(Instant::now() < end, "{what}: not within {} s; saw {saw}", PATIENCE.as_secs());
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // A look at all there is takes its time too, on both sides.
+        tokio::time::sleep(Duration::from_millis(500).max(took * 5)).await;
     }
 }
 

@@ -68,6 +68,11 @@ pub struct VolumeMove {
 }
 
 impl JourneyRecord {
+    /// Whether it does not go back once it may run on the new host: what it writes there is nowhere else.
+    pub fn stays(&self) -> bool {
+        self.live || !self.volumes.is_empty()
+    }
+
     pub fn gib(&self) -> u64 {
         self.volumes.iter().map(|v| v.size_gib).sum()
     }
@@ -177,13 +182,14 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             Some(fault) => ExchangeStep::Return(fault),
             None => ExchangeStep::Switch,
         },
-        // Its bytes on the old host are old by now: it stays, whatever troubles it.
-        ExchangePhase::Switching if hosts.journey.live => {
+        // Its bytes on the old host are old by now, since it may have run here unseen: it stays, whatever troubles it.
+        ExchangePhase::Switching if hosts.journey.stays() => {
             let trouble = current.and_then(|o| o.fault.as_ref());
             let trouble =
                 hosts.to_up_since.and_then(|up| lasting(sight, trouble, exchange.phase_since.max(up)));
             if settled(sight.instance, current) {
-                let outage = hosts.journey.left_at.map(|at| sight.now.duration_since(at).as_millis());
+                let outage = hosts.journey.left_at.filter(|_| sight.instance.power == Power::On);
+                let outage = outage.map(|at| sight.now.duration_since(at).as_millis());
                 ExchangeStep::Done { outage_ms: outage.and_then(|ms| u64::try_from(ms).ok()) }
             } else if trouble.is_some() || sight.now.duration_since(exchange.phase_since) >= SWITCH_DEADLINE {
                 ExchangeStep::Done { outage_ms: None }

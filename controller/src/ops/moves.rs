@@ -67,8 +67,8 @@ impl Ops {
             if matches!(row.phase, ExchangePhase::Returning | ExchangePhase::RollingBack) {
                 return Err(OpsError::conflict("it is going back already"));
             }
-            let live = row.journey.as_ref().is_some_and(|j| j.live);
-            if live && row.phase == ExchangePhase::Switching {
+            let stays = row.journey.as_ref().is_some_and(JourneyRecord::stays);
+            if stays && row.phase == ExchangePhase::Switching {
                 return Err(OpsError::conflict("it has gone over already"));
             }
             let mut draft = Draft::default();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::clock::Clock;
 use anyhow::{Context, Result, bail, ensure};
 
 /// For closing its store; then it is killed.
@@ -24,6 +25,7 @@ pub struct Controller {
     folder: PathBuf,
     url: String,
     hosts: SocketAddr,
+    clock: Option<Clock>,
 }
 
 impl Controller {
@@ -35,6 +37,11 @@ impl Controller {
 
     /// The same in a directory of one's choice, with further settings (TOML).
     pub fn start_in(programs: &Path, folder: PathBuf, settings: &str) -> Result<Self> {
+        Self::start_by(programs, folder, settings, None)
+    }
+
+    /// The same by a wall clock of its own.
+    pub fn start_by(programs: &Path, folder: PathBuf, settings: &str, clock: Option<Clock>) -> Result<Self> {
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let (listen, hosts) = (free_port()?, free_port()?);
         let state = folder.join("state");
@@ -47,9 +54,9 @@ impl Controller {
         writeln!(text, "{settings}")?;
         std::fs::write(folder.join("controller.toml"), text).context("write the settings")?;
         let program = programs.join("amphi-controller");
-        let child = spawn(&program, &folder)?;
+        let child = spawn(&program, &folder, clock.as_ref())?;
         let url = format!("http://127.0.0.1:{listen}");
-        let mut own = Self { child, program, folder, url, hosts: ([127, 0, 0, 1], hosts).into() };
+        let mut own = Self { child, program, folder, url, hosts: ([127, 0, 0, 1], hosts).into(), clock };
         own.ready()?;
         Ok(own)
     }
@@ -67,7 +74,7 @@ impl Controller {
     /// Starts it again where it was; it must have ended.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(!self.runs(), "the controller runs");
-        self.child = spawn(&self.program, &self.folder)?;
+        self.child = spawn(&self.program, &self.folder, self.clock.as_ref())?;
         self.ready()
     }
 
@@ -164,9 +171,13 @@ impl Drop for Controller {
     }
 }
 
-fn spawn(program: &Path, folder: &Path) -> Result<Child> {
+fn spawn(program: &Path, folder: &Path, clock: Option<&Clock>) -> Result<Child> {
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log"));
-    Command::new(program)
+    let mut command = Command::new(program);
+    if let Some(clock) = clock {
+        clock.give(&mut command);
+    }
+    command
         .arg("--config")
         .arg(folder.join("controller.toml"))
         .env("RUST_LOG", "warn")

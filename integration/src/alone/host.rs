@@ -1,6 +1,7 @@
 //! A host in memory whose agent is a process of its own: its engines and its wire live here, and outlive it.
 
 use super::agent::{Home, Size};
+use super::clock::Clock;
 use super::controller::Controller;
 use super::wire::Wire;
 use crate::engines::{HostEngines, Registry, serve};
@@ -30,6 +31,8 @@ pub struct Host {
     agent: Option<Child>,
     pid: Arc<AtomicI32>,
     boots: u32,
+    /// Its own, where it has one.
+    pub clock: Option<Clock>,
 }
 
 impl Host {
@@ -55,7 +58,19 @@ impl Host {
         let server = serve(engines.clone(), &socket)?;
         let program = program.to_owned();
         let pid = Arc::default();
-        Ok(Self { id: joined.host, home, engines, wire, socket, server, program, agent: None, pid, boots: 0 })
+        Ok(Self {
+            id: joined.host,
+            home,
+            engines,
+            wire,
+            socket,
+            server,
+            program,
+            agent: None,
+            pid,
+            boots: 0,
+            clock: None,
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -74,7 +89,11 @@ impl Host {
         }
         let log = File::options().create(true).append(true).open(self.home.state.join("log"));
         let url = self.home.url.as_deref().unwrap_or_default();
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
+        let child = command
             .arg("agent")
             .args(["--name", &self.home.name, "--url", url])
             .arg("--state")

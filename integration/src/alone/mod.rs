@@ -2,12 +2,14 @@
 //! real link. Needs no engine, no namespace, no root. Refuses to know what is asked of it.
 
 pub mod agent;
+mod clock;
 mod controller;
 pub mod furnish;
 mod host;
 mod hosts;
 mod wire;
 
+pub use clock::Clock;
 pub use controller::Controller;
 pub use host::Host;
 pub use hosts::MemoryHost;

@@ -43,7 +43,6 @@ pub enum Part {
     Few,
     /// The controller gone
     Outage,
-    // The storm on hosts in memory has its place here: one word, and one line in `Run::part`.
 }
 
 /// In the order in which they run.

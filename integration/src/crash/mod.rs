@@ -3,8 +3,10 @@
 //! is recorded is all that a successor knows, so the commits and the calls are all the steps that there are, named or not:
 //! they are counted until the order needs no more of them. Each time all has to come to be as ordered.
 
+mod all;
 mod lab;
 mod steps;
 
+pub use all::{Who, all};
 pub use lab::{Victim, run, words};
 pub use steps::{Kind, SCENARIOS, Scenario, Step};

@@ -4,7 +4,7 @@
 use super::faults::{Blow, Fault};
 use crate::alone::agent::Size;
 use crate::alone::furnish::furnish;
-use crate::alone::{Controller, Host};
+use crate::alone::{Clock, Controller, Host};
 use crate::engines::{Engine, Registry};
 use amphi_api::client::Client;
 use anyhow::{Context, Result};
@@ -31,6 +31,8 @@ pub struct Cloud {
     pub names: Vec<String>,
     pub registry: Arc<Registry>,
     pub client: Client,
+    /// The controller's.
+    clock: Clock,
     folder: PathBuf,
     /// How often each thing happened.
     tally: Mutex<BTreeMap<String, u64>>,
@@ -58,13 +60,15 @@ impl Cloud {
             );
         }
         let programs = program.parent().context("the program has no directory")?;
-        let controller = Controller::start_in(programs, folder.clone(), &settings)?;
+        let clock = Clock::at(folder.join("clock"))?;
+        let controller = Controller::start_by(programs, folder.clone(), &settings, Some(clock.clone()))?;
         let registry = Arc::new(Registry::default());
         let client = Client::new(controller.url(), &controller.read("admin-token")?)?.with_call_timeout(CALL);
         let mut joined = Vec::new();
         for name in &names {
             let size = Size { cpus: 64, memory_mib: 64 << 10 };
             let mut host = Host::join(&controller, program, &registry, name, size, PACE).await?;
+            host.clock = Some(Clock::at(folder.join(format!("{name}.clock")))?);
             host.start()?;
             joined.push(tokio::sync::Mutex::new(host));
         }
@@ -74,6 +78,7 @@ impl Cloud {
             names,
             registry,
             client,
+            clock,
             folder,
             tally: Mutex::default(),
             wrongs: Mutex::default(),
@@ -132,6 +137,17 @@ impl Cloud {
                 engines.hang(engine, true);
                 pause.await;
                 engines.hang(engine, false);
+            }
+            Fault::Date(off) => {
+                self.clock.set(off)?;
+                pause.await;
+                self.clock.set(0)?;
+            }
+            Fault::HostDate(at, off) => {
+                let clock = self.hosts[at].lock().await.clock.clone();
+                clock.iter().try_for_each(|clock| clock.set(off))?;
+                pause.await;
+                clock.iter().try_for_each(|clock| clock.set(0))?;
             }
             Fault::Fill(at) => {
                 let engines = self.hosts[at].lock().await.engines.clone();

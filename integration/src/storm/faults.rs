@@ -23,6 +23,9 @@ pub enum Fault {
     Hang(usize, Engine),
     /// No room on the host's disks.
     Fill(usize),
+    /// The controller's date, off by so many seconds.
+    Date(i64),
+    HostDate(usize, i64),
 }
 
 impl Fault {
@@ -36,6 +39,8 @@ impl Fault {
             Fault::Cut(_) => "cut, both ways",
             Fault::Hang(..) => "hung engine",
             Fault::Fill(_) => "full disk",
+            Fault::Date(_) => "wrong date, controller",
+            Fault::HostDate(..) => "wrong date, host",
         }
     }
 }
@@ -59,11 +64,19 @@ impl Blows {
         Self { dice: Dice::new(seed, 0), hosts: hosts as u64 }
     }
 
+    /// How far off a clock is set, in seconds: from a second to a month, in either direction.
+    fn date(&mut self) -> i64 {
+        let most = [1, 60, 3600, 86_400, 30 * 86_400][self.dice.below(5) as usize];
+        let off = self.dice.within(1, most).cast_signed();
+        if self.dice.below(2) == 0 { -off } else { off }
+    }
+
     pub fn next(&mut self) -> Blow {
         let after = Duration::from_millis(self.dice.within(100, 900));
         let host = self.dice.below(self.hosts) as usize;
         let engine = Engine::ALL[self.dice.below(3) as usize];
-        let (fault, least, most) = match self.dice.below(100) {
+        let off = self.date();
+        let (fault, least, most) = match self.dice.below(112) {
             0..18 => (Fault::KillController, 0, 800),
             18..42 => (Fault::KillAgent(host), 0, 1000),
             42..50 => (Fault::CutPower(host), 500, 5000),
@@ -71,7 +84,9 @@ impl Blows {
             60..70 => (Fault::CutDown(host), 300, 10_000),
             70..74 => (Fault::Cut(host), 300, 10_000),
             74..90 => (Fault::Hang(host, engine), 300, 8000),
-            _ => (Fault::Fill(host), 500, 5000),
+            90..100 => (Fault::Fill(host), 500, 5000),
+            100..106 => (Fault::Date(off), 2000, 8000),
+            _ => (Fault::HostDate(host, off), 2000, 8000),
         };
         Blow { after, fault, lasts: Duration::from_millis(self.dice.within(least, most)) }
     }

@@ -422,15 +422,42 @@ async fn volumes_go_along_while_the_body_holds_still() {
     assert_eq!(told(&cloud, [h1, h2])[0], (false, false, false));
 }
 
+/// Its bytes on the old host are old from the moment at which it may run on the new one, seen or not.
+#[tokio::test]
+async fn what_may_have_written_elsewhere_does_not_go_back_to_its_old_bytes() {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1", "volume": {"size_gib": 2}})).await.unwrap();
+    cloud.obey(h1).await;
+    let one = cloud.ops.create_move(P, made.id, &to(json!({}))).await.unwrap();
+    for _ in 0..12 {
+        if phase(&cloud, &one) == Phase::Switching {
+            break;
+        }
+        cloud.obey(h1).await;
+        cloud.obey(h2).await;
+        cloud.ops.step_exchanges().await.unwrap();
+    }
+    let refused = cloud.ops.cancel_exchange(P, one.id).await.unwrap_err();
+    assert!(refused.to_string().contains("gone over"), "{refused}");
+    let past = Timestamp::now() - SignedDuration::from_secs(60);
+    let mut status = cloud.obedient(h2);
+    status.instances[0].state = BodyState::Absent;
+    status.instances[0].fault =
+        Some(Fault { code: "image_broken".into(), message: "no".into(), since: past });
+    cloud.ops.status(h2, status).await.unwrap();
+    backdate(&cloud, &one, past).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Done);
+    let after = cloud.show(&made);
+    assert_eq!((after.host, after.fault.map(|f| f.code)), (Some(h2), Some("image_broken".to_owned())));
+    assert_eq!(cloud.ops.world().read().volumes.get(made.volume.unwrap()).unwrap().host, h2);
+}
+
 #[tokio::test]
 async fn a_copy_that_is_called_off_or_deleted_leaves_one_volume() {
-    for (leave, delete) in [
-        (Phase::Stopping, false),
-        (Phase::Copying, false),
-        (Phase::Switching, false),
-        (Phase::Leaving, true),
-        (Phase::Copying, true),
-    ] {
+    for (leave, delete) in
+        [(Phase::Stopping, false), (Phase::Copying, false), (Phase::Leaving, true), (Phase::Copying, true)]
+    {
         let (mut cloud, h1, h2) = Cloud::furnished().await;
         let made = cloud.create(json!({"host": "h1", "volume": {"size_gib": 2}})).await.unwrap();
         cloud.obey(h1).await;

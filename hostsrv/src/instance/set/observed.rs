@@ -12,6 +12,7 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct Detail {
     pub finished_us: Option<i64>,
     pub exit_code: Option<i64>,
     pub oom_killed: bool,
+    /// The network namespace of its process: none where there is none, or where it cannot be seen.
+    pub namespace: Option<u64>,
     /// Networks that the container is in.
     pub endpoints: Vec<Endpoint>,
 }
@@ -77,9 +80,14 @@ impl Part {
         Duration::from_micros(ran.try_into().unwrap_or(0))
     }
 
-    /// Whether it runs in the namespaces of an earlier run of this anchor.
+    /// Whether it runs in the namespaces of an earlier run of this anchor. Times tell it only where nothing else does: the
+    /// host's clock may have been set back since the anchor started.
     pub fn is_stale(&self, anchor: &Part) -> bool {
-        self.is_alive() && self.detail.started_us < anchor.detail.started_us
+        self.is_alive()
+            && match (self.detail.namespace, anchor.detail.namespace) {
+                (Some(own), Some(present)) => own != present,
+                _ => self.detail.started_us < anchor.detail.started_us,
+            }
     }
 
     /// When it may start again, in microseconds since the epoch. An end that lies in the future was written by
@@ -231,8 +239,14 @@ fn read_detail(state: &ContainerState) -> Detail {
         finished_us: time(&state.finished_at),
         exit_code: state.exit_code,
         oom_killed: state.oom_killed.unwrap_or(false),
+        namespace: state.pid.filter(|pid| *pid > 0).and_then(namespace_of),
         endpoints: Vec::new(),
     }
+}
+
+/// The inode of a process's network namespace (namespaces(7)).
+fn namespace_of(pid: i64) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|namespace| namespace.ino())
 }
 
 fn read_endpoints(networks: HashMap<String, EndpointSettings>) -> Vec<Endpoint> {

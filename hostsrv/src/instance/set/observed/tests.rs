@@ -15,10 +15,26 @@ fn part(name: &str, state: PartState, started_us: i64) -> Part {
         finished_us: ended.then_some(NOW - 500_000),
         exit_code: Some(if ended { 3 } else { 0 }),
         oom_killed: false,
+        namespace: None,
         endpoints: Vec::new(),
     };
     let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 4, role, spec: String::new() };
     Part { id: format!("id-{name}"), tag, state, detail }
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nobody_stale() {
+    let in_space = |name, started, namespace| {
+        let mut part = part(name, PartState::Running, started);
+        part.detail.namespace = namespace;
+        part
+    };
+    let anchor = in_space(labels::ANCHOR, 5_000, Some(7));
+    for (started, namespace, stale) in
+        [(100, Some(7), false), (9_000, Some(6), true), (100, None, true), (9_000, None, false)]
+    {
+        assert_eq!(in_space("a", started, namespace).is_stale(&anchor), stale, "{started} {namespace:?}");
+    }
 }
 
 #[test]
