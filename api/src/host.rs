@@ -40,6 +40,8 @@ pub enum EngineName {
     Ovs,
     Ovn,
     Lvm,
+    /// What the agent itself writes down before it acts; listed only while it cannot.
+    Ledger,
 }
 
 /// One engine of a host.

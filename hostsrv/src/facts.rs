@@ -68,7 +68,8 @@ impl Facts {
                 self.storage_at = tokio::time::Instant::now();
             }
             match self.gather().await {
-                Ok(next) => {
+                Ok(mut next) => {
+                    next.engines.extend(ledger_in_trouble(&now));
                     health.send_replace(Arc::new((next.engines.clone(), next.volume_group_free_bytes)));
                     spec.send_if_modified(|held| {
                         // Free bytes travel with the heartbeat; they alone are no news worth a hello.
@@ -157,6 +158,12 @@ impl Facts {
             })
             .collect()
     }
+}
+
+/// What the agent keeps is named only while it cannot be written.
+pub fn ledger_in_trouble(troubles: &Troubles) -> Option<Engine> {
+    let trouble = Some(troubles.ledger.clone()?);
+    Some(Engine { name: EngineName::Ledger, version: env!("CARGO_PKG_VERSION").to_owned(), trouble })
 }
 
 async fn probe(driver: Option<Arc<dyn BodyDriver>>) -> Result<String, String> {

@@ -231,6 +231,15 @@ impl Stage {
         })
     }
 
+    /// The guests' processes on a host, each with the time of its start: the same guests give the same text.
+    pub fn guests(&self, host: &str) -> Result<String> {
+        let script = r#"for p in /proc/[0-9]*; do
+            c=$(tr '\0' ' ' <$p/cmdline 2>/dev/null); s=$(cut -d' ' -f22 $p/stat 2>/dev/null)
+            case "$c" in /usr/bin/qemu*guest=amphi-*) echo "vm ${p#/proc/} $s";; "/bin/sh -c trap "*) echo "set ${p#/proc/} $s";; esac
+        done; true"#;
+        self.lab.run(host, &["sh", "-c", script])
+    }
+
     /// What the host's lease process has written down.
     pub fn lease(&self, host: &str) -> Result<serde_json::Value> {
         serde_json::from_str(&self.lab.run(host, &["cat", "/run/amphi/lease"])?).context("a lease")

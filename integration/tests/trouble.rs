@@ -1,195 +1,211 @@
-//! Engines that fail halfway, on a real host: the instance says what is wrong, by a stable word; it converges when the
-//! engine is well again; and nothing is left of it afterwards.
+//! A host in trouble: engines that fail halfway or hang for a minute, a disk without room, a date that jumps. Whoever is
+//! concerned says what is wrong, by a stable word; guests that run already are not touched; all converges when the trouble
+//! is over; and nothing is left of it afterwards.
 
-use amphi_api::client::Client;
-use amphi_api::host::HostState;
+use amphi_api::InstanceId;
+use amphi_api::host::{EngineName, Host};
 use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
-use amphi_api::instance::{BodySpec, Instance, InstanceCreate, InstanceState, InstanceVolume, VmSpec};
-use amphi_api::set::{MemberSpec, SetSpec};
-use amphi_api::{InstanceId, network};
-use amphi_integration::lab::{Lab, Layout, UpOptions, leftovers};
-use amphi_integration::{run, story};
+use amphi_api::instance::{BodySpec, Instance, InstanceState, InstanceVolume};
+use amphi_integration::failing::{PATIENCE, Stage, request, set, vm};
+use amphi_integration::lab::Layout;
+use amphi_integration::story;
+use amphi_integration::wait::{Seen, seen, until};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Longer than the longest bound of an engine's call and the longest pause between two tries.
-const PATIENCE: Duration = Duration::from_secs(120);
+const H1: &str = "h1";
+/// How long an engine hangs.
+const HANG: Duration = Duration::from_secs(60);
+/// Where the agent's clock is set, on the host.
+const CLOCK: &str = "/run/tmp/clock";
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 struct Trouble {
-    lab: Lab,
-    client: Client,
-    runtime: tokio::runtime::Runtime,
+    stage: Stage,
+    /// Guests that run from the beginning to the end, as they were at first.
+    calm: String,
 }
 
 impl Trouble {
-    fn ask<T>(&self, answer: impl Future<Output = Result<T, amphi_api::client::ClientError>>) -> T {
-        self.runtime.block_on(answer).unwrap_or_else(|error| panic!("{error}"))
+    fn order(&self, name: &str, body: BodySpec, volume_gib: Option<u64>) -> Result<Instance> {
+        let mut order = request(name, vec![body], Some(H1));
+        order.volume = volume_gib.map(|gib| InstanceVolume { size_gib: Some(gib), name: None, id: None });
+        self.stage.order(&order)
     }
 
-    fn upload(&self, name: &str, format: ImageFormat, blobs: &[(BlobRole, &Path)]) {
-        let create = ImageCreate { name: name.into(), format, cmdline: String::new() };
-        let image = self.ask(self.client.create_image(&create));
-        for (role, path) in blobs {
-            self.ask(self.client.upload_file(image.id, *role, path, Box::new(|_, _| {})));
-        }
-    }
-
-    fn set(&self, name: &str, image: &str, volume_gib: Option<u64>) -> Instance {
-        let member = MemberSpec {
-            name: "only".into(),
-            index: 0,
-            image: image.into(),
-            command: ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done"]
-                .map(str::to_owned)
-                .to_vec(),
-            env: Default::default(),
-            options: Default::default(),
-        };
-        let set = SetSpec { members: vec![member], volume_mount: "/data".into(), ..SetSpec::default() };
-        self.create(name, BodySpec::Set(set), volume_gib)
-    }
-
-    fn create(&self, name: &str, body: BodySpec, volume_gib: Option<u64>) -> Instance {
-        let request = InstanceCreate {
-            name: name.into(),
-            vcpus: 1,
-            memory_mib: 128,
-            bodies: vec![body],
-            networks: vec![amphi_api::instance::InstanceNetwork { network: "blue".into(), address: None }],
-            security_groups: vec![],
-            volume: volume_gib.map(|gib| InstanceVolume { size_gib: Some(gib), name: None, id: None }),
-            user_data: None,
-            ssh_keys: vec![],
-            metadata: Default::default(),
-            failover: Default::default(),
-            failover_terms: Default::default(),
-            host: None,
-            ..InstanceCreate::default()
-        };
-        self.ask(self.client.create_instance(&request))
-    }
-
-    /// Waits for an instance as wanted; panics with the last that was seen.
-    fn until(&self, id: InstanceId, what: &str, ok: impl Fn(&Instance) -> bool) -> Instance {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let seen = self.ask(self.client.instance(id));
-            if ok(&seen) {
-                return seen;
-            }
-            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}, last seen {seen:#?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn fault(&self, id: InstanceId, codes: &[&str]) {
+    fn fault(&self, id: InstanceId, codes: &[&str]) -> Result<()> {
+        let what = format!("in error, by one of {codes:?}");
         let wanted = |i: &Instance| i.fault.as_ref().is_some_and(|f| codes.contains(&f.code.as_str()));
-        let seen = self.until(id, &format!("a fault out of {codes:?}"), wanted);
-        let fault = seen.fault.expect("seen above");
-        assert_eq!(seen.state, InstanceState::Error, "{fault:?}");
-        println!("  {}: {}", fault.code, fault.message);
+        let seen = self.stage.until(id, &what, wanted)?;
+        ensure!(seen.state == InstanceState::Error, "{seen:?}");
+        println!("  {:?}", seen.fault.map(|fault| format!("{}: {}", fault.code, fault.message)));
+        Ok(())
     }
 
-    fn runs(&self, id: InstanceId) {
-        self.until(id, "running without a fault", |i| i.state == InstanceState::Running && i.fault.is_none());
+    fn runs_and_goes(&self, id: InstanceId) -> Result<()> {
+        self.stage.runs(id)?;
+        self.stage.delete(id)?;
+        self.untouched()
     }
 
-    fn delete(&self, id: InstanceId) {
-        self.ask(self.client.delete_instance(id, true));
-        let gone = self.client.wait_instance_gone(id, |_| false, PATIENCE, |_| {});
-        assert_eq!(self.ask(gone), None);
+    fn untouched(&self) -> Result<()> {
+        let now = self.stage.guests(H1)?;
+        ensure!(
+            self.calm.lines().all(|guest| now.lines().any(|line| line == guest)),
+            "guests were touched:\n{now}\nwere\n{}",
+            self.calm
+        );
+        Ok(())
     }
 
-    fn on_host(&self, command: &[&str]) {
-        let done = self.lab.exec("h1", command, Duration::from_secs(30)).expect("the host answers");
-        assert!(done.ok(), "{command:?}: {}{}", done.stdout, done.stderr);
+    /// What the host says of an engine: none, that it is well.
+    fn engine_is(&self, name: EngineName, well: bool) -> Result<()> {
+        let trouble = |h: &Host| {
+            let engines = h.spec.iter().flat_map(|spec| &spec.engines);
+            engines.filter(|e| e.name == name).find_map(|e| e.trouble.clone())
+        };
+        let host = self.stage.host_in(H1, |h| trouble(h).is_none() == well)?;
+        println!("  the host says of {name:?}: {:?}", trouble(&host));
+        Ok(())
+    }
+
+    /// The engine hangs while something is asked of it, and well beyond its bounds.
+    fn hangs(&self, unit: &str, name: EngineName, body: BodySpec, volume_gib: Option<u64>) -> Result<()> {
+        println!("a {unit} that hangs for {} s", HANG.as_secs());
+        let began = Instant::now();
+        self.stage.lab.pause(&format!("{H1}/{unit}"))?;
+        let asked = self.order(unit, body, volume_gib)?;
+        self.fault(asked.id, &["engine_timeout", "engine_down"])?;
+        self.engine_is(name, false)?;
+        until("the hang is over", HANG * 2, || {
+            self.untouched()?;
+            Ok(seen(began.elapsed() >= HANG, || "it lasts".to_owned()))
+        })?;
+        self.stage.lab.resume(&format!("{H1}/{unit}"))?;
+        self.runs_and_goes(asked.id)?;
+        self.engine_is(name, true)
     }
 }
 
 #[test]
-fn engines_that_fail_halfway_are_named_and_forgiven() {
+fn a_host_in_trouble_says_so_and_touches_no_guest() -> Result<()> {
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
-    let layout =
-        Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("trouble-lab")).expect("lab directory");
-    let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 1);
-    let lab = Lab::up(&options, |_| {}).expect("lab up");
-    let client = run::client(&layout).expect("client");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let t = Trouble { lab, client, runtime };
-    let deadline = Instant::now() + PATIENCE;
-    while !t.ask(t.client.hosts()).iter().any(|h| h.state == HostState::Up) {
-        assert!(Instant::now() < deadline, "h1 is not up");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let before = story::residue::on(&t.lab, "h1").expect("looked");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("trouble-lab"))?;
+    let program = Path::new(env!("CARGO_BIN_EXE_amphi-lab"));
+    let stage = Stage::up(layout.clone(), &images, program, 1, |_| {})?;
+    let before = story::residue::on(&stage.lab, H1)?;
     let garbage = layout.images().with_file_name("garbage");
-    std::fs::write(&garbage, b"this is no archive").expect("written");
-    t.upload("busybox", ImageFormat::DockerArchive, &[(BlobRole::Archive, &images.join("busybox.tar"))]);
-    t.upload("garbage", ImageFormat::DockerArchive, &[(BlobRole::Archive, &garbage)]);
-    let (kernel, initramfs) = (images.join("vm-kernel"), images.join("vm-initramfs"));
-    let parts: [(BlobRole, &Path); 2] = [(BlobRole::Kernel, &kernel), (BlobRole::Initramfs, &initramfs)];
-    t.upload("vm", ImageFormat::KernelInitramfs, &parts);
-    let subnet = serde_json::json!({"name": "blue", "subnet": {"cidr": "10.3.0.0/24"}});
-    let subnet: network::NetworkCreate = serde_json::from_value(subnet).expect("a network");
-    t.ask(t.client.create_network(&subnet));
+    std::fs::write(&garbage, b"this is no archive")?;
+    let create =
+        ImageCreate { name: "garbage".into(), format: ImageFormat::DockerArchive, cmdline: String::new() };
+    let image = stage.ask(stage.client.create_image(&create))?;
+    stage.ask(stage.client.upload_file(image.id, BlobRole::Archive, &garbage, Box::new(|_, _| {})))?;
+
+    let mut t = Trouble { stage, calm: String::new() };
+    let calm = [t.order("calm-set", set(), Some(1))?.id, t.order("calm-vm", vm(), None)?.id];
+    calm.iter().try_for_each(|id| t.stage.runs(*id).map(drop))?;
+    t.calm = t.stage.guests(H1)?;
+    ensure!(t.calm.lines().count() >= 2, "no guests: {}", t.calm);
 
     println!("an image that is none");
-    let broken = t.set("broken", "garbage", Some(1));
-    t.fault(broken.id, &["image_broken"]);
-    t.delete(broken.id);
+    let mut body = set();
+    if let BodySpec::Set(set) = &mut body {
+        set.members[0].image = "garbage".into();
+    }
+    let broken = t.order("broken", body, Some(1))?;
+    t.fault(broken.id, &["image_broken"])?;
+    t.stage.delete(broken.id)?;
 
     println!("a volume group that somebody filled");
     let filler =
         ["lvcreate", "--driverloaded", "n", "-an", "-Zn", "-Wn", "-l", "100%FREE", "-n", "filler", "amphi"];
-    t.on_host(&filler);
-    let full = t.set("full", "busybox", Some(1));
-    t.fault(full.id, &["volume_group_full"]);
-    t.on_host(&["lvremove", "--driverloaded", "n", "-y", "amphi/filler"]);
-    t.runs(full.id);
-    t.delete(full.id);
+    t.stage.lab.run(H1, &filler)?;
+    let full = t.order("full", set(), Some(1))?;
+    t.fault(full.id, &["volume_group_full"])?;
+    t.stage.lab.run(H1, &["lvremove", "--driverloaded", "n", "-y", "amphi/filler"])?;
+    t.runs_and_goes(full.id)?;
 
-    println!("a dockerd that hangs");
-    t.lab.pause("h1/dockerd").expect("paused");
-    let hung = t.set("hung", "busybox", None);
-    t.fault(hung.id, &["engine_timeout", "engine_down"]);
-    t.lab.resume("h1/dockerd").expect("resumed");
-    t.runs(hung.id);
-    t.delete(hung.id);
+    t.hangs("dockerd", EngineName::Docker, set(), None)?;
+    t.hangs("libvirtd", EngineName::Libvirt, vm(), Some(1))?;
 
-    println!("a libvirtd that hangs");
-    t.lab.pause("h1/libvirtd").expect("paused");
-    let vm = t.create("vm", BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }), Some(1));
-    t.fault(vm.id, &["engine_timeout", "engine_down"]);
-    t.lab.resume("h1/libvirtd").expect("resumed");
-    t.runs(vm.id);
-    t.delete(vm.id);
+    println!("a disk without room");
+    t.stage.lab.disk_full(H1)?;
+    let late = t.order("late", set(), None)?;
+    t.engine_is(EngineName::Ledger, false)?;
+    t.untouched()?;
+    t.stage.lab.disk_free(H1)?;
+    t.runs_and_goes(late.id)?;
+    t.engine_is(EngineName::Ledger, true)?;
+
+    println!("a date that jumps");
+    t.stage.lab.kill(H1, "hostsrv", Signal::SIGKILL)?;
+    let set_clock = |seconds: i64| {
+        let script = format!("printf %s {seconds:+} >{CLOCK}.next && mv {CLOCK}.next {CLOCK}");
+        t.stage.lab.run(H1, &["sh", "-c", &script]).map(drop)
+    };
+    set_clock(0)?;
+    let agent = program.with_file_name("amphi-hostsrv");
+    let clock = format!("FAKETIME_TIMESTAMP_FILE={CLOCK}");
+    let preload = format!("LD_PRELOAD={FAKETIME}");
+    let command = [
+        "env",
+        &preload,
+        &clock,
+        "FAKETIME_CACHE_DURATION=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "NO_FAKE_STAT=1",
+        agent.to_str().context("the agent's path")?,
+        "--config",
+        "/etc/amphi/hostsrv.toml",
+        "run",
+    ];
+    let by_the_clock = t.stage.lab.background(H1, &command)?;
+    t.stage.host_is_back(H1)?;
+    for (round, off) in [(1, -86_400), (2, 30 * 86_400)] {
+        set_clock(off)?;
+        let other = t.order(&format!("dated-{round}"), set(), None)?;
+        t.stage.runs(other.id)?;
+        let own = t.stage.guests(H1)?;
+        let process =
+            own.lines().find(|line| line.starts_with("set") && !t.calm.lines().any(|calm| calm == *line));
+        let process = process.and_then(|line| line.split(' ').nth(1)).context("its process")?.to_owned();
+        t.stage.lab.run(H1, &["kill", "-KILL", &process])?;
+        t.stage.until(other.id, "up again after its member's end", |i| {
+            i.members.iter().any(|m| m.restarts >= 1)
+                && i.state == InstanceState::Running
+                && i.fault.is_none()
+        })?;
+        t.stage.delete(other.id)?;
+        t.untouched()?;
+    }
+    drop(by_the_clock);
+    t.stage.lab.start(H1, "hostsrv")?;
+    t.stage.host_is_back(H1)?;
+    t.untouched()?;
 
     println!("a switch whose database is down");
-    t.lab.kill("h1", "ovsdb-server", Signal::SIGKILL).expect("killed");
-    let cut = t.set("cut", "busybox", None);
+    t.stage.lab.kill(H1, "ovsdb-server", Signal::SIGKILL)?;
+    let cut = t.order("cut", set(), None)?;
     // The host's own uplink is a port of that switch, so the controller may lose the host before it hears of the fault.
     let dark = |i: &Instance| matches!(i.state, InstanceState::Error | InstanceState::Unknown);
-    t.until(cut.id, "in error, or unknown", dark);
-    t.lab.start("h1", "ovsdb-server").expect("started");
-    t.runs(cut.id);
-    t.delete(cut.id);
+    t.stage.until(cut.id, "in error, or unknown", dark)?;
+    t.stage.lab.start(H1, "ovsdb-server")?;
+    t.runs_and_goes(cut.id)?;
 
-    let left = |t: &Trouble| -> BTreeSet<String> {
-        let now = story::residue::on(&t.lab, "h1").expect("looked");
-        now.difference(&before).cloned().collect()
-    };
+    calm.iter().try_for_each(|id| t.stage.delete(*id))?;
     // Leftovers on the switch go after two sweeps.
-    let deadline = Instant::now() + PATIENCE;
-    while !t.ask(t.client.recycle_bin()).is_empty() || !left(&t).is_empty() {
-        for volume in t.ask(t.client.recycle_bin()) {
+    until("nothing is left", PATIENCE, || {
+        let bin = t.stage.ask(t.stage.client.recycle_bin())?;
+        for volume in &bin {
             // One that is being purged already refuses a second order.
-            let _ = t.runtime.block_on(t.client.purge_volume(volume.id));
+            let _ = t.stage.ask(t.stage.client.purge_volume(volume.id));
         }
-        assert!(Instant::now() < deadline, "left: {:?}", left(&t));
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    t.lab.down().expect("lab down");
-    assert_eq!(leftovers(&layout), Vec::<String>::new());
+        let now = story::residue::on(&t.stage.lab, H1)?;
+        let left: BTreeSet<_> = now.difference(&before).cloned().collect();
+        Ok(if bin.is_empty() && left.is_empty() { Seen::Enough(()) } else { Seen::Not(format!("{left:?}")) })
+    })?;
+    t.stage.down()
 }

@@ -205,6 +205,9 @@ fn network(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String
 /// Whether the host's engines run this kind of body.
 pub(super) fn body_engine(host: &HostSight, kind: BodyKind) -> Result<(), String> {
     let Some(spec) = host.spec else { return Err("has not connected yet".into()) };
+    if spec.engines.iter().any(|e| e.name == EngineName::Ledger) {
+        engine(spec, EngineName::Ledger)?;
+    }
     match kind {
         BodyKind::Set => engine(spec, EngineName::Docker),
         BodyKind::Vm => engine(spec, EngineName::Libvirt),

@@ -58,6 +58,8 @@ pub struct Ledger {
     files: Files,
     boot: Uuid,
     pages: Pages,
+    /// The file is behind the pages: the last write failed.
+    behind: bool,
 }
 
 impl Ledger {
@@ -87,7 +89,7 @@ impl Ledger {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Pages::default(),
             Err(source) => return Err(LedgerError::Io { doing: "read", path, source }),
         };
-        Ok(Self { path, files: Files::new(run_dir, state_dir), boot, pages })
+        Ok(Self { path, files: Files::new(run_dir, state_dir), boot, pages, behind: false })
     }
 
     /// The mark of this boot. Another when the host has fenced itself since: then it is as if it had been switched off.
@@ -134,13 +136,19 @@ impl Ledger {
                 return Ok(());
             }
         }
+        let before = (self.pages.clone(), self.behind);
         self.pages.exported.retain(|image, _| desired.exports.iter().any(|export| export.image == *image));
         // Of what was removed whole, and is not ordered here any more, there is nothing to remember.
         let ordered = |id| desired.instances.iter().chain(&desired.expected).any(|i| i.id == id);
         self.pages.begun.retain(|id, begun| !begun.kinds.is_empty() || ordered(*id));
         self.pages.desired = Some(desired);
         self.pages.confirmed_in = Some(boot);
-        self.save()
+        let saved = self.save();
+        if saved.is_err() {
+            // What is not durable is not followed; and what was is still there, whatever came of the write.
+            (self.pages, self.behind) = before;
+        }
+        saved
     }
 
     pub fn begun(&self, instance: InstanceId) -> Begun {
@@ -157,7 +165,8 @@ impl Ledger {
         let empty = begun == Begun::default();
         let before =
             if empty { self.pages.begun.remove(&instance) } else { self.pages.begun.insert(instance, begun) };
-        if before.as_ref() == self.pages.begun.get(&instance) { Ok(()) } else { self.save() }
+        let same = before.as_ref() == self.pages.begun.get(&instance);
+        if same && !self.behind { Ok(()) } else { self.save() }
     }
 
     /// The blob of an export that the controller has.
@@ -170,7 +179,13 @@ impl Ledger {
         self.save()
     }
 
-    fn save(&self) -> Result<(), LedgerError> {
+    fn save(&mut self) -> Result<(), LedgerError> {
+        let saved = self.write();
+        self.behind = saved.is_err();
+        saved
+    }
+
+    fn write(&self) -> Result<(), LedgerError> {
         let io = |doing| {
             let path = self.path.clone();
             move |source| LedgerError::Io { doing, path, source }
@@ -268,6 +283,28 @@ mod tests {
         assert!(matches!(ledger.accept_in(before, desired(host, 8)), Err(LedgerError::OtherBoot)));
         assert_eq!(ledger.desired().unwrap().generation, 7);
         ledger.accept_in(ledger.boot(), desired(host, 8)).unwrap();
+        assert!(ledger.confirmed());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_followed_and_is_written_when_it_can_be() {
+        let (state, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (host, id) = (HostId::new(), InstanceId::new());
+        let mut ledger = Ledger::open(state.path(), run.path()).unwrap();
+        ledger.accept(desired(host, 7)).unwrap();
+        // Whoever writes finds a directory in the file's place.
+        let obstacle = state.path().join("ledger.json.next");
+        std::fs::create_dir(&obstacle).unwrap();
+        assert!(matches!(ledger.accept(desired(host, 8)), Err(LedgerError::Io { .. })));
+        assert_eq!(ledger.desired().unwrap().generation, 7);
+        let begun = Begun { kinds: vec![BodyKind::Set], restarts: 0 };
+        for _ in 0..2 {
+            assert!(ledger.note(id, begun.clone()).is_err(), "it is not noted the second time either");
+        }
+        std::fs::remove_dir(&obstacle).unwrap();
+        ledger.note(id, begun.clone()).unwrap();
+        assert_eq!(Ledger::open(state.path(), run.path()).unwrap().begun(id), begun);
+        ledger.accept(desired(host, 8)).unwrap();
         assert!(ledger.confirmed());
     }
 

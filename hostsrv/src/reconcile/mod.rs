@@ -48,6 +48,9 @@ pub struct Drivers {
 /// Without any bell, the world is looked at this often: an engine that hangs tells nobody.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// How often it is tried to write down what could not be.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// The loop and what it shares with the link to the controller.
 pub struct Reconciler {
     drivers: Drivers,
@@ -60,6 +63,8 @@ pub struct Reconciler {
     touched: AtomicU64,
     status: watch::Sender<Arc<HostStatus>>,
     troubles: watch::Sender<Arc<Troubles>>,
+    /// A desired state that could not be written down, with the boot of its link; and why.
+    unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
 }
 
 /// Engines that did not answer at the last look, with the reason.
@@ -67,6 +72,8 @@ pub struct Reconciler {
 pub struct Troubles {
     pub bodies: BTreeMap<BodyKind, String>,
     pub volumes: Option<String>,
+    /// What is ordered cannot be written down.
+    pub ledger: Option<String>,
 }
 
 impl Reconciler {
@@ -81,6 +88,7 @@ impl Reconciler {
             touched: AtomicU64::new(0),
             status: watch::Sender::new(Arc::default()),
             troubles: watch::Sender::new(Arc::default()),
+            unwritten: Mutex::default(),
         })
     }
 
@@ -91,10 +99,24 @@ impl Reconciler {
     }
 
     /// The same for one that came over a link made in this boot; see [`Ledger::accept_in`].
+    /// What cannot be written down is not followed, and tried again until it can be or something newer comes.
     pub fn accept_in(&self, boot: Uuid, desired: HostDesired) -> Result<(), LedgerError> {
         let taken = {
             let mut ledger = self.ledger();
-            ledger.accept_in(boot, desired)?;
+            let copy = desired.clone();
+            let accepted = ledger.accept_in(boot, desired);
+            let mut unwritten = self.unwritten();
+            if unwritten.as_ref().is_none_or(|(_, newest, _)| newest.generation <= copy.generation) {
+                *unwritten = match &accepted {
+                    Err(error @ LedgerError::Io { .. }) => Some((boot, copy, error.to_string())),
+                    _ => None,
+                };
+            }
+            drop(unwritten);
+            if accepted.is_err() {
+                self.bell.notify_one();
+            }
+            accepted?;
             ledger.desired().cloned().map(Arc::new)
         };
         self.orders.send_replace(taken);
@@ -162,6 +184,10 @@ impl Reconciler {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unwritten(&self) -> MutexGuard<'_, Option<(Uuid, HostDesired, String)>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A volume may have changed: the next look asks LVM again.
     fn touched_volumes(&self) {
         self.touched.fetch_add(1, Ordering::AcqRel);
@@ -172,6 +198,12 @@ impl Reconciler {
         let mut ready = Some(ready);
         let mut observer = Observer::default();
         loop {
+            let unwritten = self.unwritten().take();
+            if let Some((boot, desired, _)) = unwritten
+                && let Err(error) = self.accept_in(boot, desired)
+            {
+                tracing::debug!(%error, "still not written down");
+            }
             let busy_before = self.busy();
             let world = observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await;
             self.remember_troubles(&world);
@@ -183,6 +215,7 @@ impl Reconciler {
             let wake = self
                 .next_retry()
                 .map_or(PERIOD, |at| at.saturating_duration_since(Instant::now()).min(PERIOD));
+            let wake = if self.unwritten().is_some() { wake.min(AGAIN) } else { wake };
             if started {
                 tracing::debug!(target: "reconcile", "steps under way");
             }
@@ -203,7 +236,8 @@ impl Reconciler {
     }
 
     fn remember_troubles(&self, world: &World) {
-        let now = Arc::new(world.troubles());
+        let ledger = self.unwritten().as_ref().map(|(_, _, why)| why.clone());
+        let now = Arc::new(Troubles { ledger, ..world.troubles() });
         let recovered = {
             let before = self.troubles.borrow();
             before.bodies.keys().any(|k| !now.bodies.contains_key(k))

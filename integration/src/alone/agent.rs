@@ -5,6 +5,7 @@ use crate::engines::{EnginePort, MemoryBodies, MemoryVolumes};
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::BodyKind;
 use amphi_hostsrv::blobs::ControllerBlobs;
+use amphi_hostsrv::facts::ledger_in_trouble;
 use amphi_hostsrv::images::ImageCache;
 use amphi_hostsrv::instance::{Bell, BodyDriver};
 use amphi_hostsrv::link::{self, Papers, Voice};
@@ -78,7 +79,9 @@ fn engines(troubles: &Troubles) -> Vec<Engine> {
         (EngineName::Lvm, troubles.volumes.clone()),
     ]
     .map(|(name, trouble)| Engine { name, version: "memory".to_owned(), trouble })
-    .into()
+    .into_iter()
+    .chain(ledger_in_trouble(troubles))
+    .collect()
 }
 
 /// An agent as tasks of this process; they end with it.
