@@ -72,6 +72,11 @@ impl Draft {
         self.txn.compares.len() + self.txn.ops.len() + 2 * self.claims.len()
     }
 
+    /// Whether it changes what is promised of any host.
+    pub(super) fn claims_room(&self) -> bool {
+        !self.claims.is_empty()
+    }
+
     /// Promises more of the host.
     pub fn claim(&mut self, host: HostId, claims: Claims) {
         self.claims.entry(host).or_default().push((true, claims));

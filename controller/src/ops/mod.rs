@@ -186,17 +186,19 @@ impl Ops {
         &self.world
     }
 
-    /// Decides, commits, and waits until the world shows it; decides again when a compare did not hold.
+    /// Decides, commits, and waits until the world shows it; decides again when a compare did not hold. What turns out to
+    /// claim or free room is decided in its turn, by [`Self::transact_room`].
     pub(crate) async fn transact<T>(
         &self,
         mut decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,
     ) -> Result<T, OpsError> {
         for _ in 0..ATTEMPTS {
-            let (draft, answer) = {
+            let decided = {
                 let view = self.world.read();
                 let (draft, answer) = decide(&view)?;
-                (draft.into_txn(&view), answer)
+                (!draft.claims_room()).then(|| (draft.into_txn(&view), answer))
             };
+            let Some((draft, answer)) = decided else { return self.transact_room(decide).await };
             if draft.ops.is_empty() {
                 return Ok(answer);
             }
@@ -217,7 +219,8 @@ impl Ops {
     }
 
     /// [`Self::transact`] for what claims or frees room, or must stay within a quota: decided one after the other, each
-    /// seeing those that are still on their way, so that many share one durable commit.
+    /// seeing those that are still on their way, so that many share one durable commit. Nothing else may write claims: one
+    /// whose predecessor failed would take another's write of the same version for it, and keep a claim of nobody's.
     pub(crate) async fn transact_room<T>(
         &self,
         mut decide: impl FnMut(&View) -> Result<(Draft, T), OpsError>,

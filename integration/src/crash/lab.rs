@@ -216,14 +216,18 @@ impl Lab {
         for step in scenario.steps {
             self.take(*step).await?;
         }
-        match self.victim {
-            Victim::Controller => self.controller.unset_trap(),
-            Victim::Agent(host) => self.hosts[host].engines().unset_trap(),
+        if self.victim == Victim::Controller {
+            self.controller.unset_trap();
         }
         for step in scenario.after {
             self.take(*step).await?;
         }
-        self.nothing_left().await
+        self.nothing_left().await?;
+        // What is cleared away after an order's end is a call too.
+        if let Victim::Agent(host) = self.victim {
+            self.hosts[host].engines().unset_trap();
+        }
+        self.bury()
     }
 
     async fn all_up(&mut self) -> Result<()> {

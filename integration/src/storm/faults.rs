@@ -127,6 +127,6 @@ mod tests {
         assert_eq!(blows(3), blows(3));
         assert_ne!(blows(3), blows(4));
         let names: std::collections::BTreeSet<_> = blows(3).iter().map(|b| b.fault.name()).collect();
-        assert_eq!(names.len(), 8, "{names:?}");
+        assert_eq!(names.len(), 10, "{names:?}");
     }
 }
