@@ -85,8 +85,25 @@ impl Trouble {
             Ok(seen(began.elapsed() >= HANG, || "it lasts".to_owned()))
         })?;
         self.stage.lab.resume(&format!("{H1}/{unit}"))?;
+        self.supervised(asked.id)?;
         self.runs_and_goes(asked.id)?;
         self.engine_is(name, true)
+    }
+
+    /// Starts the agent again if it has ended, as its supervisor does on a real host: calls that time out while libvirtd hangs
+    /// can crash libvirt's own client code when it returns (CVE-2024-4418, mended in libvirt 10.3).
+    fn supervised(&self, id: InstanceId) -> Result<()> {
+        until("the agent is there and the instance is on its way", PATIENCE, || {
+            let units = self.stage.lab.status(H1)?.units;
+            let ended = units.iter().find(|u| u.name == "hostsrv" && u.state == "exited");
+            if let Some(unit) = ended {
+                println!("  the agent has ended: {}", unit.detail);
+                self.stage.lab.start(H1, "hostsrv")?;
+            }
+            let now = self.stage.show(id)?;
+            let well = now.state == InstanceState::Running && now.fault.is_none();
+            Ok(seen(well, || format!("{:?}", now.fault)))
+        })
     }
 }
 
