@@ -97,7 +97,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::Leases::new(ops.clone())),
-        Arc::new(tasks::RecycleBin { ops: ops.clone(), keep }),
+        Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),
         Arc::new(tasks::Ovn::new(ops.clone(), &config.ovn_nb)?),
