@@ -13,6 +13,7 @@ packages=(
   iproute2 ethtool iperf3 iputils-ping curl jq          # the lab and its tests
   libfaketime                                           # clocks that go wrong
   python3 python3-venv                                  # OpenStack's clients
+  prometheus zabbix-server-pgsql postgresql              # who takes figures, for tests
   pkg-config gcc libc6-dev make util-linux
 )
 

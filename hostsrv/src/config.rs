@@ -35,6 +35,9 @@ pub struct Config {
     pub lease_listen: Option<std::net::SocketAddr>,
     /// Where the agent takes VMs that come from other hosts while they run. Default: the host's address, port 7445.
     pub moves_listen: Option<std::net::SocketAddr>,
+    /// Which figures of bodies go where; looked at again all the time. It need not be there.
+    #[serde(default = "monitoring")]
+    pub monitoring: PathBuf,
     /// Docker's data root: says whose a container is when Docker itself cannot be asked.
     #[serde(default = "docker_root")]
     pub docker_root: PathBuf,
@@ -70,6 +73,9 @@ fn volume_group() -> String {
 }
 fn plugin_socket() -> PathBuf {
     "/run/docker/plugins/amphi.sock".into()
+}
+fn monitoring() -> PathBuf {
+    "/etc/amphi/monitoring.toml".into()
 }
 fn docker_root() -> PathBuf {
     "/var/lib/docker".into()

@@ -16,6 +16,7 @@ pub mod join;
 pub mod lease;
 pub mod link;
 pub mod metadata;
+pub mod monitoring;
 pub mod network;
 mod peer_wire;
 pub mod qemu_img;

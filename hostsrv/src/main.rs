@@ -7,7 +7,8 @@ use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
 use amphi_hostsrv::facts::{Facts, Sources};
 use amphi_hostsrv::images::ImageCache;
-use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
+use amphi_hostsrv::instance::figures::Meter;
+use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
 use amphi_hostsrv::lease::tls::PeerPapers;
@@ -17,6 +18,7 @@ use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::signals::end_signal;
 use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
+use amphi_hostsrv::monitoring::Monitoring;
 use amphi_hostsrv::{crossing, join, lease, link, metadata, upkeep};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -106,7 +108,9 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         bell.clone(),
     );
     let passages = crossing::Passages::new(&config.pki_dir(), &config.run_dir)?;
-    let vms: Arc<dyn BodyDriver> = Arc::new(vms.with_passages(passages));
+    let vms = Arc::new(vms.with_passages(passages));
+    let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
+    let vms: Arc<dyn BodyDriver> = vms;
     let blobs = Arc::new(ControllerBlobs::new(&papers)?);
     let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
     let exports = Arc::new(Exporter::new(config.state_dir.join("exports"), blobs));
@@ -135,6 +139,8 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
     tokio::spawn(metadata::keep(switch.clone(), reconciler.orders()));
+    let (file, host) = (config.monitoring.clone(), config.name.as_str().into());
+    tokio::spawn(Monitoring { file, host, meters, orders: reconciler.orders() }.run());
     tokio::spawn(upkeep::sweep_network(switch));
     tokio::spawn(upkeep::sweep_images(config.clone(), drivers.images, reconciler.clone()));
     tokio::spawn(link::run(papers, reconciler.clone(), voice, move |ovn_remote| {

@@ -5,6 +5,7 @@
 //! `reconcile`'s business.
 
 pub(crate) mod config_drive;
+pub mod figures;
 mod folders;
 pub mod moves;
 pub mod set;

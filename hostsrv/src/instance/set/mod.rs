@@ -15,6 +15,7 @@
 //! made.
 
 mod archive;
+mod cgroup;
 mod driver;
 mod engine;
 mod events;
@@ -25,6 +26,7 @@ mod hijack;
 mod images;
 pub mod labels;
 mod logs;
+mod meter;
 mod mounts;
 mod networks;
 mod observed;
@@ -38,6 +40,7 @@ mod volumes;
 
 pub use driver::{SetDriver, SetOptions};
 pub use engine::Limits as SetLimits;
+pub use meter::SetMeter;
 pub use restarts::next_restart_delay;
 
 /// What errors call the engine.

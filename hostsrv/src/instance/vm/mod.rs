@@ -18,6 +18,7 @@ pub mod image_check;
 mod landing;
 mod link;
 mod markup;
+mod meter;
 mod migrate;
 pub mod probe;
 #[cfg(test)]
