@@ -41,6 +41,7 @@ use crate::ops::View;
 use crate::ops::identity::Caller;
 use amphi_api::ProjectId;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// Most entries of one page: nova's `max_limit`.
 pub(super) const PAGE_MAX: usize = 1000;
@@ -91,8 +92,11 @@ pub(super) fn links(base: &Base, collection: &str, id: &str) -> Value {
 }
 
 /// Ids and names that are not UUIDs may hold spaces.
-fn escaped(id: &str) -> String {
+fn escaped(id: &str) -> Cow<'_, str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~:@".contains(&b);
+    if id.bytes().all(plain) {
+        return id.into();
+    }
     id.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 

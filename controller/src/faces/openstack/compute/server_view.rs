@@ -1,5 +1,6 @@
-//! A server as each microversion shows it. Pure: (view, record) → JSON. Boundaries: nova's API history and the response
-//! schemas of Tempest (`tempest/lib/api_schema/response/compute`).
+//! A server as each microversion shows it. Pure: (view, record) → JSON, field by field straight into the text that goes
+//! out: a thousand servers of a list as values would be a hundred thousand small pieces of memory. Boundaries: nova's API
+//! history and the response schemas of Tempest (`tempest/lib/api_schema/response/compute`).
 
 use super::super::gate::Base;
 use super::super::microversion::Microversion;
@@ -12,9 +13,9 @@ use amphi_api::host::HostState;
 use amphi_api::{NetworkId, VolumeId};
 use base64::Engine;
 use jiff::Timestamp;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha224};
-use std::fmt::Write;
 
 /// Which of nova's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +37,6 @@ pub(super) struct Sight<'a> {
     pub now: Timestamp,
 }
 
-/// As many as a server has at most: a map that grows is built several times over.
-const FIELDS: usize = 56;
 /// Statuses that come with a `progress` (nova/api/openstack/compute/views/servers.py).
 const PROGRESS: &[&str] = &["ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"];
 
@@ -52,129 +51,8 @@ impl Sight<'_> {
         json!({"links": links(self.base, "servers", &id), "id": id, "name": record.name})
     }
 
-    pub fn server(&self, record: &InstanceRecord, form: Form) -> Value {
-        // From 2.75 on, changes answer with all that is shown.
-        let full = matches!(form, Form::Show | Form::Detail) || self.version.from(75);
-        let state = self.state(record);
-        let mut out = Map::with_capacity(FIELDS);
-        self.basics(record, state, full, &mut out);
-        if full {
-            self.rest(record, state, form, &mut out);
-        }
-        self.later(record, form, &mut out);
-        Value::Object(out)
-    }
-
-    fn basics(&self, record: &InstanceRecord, state: ServerState, full: bool, out: &mut Map<String, Value>) {
-        let server = &record.server;
-        let id = record.id.to_string();
-        let mut put = |key: &str, value: Value| drop(out.insert(key.to_owned(), value));
-        put("links", links(self.base, "servers", &id));
-        put("id", id.into());
-        put("name", record.name.as_str().into());
-        put("status", state.status.into());
-        put("tenant_id", words::hex(record.project).into());
-        put("user_id", server.user.map(words::hex).unwrap_or_default().into());
-        put("metadata", json!(record.metadata));
-        put("hostId", host_id(record).into());
-        put("image", self.image(record));
-        put("flavor", self.flavor(record));
-        put("created", words::time(record.created_at).into());
-        put("updated", words::time(record.updated_at).into());
-        put("addresses", self.addresses(record, full));
-        put("accessIPv4", server.access_v4.map(|ip| ip.to_string()).unwrap_or_default().into());
-        put("accessIPv6", server.access_v6.map(|ip| ip.to_string()).unwrap_or_default().into());
-        put("OS-DCF:diskConfig", if server.manual_disk { "MANUAL" } else { "AUTO" }.into());
-        if PROGRESS.contains(&state.status) {
-            let there = !matches!(state.status, "BUILD" | "REBUILD" | "RESIZE");
-            put("progress", if there { 100 } else { 0 }.into());
-        }
-        if let Some(fault) = server_fault(record, self.now).filter(|_| state.vm == VmState::Error) {
-            let mut told = json!({
-                "code": 500, "created": words::time(fault.since), "message": brief_of(&fault.message),
-            });
-            if self.admin {
-                told["details"] = fault.message.as_str().into();
-            }
-            put("fault", told);
-        }
-    }
-
-    /// What showing has and, before 2.75, changing has not.
-    fn rest(&self, record: &InstanceRecord, state: ServerState, form: Form, out: &mut Map<String, Value>) {
-        let server = &record.server;
-        let mut put = |key: &str, value: Value| drop(out.insert(key.to_owned(), value));
-        put("key_name", json!(server.key_name));
-        put("config_drive", if server.config_drive { "True" } else { "" }.into());
-        let groups = record.security_groups.iter().filter_map(|id| self.view.groups.get(*id));
-        let groups: Vec<Value> = groups.map(|group| json!({"name": group.name})).collect();
-        if !groups.is_empty() {
-            put("security_groups", groups.into());
-        }
-        let zone = record.host.map(|host| zone_of(self.view, host));
-        put("OS-EXT-AZ:availability_zone", zone.or_else(|| server.zone.clone()).unwrap_or_default().into());
-        put("OS-SRV-USG:launched_at", server.launched_at.map(words::cinder_time).into());
-        put("OS-SRV-USG:terminated_at", Value::Null);
-        put("OS-EXT-STS:task_state", state.task.into());
-        put("OS-EXT-STS:vm_state", state.vm.word().into());
-        put("OS-EXT-STS:power_state", state.power.into());
-        put("os-extended-volumes:volumes_attached", self.volumes(record));
-        if self.admin {
-            let host = record.host.and_then(|host| self.view.host_name(host));
-            put("OS-EXT-SRV-ATTR:host", json!(host));
-            put("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(host));
-            put("OS-EXT-SRV-ATTR:instance_name", format!("amphi-{}", record.id).into());
-        }
-        if self.admin && self.version.from(3) {
-            put("OS-EXT-SRV-ATTR:reservation_id", json!(server.reservation));
-            put("OS-EXT-SRV-ATTR:launch_index", server.launch_index.into());
-            put("OS-EXT-SRV-ATTR:kernel_id", "".into());
-            put("OS-EXT-SRV-ATTR:ramdisk_id", "".into());
-            put("OS-EXT-SRV-ATTR:root_device_name", "/dev/vda".into());
-            if form != Form::Rebuild {
-                put("OS-EXT-SRV-ATTR:user_data", user_data(record));
-            }
-        }
-        if (self.admin && self.version.from(3)) || self.version.from(90) {
-            put("OS-EXT-SRV-ATTR:hostname", hostname(record).into());
-        }
-        if self.admin && self.version.from(16) {
-            put("host_status", self.host_status(record).into());
-        }
-    }
-
-    /// What later microversions brought to all forms.
-    fn later(&self, record: &InstanceRecord, form: Form, out: &mut Map<String, Value>) {
-        let (server, from) = (&record.server, |minor| self.version.from(minor));
-        let mut put = |key: &str, value: Value| drop(out.insert(key.to_owned(), value));
-        if from(9) {
-            put("locked", server.locked.is_some().into());
-        }
-        if from(19) {
-            put("description", json!(server.description));
-        }
-        if from(26) {
-            put("tags", json!(server.tags));
-        }
-        if form == Form::Rebuild && from(54) {
-            put("key_name", json!(server.key_name));
-        }
-        if form == Form::Rebuild && from(57) {
-            put("user_data", user_data(record));
-        }
-        if from(63) {
-            put("trusted_image_certificates", Value::Null);
-        }
-        if from(71) && form != Form::Detail {
-            let group = server.group.filter(|id| self.view.server_groups.get(*id).is_some());
-            put("server_groups", group.iter().map(|id| id.to_string()).collect::<Vec<_>>().into());
-        }
-        if from(73) {
-            put("locked_reason", json!(server.locked.as_ref().and_then(|lock| lock.reason.as_ref())));
-        }
-        if from(96) {
-            put("pinned_availability_zone", json!(server.zone));
-        }
+    pub fn server<'s>(&'s self, record: &'s InstanceRecord, form: Form) -> Shown<'s> {
+        Shown { sight: self, record, form }
     }
 
     /// `""` for a server that boots from a volume.
@@ -192,14 +70,20 @@ impl Sight<'_> {
     }
 
     fn flavor(&self, record: &InstanceRecord) -> Value {
-        let native = FlavorCopy {
-            id: "native".into(),
-            name: "native".into(),
-            vcpus: record.vcpus,
-            ram_mib: record.memory_mib,
-            ..FlavorCopy::default()
+        let native;
+        let flavor = match &record.server.flavor {
+            Some(flavor) => flavor,
+            None => {
+                native = FlavorCopy {
+                    id: "native".into(),
+                    name: "native".into(),
+                    vcpus: record.vcpus,
+                    ram_mib: record.memory_mib,
+                    ..FlavorCopy::default()
+                };
+                &native
+            }
         };
-        let flavor = record.server.flavor.as_ref().unwrap_or(&native);
         if self.version.from(47) {
             return json!({
                 "vcpus": flavor.vcpus, "ram": flavor.ram_mib, "disk": flavor.disk_gib,
@@ -259,6 +143,151 @@ impl Sight<'_> {
     }
 }
 
+/// A server in one of its forms, to be written.
+pub(super) struct Shown<'a> {
+    sight: &'a Sight<'a>,
+    record: &'a InstanceRecord,
+    form: Form,
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        // From 2.75 on, changes answer with all that is shown.
+        let full = matches!(self.form, Form::Show | Form::Detail) || self.sight.version.from(75);
+        let state = self.sight.state(self.record);
+        let mut out = to.serialize_map(None)?;
+        self.basics(state, full, &mut out)?;
+        if full {
+            self.rest(state, &mut out)?;
+        }
+        self.later(full, &mut out)?;
+        out.end()
+    }
+}
+
+impl Shown<'_> {
+    fn basics<M: SerializeMap>(&self, state: ServerState, full: bool, out: &mut M) -> Result<(), M::Error> {
+        let Shown { sight, record, .. } = *self;
+        let server = &record.server;
+        let id = record.id.to_string();
+        out.serialize_entry("links", &links(sight.base, "servers", &id))?;
+        out.serialize_entry("id", &id)?;
+        out.serialize_entry("name", &record.name)?;
+        out.serialize_entry("status", &state.status)?;
+        out.serialize_entry("tenant_id", &words::hex(record.project))?;
+        out.serialize_entry("user_id", &server.user.map(words::hex).unwrap_or_default())?;
+        out.serialize_entry("metadata", &record.metadata)?;
+        out.serialize_entry("hostId", &host_id(record))?;
+        out.serialize_entry("image", &sight.image(record))?;
+        out.serialize_entry("flavor", &sight.flavor(record))?;
+        out.serialize_entry("created", &words::time(record.created_at))?;
+        out.serialize_entry("updated", &words::time(record.updated_at))?;
+        out.serialize_entry("addresses", &sight.addresses(record, full))?;
+        out.serialize_entry("accessIPv4", &server.access_v4.map(|ip| ip.to_string()).unwrap_or_default())?;
+        out.serialize_entry("accessIPv6", &server.access_v6.map(|ip| ip.to_string()).unwrap_or_default())?;
+        out.serialize_entry("OS-DCF:diskConfig", &if server.manual_disk { "MANUAL" } else { "AUTO" })?;
+        if PROGRESS.contains(&state.status) {
+            let there = !matches!(state.status, "BUILD" | "REBUILD" | "RESIZE");
+            out.serialize_entry("progress", &if there { 100 } else { 0 })?;
+        }
+        if let Some(fault) = server_fault(record, sight.now).filter(|_| state.vm == VmState::Error) {
+            let mut told = json!({
+                "code": 500, "created": words::time(fault.since), "message": brief_of(&fault.message),
+            });
+            if sight.admin {
+                told["details"] = fault.message.as_str().into();
+            }
+            out.serialize_entry("fault", &told)?;
+        }
+        Ok(())
+    }
+
+    /// What showing has and, before 2.75, changing has not.
+    fn rest<M: SerializeMap>(&self, state: ServerState, out: &mut M) -> Result<(), M::Error> {
+        let Shown { sight, record, form } = *self;
+        let server = &record.server;
+        out.serialize_entry("key_name", &server.key_name)?;
+        out.serialize_entry("config_drive", &if server.config_drive { "True" } else { "" })?;
+        let groups = record.security_groups.iter().filter_map(|id| sight.view.groups.get(*id));
+        let groups: Vec<Value> = groups.map(|group| json!({"name": group.name})).collect();
+        if !groups.is_empty() {
+            out.serialize_entry("security_groups", &groups)?;
+        }
+        let zone = record.host.map(|host| zone_of(sight.view, host));
+        out.serialize_entry(
+            "OS-EXT-AZ:availability_zone",
+            &zone.or_else(|| server.zone.clone()).unwrap_or_default(),
+        )?;
+        out.serialize_entry("OS-SRV-USG:launched_at", &server.launched_at.map(words::cinder_time))?;
+        out.serialize_entry("OS-SRV-USG:terminated_at", &Value::Null)?;
+        out.serialize_entry("OS-EXT-STS:task_state", &state.task)?;
+        out.serialize_entry("OS-EXT-STS:vm_state", &state.vm.word())?;
+        out.serialize_entry("OS-EXT-STS:power_state", &state.power)?;
+        out.serialize_entry("os-extended-volumes:volumes_attached", &sight.volumes(record))?;
+        if sight.admin {
+            let host = record.host.and_then(|host| sight.view.host_name(host));
+            out.serialize_entry("OS-EXT-SRV-ATTR:host", &host)?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:hypervisor_hostname", &host)?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:instance_name", &format!("amphi-{}", record.id))?;
+        }
+        if sight.admin && sight.version.from(3) {
+            out.serialize_entry("OS-EXT-SRV-ATTR:reservation_id", &server.reservation)?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:launch_index", &server.launch_index)?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:kernel_id", &"")?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:ramdisk_id", &"")?;
+            out.serialize_entry("OS-EXT-SRV-ATTR:root_device_name", &"/dev/vda")?;
+            if form != Form::Rebuild {
+                out.serialize_entry("OS-EXT-SRV-ATTR:user_data", &user_data(record))?;
+            }
+        }
+        if (sight.admin && sight.version.from(3)) || sight.version.from(90) {
+            out.serialize_entry("OS-EXT-SRV-ATTR:hostname", &hostname(record))?;
+        }
+        if sight.admin && sight.version.from(16) {
+            out.serialize_entry("host_status", &sight.host_status(record))?;
+        }
+        Ok(())
+    }
+
+    /// What later microversions brought to all forms.
+    fn later<M: SerializeMap>(&self, full: bool, out: &mut M) -> Result<(), M::Error> {
+        let Shown { sight, record, form } = *self;
+        let (server, from) = (&record.server, |minor| sight.version.from(minor));
+        if from(9) {
+            out.serialize_entry("locked", &server.locked.is_some())?;
+        }
+        if from(19) {
+            out.serialize_entry("description", &server.description)?;
+        }
+        if from(26) {
+            out.serialize_entry("tags", &server.tags)?;
+        }
+        if form == Form::Rebuild && from(54) && !full {
+            out.serialize_entry("key_name", &server.key_name)?;
+        }
+        if form == Form::Rebuild && from(57) {
+            out.serialize_entry("user_data", &user_data(record))?;
+        }
+        if from(63) {
+            out.serialize_entry("trusted_image_certificates", &Value::Null)?;
+        }
+        if from(71) && form != Form::Detail {
+            let group = server.group.filter(|id| sight.view.server_groups.get(*id).is_some());
+            out.serialize_entry("server_groups", &group.iter().map(|id| id.to_string()).collect::<Vec<_>>())?;
+        }
+        if from(73) {
+            out.serialize_entry(
+                "locked_reason",
+                &server.locked.as_ref().and_then(|lock| lock.reason.as_ref()),
+            )?;
+        }
+        if from(96) {
+            out.serialize_entry("pinned_availability_zone", &server.zone)?;
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn network_name(view: &View, id: NetworkId) -> String {
     let name = view.networks.get(id).map(|n| n.name.clone()).unwrap_or_default();
     if name.is_empty() { id.to_string() } else { name }
@@ -267,11 +296,7 @@ pub(super) fn network_name(view: &View, id: NetworkId) -> String {
 /// nova's `hostId`: the same for two servers of a project on one host, and telling nothing else.
 pub(super) fn host_id(record: &InstanceRecord) -> String {
     let Some(host) = record.host else { return String::new() };
-    let digest = Sha224::digest(format!("{}{host}", record.project));
-    digest.iter().fold(String::with_capacity(56), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(Sha224::digest(format!("{}{host}", record.project)))
 }
 
 fn user_data(record: &InstanceRecord) -> Value {

@@ -23,6 +23,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// About what a server is as text, in bytes.
@@ -86,7 +87,7 @@ pub(super) fn shown(
     let view = state.ops.world().read();
     let row = view.instances.get(id).ok_or_else(|| missing(&id.to_string()))?;
     let sight = Sight { view: &view, version, admin: caller.is_admin(), base, now: Timestamp::now() };
-    Ok(sight.server(row, form))
+    Ok(json!(sight.server(row, form)))
 }
 
 async fn list(
@@ -96,7 +97,9 @@ async fn list(
     base: Base,
     query: Query,
 ) -> Result<Response, Refusal> {
-    page(&state, &caller, version, &base, &query, "/servers", |sight, record| sight.brief(record))
+    page(&state, &caller, version, &base, &query, "/servers", |sight, record, text| {
+        write(text, &sight.brief(record));
+    })
 }
 
 async fn detail(
@@ -106,8 +109,8 @@ async fn detail(
     base: Base,
     query: Query,
 ) -> Result<Response, Refusal> {
-    page(&state, &caller, version, &base, &query, "/servers/detail", |sight, record| {
-        sight.server(record, Form::Detail)
+    page(&state, &caller, version, &base, &query, "/servers/detail", |sight, record, text| {
+        write(text, &sight.server(record, Form::Detail));
     })
 }
 
@@ -118,7 +121,7 @@ fn page(
     base: &Base,
     query: &Query,
     path: &str,
-    show: impl Fn(&Sight, &InstanceRecord) -> Value,
+    show: impl Fn(&Sight, &InstanceRecord, &mut Vec<u8>),
 ) -> Result<Response, Refusal> {
     let admin = caller.is_admin();
     let asked = Page::of(query, PAGE_MAX)?;
@@ -142,30 +145,27 @@ fn page(
     let slice = asked.cut(records, PAGE_MAX, |record| record.id.to_string())?;
     let last = slice.items.last().filter(|_| slice.more);
     let next = last.map(|last| next_link(base, path, query, &last.id.to_string()));
-    Ok(written(next, slice.items.iter().map(|record| show(&sight, record))))
-}
-
-/// The list as it goes out. Each server becomes text before the next is shown: a thousand of them as values would be a
-/// hundred thousand small pieces of memory at once.
-fn written(next: Option<Value>, servers: impl Iterator<Item = Value>) -> Response {
-    let mut text = Vec::with_capacity(servers.size_hint().0 * SERVER_TEXT + 64);
-    // Writing values into memory cannot fail.
-    let put = |text: &mut Vec<u8>, value: &Value| drop(serde_json::to_writer(text, value));
+    let mut text = Vec::with_capacity(slice.items.len() * SERVER_TEXT + 64);
     text.push(b'{');
     if let Some(next) = next {
         text.extend_from_slice(b"\"servers_links\":");
-        put(&mut text, &next);
+        write(&mut text, &next);
         text.push(b',');
     }
     text.extend_from_slice(b"\"servers\":[");
-    for (at, server) in servers.enumerate() {
+    for (at, record) in slice.items.iter().enumerate() {
         if at > 0 {
             text.push(b',');
         }
-        put(&mut text, &server);
+        show(&sight, record, &mut text);
     }
     text.extend_from_slice(b"]}");
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+/// Writing values with plain keys into memory cannot fail.
+fn write(text: &mut Vec<u8>, value: &impl Serialize) {
+    drop(serde_json::to_writer(text, value));
 }
 
 /// Given without a value, it means yes.
