@@ -82,6 +82,9 @@ pub struct HostSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub moves_at: Option<std::net::SocketAddr>,
+    /// Its agent takes volumes' bytes there too, in passes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_passes: bool,
     /// Version of the agent.
     pub agent_version: String,
 }

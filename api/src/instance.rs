@@ -416,6 +416,16 @@ pub struct MoveCreate {
     /// that runs goes so where it cannot move otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<bool>,
+    /// Of one that is stopped for the move: its bytes are copied while it still runs, and then only what has changed. True
+    /// refuses where that cannot be; false copies all of them while it is stopped, through the controller. Default: where
+    /// both hosts can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<bool>,
+    /// The most seconds for bytes to go over while it runs, 1 to 604800; a move that takes longer is called off. Default for
+    /// a live one: 600, and two minutes for each GiB of memory and disk; else none, since passes are bounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 604800)]
+    pub deadline_s: Option<u32>,
     /// Why: 1 to 255 characters.
     #[schema(min_length = 1, max_length = 255)]
     pub reason: String,
@@ -423,6 +433,12 @@ pub struct MoveCreate {
 
 impl MoveCreate {
     pub fn check(&self) -> Result<(), FieldError> {
+        if self.deadline_s.is_some_and(|s| !(1..=604_800).contains(&s)) {
+            return Err(FieldError::new("deadline_s", "must be 1 to 604800 seconds"));
+        }
+        if self.ahead == Some(true) && self.live == Some(true) {
+            return Err(FieldError::new("ahead", "is of a move that stops the instance; this one is live"));
+        }
         validate::name("reason", &self.reason)
     }
 }
@@ -452,6 +468,46 @@ pub struct Journey {
     /// Its volumes: how many, how many have been read, how many are on the new host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes: Option<VolumesMoved>,
+    /// Its bytes go from host to host in passes: all of them while it runs, the last changes when it has stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Copied>,
+    /// The most seconds for bytes to go over while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<u32>,
+}
+
+/// How far the copying of a move's bytes has got.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Copied {
+    /// Those that have ended, in order.
+    pub passes: Vec<CopyPass>,
+    /// The one under way, as the host last told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<CopyNow>,
+    /// How long the last pass would take by the ones before, in milliseconds; nothing runs meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_stop_ms: Option<u64>,
+}
+
+/// A pass over all of a move's bytes. Every byte is read on both hosts; only blocks that differ are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct CopyPass {
+    /// The one that was made while nothing ran, after which both hosts had the same bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub last: bool,
+    pub read_bytes: u64,
+    pub sent_bytes: u64,
+    pub took_ms: u64,
+}
+
+/// A pass under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct CopyNow {
+    /// From 1 on.
+    pub pass: u32,
+    pub all_bytes: u64,
+    pub read_bytes: u64,
+    pub sent_bytes: u64,
 }
 
 /// How far a move's volumes have got.
@@ -469,9 +525,12 @@ pub enum ExchangePhase {
     Preparing,
     /// Memory and disks go over while the body runs; at the end it is halted, and waits on the new host.
     Crossing,
+    /// Its bytes are copied to the new host while the old body runs.
+    CopyingAhead,
     /// The old body stops, so that its volumes hold still.
     Stopping,
-    /// The volumes' bytes are read on the old host and written on the new one.
+    /// The bytes are read on the old host and written on the new one: all of them, or what has changed since they were
+    /// copied ahead.
     Copying,
     /// The old body ends on the host that it leaves; nothing starts elsewhere before that host says so.
     Leaving,

@@ -140,6 +140,47 @@ pub struct InstanceDesired {
     /// Of one that is expected: its body comes from this host while it runs, and waits here halted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arriving_from: Option<HostId>,
+    /// Its bytes are copied to another host, for a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<CopyingDesired>,
+    /// Of one that is expected: its bytes come from this host, in passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<HostId>,
+}
+
+/// One pass over an instance's bytes: blocks that differ on the other host are sent there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyingDesired {
+    /// The move that orders it.
+    pub exchange: ExchangeId,
+    pub to: HostId,
+    /// Where the other host's agent takes what comes.
+    pub address: SocketAddr,
+    /// The body's epoch there.
+    pub epoch: u64,
+    /// From 1 on.
+    pub pass: u32,
+    /// Nothing runs: after it both hosts have the same bytes. Until the order is gone, nothing of the body is touched.
+    pub last: bool,
+    pub volumes: Vec<VolumeId>,
+    /// The root disk too that is made of the body's image.
+    #[serde(default)]
+    pub root: bool,
+}
+
+/// How far a pass has got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyingStatus {
+    pub exchange: ExchangeId,
+    pub pass: u32,
+    pub last: bool,
+    pub all_bytes: u64,
+    pub read_bytes: u64,
+    pub sent_bytes: u64,
+    pub took_ms: u64,
+    /// All is over there; of the last one, and the other host has found the same bytes on its disks.
+    pub done: bool,
+    pub fault: Option<Fault>,
 }
 
 /// Where a running body goes.
@@ -373,6 +414,9 @@ pub struct InstanceStatus {
     /// How it stands with the order to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<LeavingStatus>,
+    /// How far the pass has got that is ordered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<CopyingStatus>,
 }
 
 /// What a host says of a body that it was told to send to another host.

@@ -276,6 +276,7 @@ fn hello(name: &str) -> FromHost {
         engines: vec![],
         physical_networks: Vec::new(),
         moves_at: None,
+        takes_passes: false,
         agent_version: "0".into(),
     };
     FromHost::Hello { protocol: PROTOCOL, spec }

@@ -112,6 +112,7 @@ impl Facts {
             engines,
             physical_networks: self.physical_networks.clone(),
             moves_at: Some(config.moves_listen()),
+            takes_passes: true,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

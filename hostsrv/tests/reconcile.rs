@@ -452,6 +452,8 @@ fn set(volume: VolumeId) -> InstanceDesired {
         metadata: BTreeMap::new(),
         leaving: None,
         arriving_from: None,
+        copying: None,
+        copied_from: None,
     }
 }
 

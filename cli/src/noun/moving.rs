@@ -203,8 +203,13 @@ impl Rebalance {
 }
 
 async fn order(client: &Client, one: &RebalanceMove) -> Result<Exchange, Failure> {
-    let request =
-        MoveCreate { to: Some(one.to.to_string()), kind: None, live: None, reason: "rebalancing".to_owned() };
+    let request = MoveCreate {
+        to: Some(one.to.to_string()),
+        kind: None,
+        live: None,
+        reason: "rebalancing".to_owned(),
+        ..MoveCreate::default()
+    };
     Ok(client.create_move(one.instance, &request).await?)
 }
 

@@ -51,6 +51,7 @@ fn host(number: u128) -> HostRecord {
             engines: engines.map(engine).to_vec(),
             physical_networks: Vec::new(),
             moves_at: None,
+            takes_passes: false,
             agent_version: "0".into(),
         }),
         state_since: Timestamp::UNIX_EPOCH,

@@ -42,6 +42,15 @@ pub(super) fn crossing_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exch
     if exchange.cancelled {
         return recall(fault("cancelled", "the move was called off", now));
     }
+    // Before the guest has gone over, that is: who is halted at the very switch is waited for.
+    if let Some(limit) = journey.deadline_s
+        && now.duration_since(exchange.phase_since).as_secs() >= i64::from(limit)
+    {
+        let why = format!(
+            "it had not gone over within {limit} s: its guest writes quicker than the wire takes, perhaps"
+        );
+        return recall(fault("timeout", &why, now));
+    }
     if to_gone {
         return recall(fault("host_down", "the host that it should go to does not answer", now));
     }

@@ -54,6 +54,8 @@ fn step(scene: &Scene) -> ExchangeStep {
         volumes: Vec::new(),
         read: 0,
         left_at: None,
+        copy: None,
+        deadline_s: None,
     };
     let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None });
     let exchange = ExchangeRecord {

@@ -11,6 +11,7 @@
 use super::Record;
 use super::instance::{BodyRecord, InstanceObserved, InstanceRecord};
 use super::journey::{JourneyRecord, JourneySight, move_step};
+use super::passes::CopyRecord;
 use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, Fault, Journey, Power, VolumesMoved};
 use amphi_api::wire::BodyState;
 use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
@@ -74,7 +75,9 @@ impl ExchangeRecord {
                 reason: j.reason.clone(),
                 cause: j.cause,
                 live: j.live,
-                volumes: (!j.volumes.is_empty()).then(|| VolumesMoved {
+                copy: j.copy.as_ref().map(CopyRecord::view),
+                deadline_s: j.deadline_s,
+                volumes: (!j.volumes.is_empty() && j.copy.is_none()).then(|| VolumesMoved {
                     all: j.volumes.len() as u32,
                     read: j.read,
                     arrived: j.volumes.iter().filter(|v| v.arrived).count() as u32,
@@ -125,6 +128,8 @@ pub enum ExchangeStep {
     Recall(Fault),
     /// Of a live move: the body is whole on the new host and gone from the old one; the instance is the new host's.
     Land,
+    /// Of a move in passes: bytes are copied while the old body runs.
+    CopyAhead,
     /// Of a move with volumes: the old body stops.
     Stop,
     /// It has stopped: its volumes are read.
@@ -213,6 +218,7 @@ pub fn exchange_step(sight: ExchangeSight) -> ExchangeStep {
         }
         // Phases of moves alone.
         ExchangePhase::Crossing
+        | ExchangePhase::CopyingAhead
         | ExchangePhase::Stopping
         | ExchangePhase::Copying
         | ExchangePhase::Leaving

@@ -6,6 +6,9 @@
 //! a tombstone is left on the old one. The new host is told to start it only when the old one has said that nothing is
 //! left; returning is the same the other way round. So two bodies never live, however slow a host is.
 //!
+//! Where both hosts can, bytes are copied in passes (`passes.rs`): preparing → copying ahead, while the body runs →
+//! stopping → copying, which is then the last pass → leaving …; until it leaves, the old host has all that counts.
+//!
 //! A live move goes preparing → crossing → switching → done (`crossing.rs`).
 
 use super::crossing::crossing_step;
@@ -13,11 +16,15 @@ use super::exchange::{
     ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE, lasting, late, settled,
 };
 use super::instance::InstanceObserved;
+use super::passes::CopyRecord;
 use amphi_api::instance::{ExchangePhase, Fault, MoveCause, Power};
 use amphi_api::wire::BodyState;
 use amphi_api::{HostId, ImageId, VolumeId};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+
+/// What the old host tells when the new one has found other bytes on its disks than were sent.
+pub const BYTES_DIFFER: &str = "bytes_differ";
 
 /// From host to host, and how far the new host has got.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +58,12 @@ pub struct JourneyRecord {
     /// When the old body was ordered to end.
     #[serde(default)]
     pub left_at: Option<Timestamp>,
+    /// Its bytes go from host to host in passes; none: through the controller, or with a body that runs.
+    #[serde(default)]
+    pub copy: Option<CopyRecord>,
+    /// The most seconds for bytes to go over while it runs.
+    #[serde(default)]
+    pub deadline_s: Option<u32>,
 }
 
 /// A volume on its way.
@@ -122,8 +135,14 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
                 let over = || fault("not_running", "it does not run any more", sight.now);
                 return if runs { ExchangeStep::Cross } else { ExchangeStep::Fail(over()) };
             }
-            // A stopped instance has no outage to keep short.
-            if !hosts.journey.live && (hosts.journey.ready || sight.instance.power == Power::Off) {
+            if let Some(copy) = &hosts.journey.copy {
+                let there = hosts.journey.volumes.iter().all(|v| v.arrived);
+                let off = sight.instance.power == Power::Off;
+                if there && (hosts.journey.ready || (off && !copy.root)) {
+                    return if off { ExchangeStep::Stop } else { ExchangeStep::CopyAhead };
+                }
+            } else if !hosts.journey.live && (hosts.journey.ready || sight.instance.power == Power::Off) {
+                // A stopped instance has no outage to keep short.
                 return if hosts.journey.volumes.is_empty() {
                     ExchangeStep::Leave
                 } else {
@@ -139,6 +158,24 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             }
         }
         ExchangePhase::Crossing => crossing_step(sight, hosts),
+        ExchangePhase::CopyingAhead => {
+            let Some(copy) = &hosts.journey.copy else { return ExchangeStep::Stop };
+            if let Some(fault) = cancelled().or_else(|| unreachable(sight, hosts)) {
+                return ExchangeStep::Fail(fault);
+            }
+            if sight.instance.power == Power::Off || copy.is_enough() {
+                return ExchangeStep::Stop;
+            }
+            let allowed = hosts.journey.deadline_s.map(|s| SignedDuration::from_secs(i64::from(s)));
+            let trouble = copy.fault.as_ref().or(hosts.journey.fault.as_ref());
+            match lasting(sight, trouble, exchange.phase_since) {
+                Some(fault) => ExchangeStep::Fail(fault),
+                None => match allowed.filter(|d| sight.now.duration_since(exchange.phase_since) >= *d) {
+                    Some(limit) => ExchangeStep::Fail(late(sight, "its bytes were not copied", limit)),
+                    None => ExchangeStep::Wait,
+                },
+            }
+        }
         ExchangePhase::Stopping => {
             if let Some(fault) = cancelled() {
                 return ExchangeStep::Fail(fault);
@@ -162,10 +199,24 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             if let Some(fault) = cancelled() {
                 return ExchangeStep::Fail(fault);
             }
+            if let Some(fault) = unreachable(sight, hosts) {
+                return ExchangeStep::Fail(fault);
+            }
             if hosts.to_up_since.is_none() {
-                let gone = sight.now.duration_since(exchange.phase_since.max(hosts.to_since));
-                let down = || fault("host_down", "the host that it should go to does not answer", sight.now);
-                return if gone >= FAULT_PATIENCE { ExchangeStep::Fail(down()) } else { ExchangeStep::Wait };
+                return ExchangeStep::Wait;
+            }
+            if let Some(copy) = &hosts.journey.copy {
+                if copy.is_whole() {
+                    return if hosts.from_up_since.is_some() {
+                        ExchangeStep::Leave
+                    } else {
+                        ExchangeStep::Wait
+                    };
+                }
+                let differ = copy.fault.as_ref().filter(|f| f.code == BYTES_DIFFER).cloned();
+                let trouble = copy.fault.as_ref().or(hosts.journey.fault.as_ref());
+                let fault = differ.or_else(|| lasting(sight, trouble, exchange.phase_since));
+                return fault.map_or(ExchangeStep::Wait, ExchangeStep::Fail);
             }
             let trouble = hosts.read_fault.or(hosts.journey.fault.as_ref());
             if let Some(fault) = lasting(sight, trouble, exchange.phase_since) {
@@ -233,6 +284,13 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
         }
         ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
     }
+}
+
+/// The new host has been away for too long.
+fn unreachable(sight: &ExchangeSight, hosts: &JourneySight) -> Option<Fault> {
+    let gone = sight.now.duration_since(sight.exchange.phase_since.max(hosts.to_since));
+    let down = || fault("host_down", "the host that it should go to does not answer", sight.now);
+    (hosts.to_up_since.is_none() && gone >= FAULT_PATIENCE).then(down)
 }
 
 pub(super) fn fault(code: &str, message: &str, since: Timestamp) -> Fault {

@@ -17,6 +17,7 @@ mod instance;
 mod journey;
 mod key_pair;
 pub mod network;
+mod passes;
 mod past;
 mod quota;
 mod server_group;
@@ -52,6 +53,7 @@ pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,
     SecurityGroupRecord, SubnetRecord, mac_of,
 };
+pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
 pub use server_group::{GroupPolicy, ServerGroupRecord};

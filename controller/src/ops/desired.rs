@@ -1,15 +1,16 @@
 //! What a host should hold: a pure function of the records. What is not in here is not thereby ordered destroyed; only
 //! the tombstones are.
 
-use super::moves::carrier;
+use super::move_ends::has_not_left;
+use super::move_volumes::carrier;
 use super::{Ops, Row, View};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodySpec, ExchangePhase, Power};
 use amphi_api::wire::{
-    AddressDesired, AttachmentDesired, BodyDesired, ExportDesired, HostDesired, InstanceDesired,
-    LeavingDesired, PortDesired, RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
+    AddressDesired, AttachmentDesired, BodyDesired, CopyingDesired, ExportDesired, HostDesired,
+    InstanceDesired, LeavingDesired, PortDesired, RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
@@ -118,6 +119,9 @@ fn holds_still(view: &View, row: &InstanceRecord) -> bool {
 /// Volumes that come to the host, as far as their bytes can be had.
 fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeDesired> {
     let Some(journey) = exchange.journey.as_ref().filter(|j| j.to == host) else { return Vec::new() };
+    if journey.copy.is_some() && has_not_left(exchange.phase) {
+        return journey.volumes.iter().filter_map(|one| vessel(view, one)).collect();
+    }
     if journey.live && matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Crossing) {
         return journey.volumes.iter().filter_map(|one| shell(view, one)).collect();
     }
@@ -158,6 +162,35 @@ fn shell(view: &View, one: &VolumeMove) -> Option<VolumeDesired> {
     })
 }
 
+/// A volume whose bytes come in passes, its file system among them.
+fn vessel(view: &View, one: &VolumeMove) -> Option<VolumeDesired> {
+    Some(VolumeDesired { source: Some(VolumeSource::Crossing), ..shell(view, one)? })
+}
+
+/// The pass over its bytes that is due.
+fn copying(view: &View, row: &InstanceRecord) -> Option<CopyingDesired> {
+    let exchange = view.exchanges.get(row.exchange?)?;
+    let journey = exchange.journey.as_ref().filter(|j| row.host == Some(j.from))?;
+    let copy = journey.copy.as_ref()?;
+    let last = exchange.phase == ExchangePhase::Copying;
+    let due = match exchange.phase {
+        ExchangePhase::CopyingAhead => !copy.is_enough(),
+        // Even when it is done: nothing of the body is touched until it leaves or the order is gone.
+        _ => last,
+    };
+    Some(CopyingDesired {
+        exchange: exchange.id,
+        to: journey.to,
+        address: view.hosts.get(journey.to).and_then(|h| h.spec.as_ref()?.moves_at)?,
+        epoch: row.epoch + 1,
+        pass: if copy.is_whole() { copy.next() - 1 } else { copy.next() },
+        last,
+        volumes: journey.volumes.iter().map(|v| v.volume).collect(),
+        root: copy.root,
+    })
+    .filter(|_| due)
+}
+
 /// Where an instance goes while it runs.
 fn leaving(view: &View, row: &InstanceRecord) -> Option<LeavingDesired> {
     let exchange = view.exchanges.get(row.exchange?)?;
@@ -186,6 +219,7 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
     match exchange.phase {
         ExchangePhase::Preparing
         | ExchangePhase::Crossing
+        | ExchangePhase::CopyingAhead
         | ExchangePhase::Stopping
         | ExchangePhase::Copying => {
             record.epoch += 1;
@@ -194,9 +228,15 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
         ExchangePhase::Leaving => {}
         _ => return None,
     }
-    let journey = exchange.journey.as_ref().filter(|j| j.live);
+    let from = |is: fn(&JourneyRecord) -> bool| exchange.journey.as_ref().filter(|j| is(j)).map(|j| j.from);
     let desired = instance(view, &record)?;
-    Some(InstanceDesired { leaving: None, arriving_from: journey.map(|j| j.from), ..desired })
+    Some(InstanceDesired {
+        leaving: None,
+        copying: None,
+        arriving_from: from(|j| j.live),
+        copied_from: from(|j| j.copy.is_some()),
+        ..desired
+    })
 }
 
 fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
@@ -232,6 +272,8 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         metadata: row.metadata.clone(),
         leaving: leaving(view, row),
         arriving_from: None,
+        copying: copying(view, row),
+        copied_from: None,
     })
 }
 

@@ -2,7 +2,9 @@
 //! is taken once.
 
 use super::list::find;
-use super::moves::{go, journey_sight, migrates, read_volumes, settle, take_volumes};
+use super::move_ends::{go, journey_sight, settle};
+use super::move_volumes::{read_volumes, take_volumes};
+use super::moves::migrates;
 use super::{Draft, ListQuery, Ops, OpsError, Row, View, resolve, sights};
 use crate::model::*;
 use crate::scheduler::{Request, place};
@@ -183,13 +185,20 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
             draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Switching, now) });
             go(view, &mut draft, instance, to, row.to, now);
         }
+        ExchangeStep::CopyAhead => {
+            draft.update(row, &row.entering(ExchangePhase::CopyingAhead, now));
+        }
         ExchangeStep::Stop => {
             let journey = row.journey.clone().map(|j| JourneyRecord { left_at: Some(now), ..j });
             draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Stopping, now) });
         }
         ExchangeStep::Copy => {
-            let Some(journey) = &row.journey else { return draft };
-            let journey = Some(read_volumes(view, &mut draft, journey, now));
+            let Some(journey) = row.journey.clone() else { return draft };
+            let journey = Some(match journey.copy {
+                // The old host reads them, and sends them itself.
+                Some(_) => journey,
+                None => read_volumes(view, &mut draft, &journey, now),
+            });
             draft.update(row, &ExchangeRecord { journey, ..row.entering(ExchangePhase::Copying, now) });
         }
         ExchangeStep::Ship { read } => {

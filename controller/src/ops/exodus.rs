@@ -5,7 +5,7 @@
 //! Refuses to know whether the host is dead: whoever asks has made sure.
 
 use super::asked::request_of;
-use super::moves::{epoch_elsewhere, still_elsewhere};
+use super::move_ends::{epoch_elsewhere, still_elsewhere};
 use super::orders::{bury, end_exchange, entomb, held, instance_claims};
 use super::servers::{Origin, end_task, note};
 use super::volumes::room;

@@ -42,7 +42,7 @@ impl Ops {
             let mut draft = Draft::default();
             draft.update(row, &HostRecord { maintenance: None, ..(*row.record).clone() });
             let mine = |e: &&Row<ExchangeRecord>| {
-                e.phase == ExchangePhase::Preparing
+                matches!(e.phase, ExchangePhase::Preparing | ExchangePhase::CopyingAhead)
                     && e.journey.as_ref().is_some_and(|j| j.from == id && j.cause == MoveCause::Maintenance)
             };
             for exchange in moves_from(view, id).into_iter().filter(mine) {
@@ -98,6 +98,8 @@ fn wish(maintenance: &MaintenanceRecord) -> MoveWish {
         to: None,
         kind: None,
         live: None,
+        ahead: None,
+        deadline_s: None,
         reason: maintenance.reason.clone(),
         cause: MoveCause::Maintenance,
     }

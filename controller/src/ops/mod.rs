@@ -27,6 +27,8 @@ mod leases;
 mod list;
 mod looking_in;
 mod maintenance;
+mod move_ends;
+mod move_volumes;
 mod moves;
 mod networks;
 mod orders;

@@ -8,17 +8,17 @@
 
 use super::asked::request_of;
 use super::list::find;
-use super::orders::{entomb, instance_claims};
+use super::move_ends::stone;
+use super::move_volumes::{littered, volumes_of};
+use super::orders::instance_claims;
 use super::servers::{Origin, has_root_disk, note};
 use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View, resolve};
 use crate::model::*;
 use crate::scheduler::Request;
-use amphi_api::failover::FailoverPhase;
-use amphi_api::image::ImageFormat;
-use amphi_api::instance::{BodyKind, Exchange, ExchangePhase, MoveCause, MoveCreate, Power};
-use amphi_api::wire::{BodyState, ExportSource, Tombstone};
-use amphi_api::{ExchangeId, HostId, ImageId, InstanceId, ProjectId, VolumeId};
+use amphi_api::instance::{BodyKind, BodySpec, Exchange, ExchangePhase, MoveCause, MoveCreate, Power};
+use amphi_api::wire::BodyState;
+use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
 use jiff::Timestamp;
 
 /// What is asked of a move, hosts looked up.
@@ -28,6 +28,9 @@ pub(super) struct MoveWish {
     pub kind: Option<BodyKind>,
     /// While it runs: it must, it must not, or if it cannot move otherwise.
     pub live: Option<bool>,
+    /// Copied while it runs: it must be, it must not, or where it can be.
+    pub ahead: Option<bool>,
+    pub deadline_s: Option<u32>,
     pub reason: String,
     pub cause: MoveCause,
 }
@@ -48,6 +51,8 @@ impl Ops {
                     to: to.map(|host| host.id),
                     kind: request.kind,
                     live: request.live,
+                    ahead: request.ahead,
+                    deadline_s: request.deadline_s,
                     reason: request.reason.clone(),
                     cause: MoveCause::Order,
                 };
@@ -109,9 +114,15 @@ pub(super) fn ordered(
     };
     let to = view.fleet.place(&request)?.host;
     let live = lives(view, row, wish, kind, from, to)?;
-    if !live && has_root_disk(view, row) {
+    let copy = match live {
+        true => None,
+        false => passes(view, row, wish, kind, &volumes, [from, to])?,
+    };
+    if !live && has_root_disk(view, row) && copy.as_ref().is_none_or(|copy| !copy.root) {
         return Err(OpsError::conflict("the instance cannot leave its host: its root disk is there"));
     }
+    let gib = volumes.iter().map(|v| v.size_gib).sum::<u64>() + root_gib(&body);
+    let deadline_s = wish.deadline_s.or_else(|| live.then(|| deadline_of(gib, row.memory_mib)));
     if view.tombstones.get(stone(to, row.id)).is_some() {
         let name = view.host_name(to).unwrap_or_default();
         return Err(OpsError::conflict(format!(
@@ -142,6 +153,8 @@ pub(super) fn ordered(
             volumes,
             read: 0,
             left_at: None,
+            copy,
+            deadline_s,
         }),
         cancelled: false,
         phase: ExchangePhase::Preparing,
@@ -273,6 +286,44 @@ fn lives(
     }
 }
 
+/// Whether its bytes go from host to host in passes, or why not where that is asked for.
+fn passes(
+    view: &View,
+    row: &Row<InstanceRecord>,
+    wish: &MoveWish,
+    kind: BodyKind,
+    volumes: &[VolumeMove],
+    hosts: [HostId; 2],
+) -> Result<Option<CopyRecord>, OpsError> {
+    let root = has_root_disk(view, row) && kind == BodyKind::Vm && row.body == BodyKind::Vm;
+    let takes = |id: HostId| {
+        let spec = view.hosts.get(id).and_then(|h| h.spec.as_ref());
+        spec.is_some_and(|s| s.takes_passes && s.moves_at.is_some())
+    };
+    let refused = |why: &str| OpsError::conflict(format!("its bytes cannot be copied while it runs: {why}"));
+    match wish.ahead {
+        Some(false) => Ok(None),
+        Some(true) if volumes.is_empty() && !root => Err(refused("it has none that go along")),
+        Some(true) if !hosts.into_iter().all(takes) => Err(refused("the agent of a host is too old for it")),
+        _ if (volumes.is_empty() && !root) || !hosts.into_iter().all(takes) => Ok(None),
+        _ => Ok(Some(CopyRecord { root, ..CopyRecord::default() })),
+    }
+}
+
+fn root_gib(body: &BodyRecord) -> u64 {
+    match &body.spec {
+        BodySpec::Vm(vm) => vm.root_gib.unwrap_or(0),
+        BodySpec::Set(_) => 0,
+    }
+}
+
+/// The seconds that a live move gets: ten minutes, and two for each GiB of memory and disk, which is 9 MiB/s. One that is
+/// slower than that on an idle wire does not end, since its guest writes as quickly as it is copied.
+fn deadline_of(gib: u64, memory_mib: u64) -> u32 {
+    let seconds = 600 + 120 * (gib + memory_mib.div_ceil(1024));
+    u32::try_from(seconds).unwrap_or(u32::MAX).min(604_800)
+}
+
 /// The record of a live move in nova's words follows its exchange; its id is the exchange's.
 pub(super) fn migrates(
     view: &View,
@@ -283,286 +334,5 @@ pub(super) fn migrates(
 ) {
     if let Some(row) = view.migrations.get(exchange.id.0) {
         draft.update(row, &row.now_is(word, now));
-    }
-}
-
-/// Its volumes, if all of them can leave the host.
-fn volumes_of(view: &View, row: &InstanceRecord, from: HostId) -> Result<Vec<VolumeMove>, OpsError> {
-    let mut volumes = Vec::new();
-    for id in row.volumes() {
-        let held = |why: &str| {
-            OpsError::conflict(format!("the instance cannot leave its host: volume {id} is there, and {why}"))
-        };
-        let volume = view.volumes.get(id).ok_or_else(|| held("no record knows it"))?;
-        if volume.snapshots > 0 {
-            return Err(held("its snapshots do not move: delete them first"));
-        }
-        if volume.journey.is_some() {
-            return Err(OpsError::conflict(format!("volume {id} is on its way to the instance's host")));
-        }
-        if !volume.made || volume.host != from || volume.intent != Intent::Live || volume.trashed_at.is_some()
-        {
-            return Err(held("it is not whole"));
-        }
-        if row.leaving.contains(&Leaving::Volume(id)) {
-            return Err(held("it is being detached"));
-        }
-        if is_read(view, volume, None) {
-            return Err(held("its bytes are being read"));
-        }
-        volumes.push(VolumeMove { volume: id, size_gib: volume.size_gib, image: None, arrived: false });
-    }
-    Ok(volumes)
-}
-
-/// Whether a volume's bytes are needed where they are: a snapshot, another volume or an image is being made of them.
-/// `but`: the image that carries them elsewhere.
-pub(super) fn is_read(view: &View, volume: &VolumeRecord, but: Option<ImageId>) -> bool {
-    let exported = |image: &Row<ImageRecord>| {
-        Some(image.id) != but
-            && image
-                .export
-                .as_ref()
-                .is_some_and(|e| e.source == ExportSource::Volume(volume.id) && e.fault.is_none())
-    };
-    let snapped = |s: &Row<SnapshotRecord>| {
-        s.volume == volume.id && !s.made && s.intent == Intent::Live && s.fault.is_none()
-    };
-    being_made(view, volume.host, |v| v.source_volume == Some(volume.id)).is_some()
-        || view.exports_on(volume.host).any(exported)
-        || view.snapshots_on(volume.host).any(snapped)
-}
-
-/// A volume that is being made of what is on this host.
-pub(super) fn being_made(
-    view: &View,
-    host: HostId,
-    of_it: impl Fn(&VolumeRecord) -> bool,
-) -> Option<VolumeId> {
-    let mut all = view.volumes_on(host).chain(view.volumes_travelling());
-    all.find(|v| !v.made && of_it(v)).map(|v| v.id)
-}
-
-/// Refuses what would change a volume that is on its way, or would need its bytes where they are.
-pub(super) fn refuse_moving(view: &View, volume: &VolumeRecord) -> Result<(), OpsError> {
-    if volume.journey.is_some() {
-        return Err(OpsError::conflict("the volume is on its way to its instance's host; wait for its end"));
-    }
-    let exchange = volume.instance.and_then(|id| view.instances.get(id)?.exchange);
-    match exchange.and_then(|id| view.exchanges.get(id)).filter(|e| e.journey.is_some()) {
-        Some(exchange) => Err(OpsError::conflict(format!(
-            "the volume moves to another host (exchange {}); wait for its end",
-            exchange.id
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Whether the host is still destroying bytes of the volume.
-pub(super) fn littered(view: &View, host: HostId, id: VolumeId) -> bool {
-    view.tombstones.get(TombstoneKey::of(host, Tombstone::Volume { id })).is_some()
-}
-
-/// An image to carry a volume's bytes, which this host is to read. It belongs to nobody's project.
-pub(super) fn carrying(volume: VolumeId, host: HostId, source: ExportSource, now: Timestamp) -> ImageRecord {
-    ImageRecord {
-        id: ImageId::new(),
-        project: NOBODY,
-        name: format!("volume {volume} on its way"),
-        format: ImageFormat::Qcow2,
-        cmdline: String::new(),
-        blobs: Default::default(),
-        export: Some(ImageExport { host, source, instance: None, fault: None }),
-        closing: false,
-        traits: ImageTraits::default(),
-        created_at: now,
-    }
-}
-
-/// Orders every volume read, each into an image of its own.
-pub(super) fn read_volumes(
-    view: &View,
-    draft: &mut Draft,
-    journey: &JourneyRecord,
-    now: Timestamp,
-) -> JourneyRecord {
-    let mut journey = journey.clone();
-    for one in &mut journey.volumes {
-        let Some(volume) = view.volumes.get(one.volume) else { continue };
-        let image = carrying(volume.id, volume.host, ExportSource::Volume(volume.id), now);
-        draft.create(&image);
-        one.image = Some(image.id);
-    }
-    journey
-}
-
-/// The volumes belong to this host from now on: it has their bytes.
-pub(super) fn take_volumes(view: &View, draft: &mut Draft, journey: &JourneyRecord, host: HostId) {
-    for row in journey.volumes.iter().filter_map(|v| view.volumes.get(v.volume)) {
-        if row.host != host {
-            let record = VolumeRecord { host, made: true, observed: None, ..(*row.record).clone() };
-            draft.update(row, &record);
-        }
-    }
-}
-
-/// What carries a volume's bytes, once all of them are there.
-pub(super) fn carrier(view: &View, image: Option<ImageId>) -> Option<&Row<ImageRecord>> {
-    let image = view.images.get(image?)?;
-    (image.export.is_none() && !image.blobs.is_empty()).then_some(image)
-}
-
-/// Owns what is on its way between hosts: no client sees it.
-pub(super) const NOBODY: ProjectId = ProjectId(uuid::Uuid::nil());
-
-impl Ops {
-    /// Images that carried volumes go when nobody waits for them.
-    pub(super) async fn forget_moved_bytes(&self) -> Result<(), OpsError> {
-        let idle: Vec<ImageId> = {
-            let view = self.world().read();
-            let waits = |id: ImageId| {
-                let copying = view.exchanges.iter().filter(|e| e.phase == ExchangePhase::Copying);
-                let mut volumes = copying.filter_map(|e| e.journey.as_ref()).flat_map(|j| &j.volumes);
-                let mut alone = view.volumes_travelling().filter_map(|v| v.journey.as_ref()?.image);
-                volumes.any(|v| v.image == Some(id)) || alone.any(|image| image == id)
-            };
-            view.images.of_project(NOBODY).map(|image| image.id).filter(|id| !waits(*id)).collect()
-        };
-        for id in idle {
-            let blobs: Vec<String> = self
-                .transact(|view| {
-                    let mut draft = Draft::default();
-                    let row = view.images.get(id);
-                    row.into_iter().for_each(|row| draft.delete(row));
-                    let blobs = row.into_iter().flat_map(|row| row.blobs.values());
-                    Ok((draft, blobs.map(|b| b.sha256.clone()).collect()))
-                })
-                .await?;
-            self.drop_unnamed(blobs);
-        }
-        Ok(())
-    }
-}
-
-fn stone(host: HostId, id: InstanceId) -> TombstoneKey {
-    TombstoneKey::of(host, Tombstone::Instance { id, epoch: 0 })
-}
-
-/// Both hosts as the next step's decision sees them.
-pub(super) fn journey_sight<'a>(
-    view: &'a View,
-    exchange: &ExchangeRecord,
-    journey: &'a JourneyRecord,
-) -> JourneySight<'a> {
-    let up = |id: HostId| view.hosts.get(id).filter(|h| h.is_up()).map(|h| h.state_since);
-    // An operator's word that a host is down says that nothing runs there.
-    let clear = |id: HostId| {
-        view.tombstones.get(stone(id, exchange.instance)).is_none()
-            || view.hosts.get(id).is_none_or(|h| h.forced_down && !h.is_up())
-    };
-    JourneySight {
-        journey,
-        from_up_since: up(journey.from),
-        to_up_since: up(journey.to),
-        to_since: view.hosts.get(journey.to).map_or(exchange.phase_since, |h| h.state_since),
-        from_clear: clear(journey.from),
-        to_clear: clear(journey.to),
-        read: journey.volumes.iter().filter(|v| carrier(view, v.image).is_some()).count() as u32,
-        read_fault: journey
-            .volumes
-            .iter()
-            .find_map(|v| view.images.get(v.image?)?.record.export.as_ref()?.fault.as_ref()),
-    }
-}
-
-/// The instance at its next epoch on the other host, with an order for this one to clear it away.
-pub(super) fn go(
-    view: &View,
-    draft: &mut Draft,
-    row: &Row<InstanceRecord>,
-    to: HostId,
-    body: BodyKind,
-    now: Timestamp,
-) {
-    if let Some(here) = row.host {
-        entomb(view, draft, here, Tombstone::Instance { id: row.id, epoch: row.epoch }, now);
-    }
-    let record = InstanceRecord {
-        host: Some(to),
-        body,
-        epoch: row.epoch + 1,
-        observed: None,
-        updated_at: now,
-        ..(*row.record).clone()
-    };
-    draft.update(row, &record);
-}
-
-/// A move ends: the room on the host where the instance is not goes free. One that has not begun to leave has made
-/// something ready there, which is cleared away.
-pub(super) fn settle(
-    view: &View,
-    draft: &mut Draft,
-    exchange: &ExchangeRecord,
-    row: &InstanceRecord,
-    now: Timestamp,
-) {
-    let Some(journey) = &exchange.journey else { return };
-    let other = if row.host == Some(journey.from) { journey.to } else { journey.from };
-    draft.unclaim(other, instance_claims(row));
-    // The bytes that the volume's record does not speak of are a copy, or what the copy was made of.
-    for one in &journey.volumes {
-        let at = view.volumes.get(one.volume).map_or(row.host, |v| Some(v.host));
-        let other = if at == Some(journey.from) { journey.to } else { journey.from };
-        draft.unclaim(other, room(one.size_gib));
-        if journey.live || !matches!(exchange.phase, ExchangePhase::Preparing | ExchangePhase::Stopping) {
-            entomb(view, draft, other, Tombstone::Volume { id: one.volume }, now);
-        }
-    }
-    // What is ready there for an epoch that will not be.
-    let ready = match exchange.phase {
-        phase if has_not_left(phase) => Some(row.epoch + 1),
-        ExchangePhase::Leaving if other == journey.to => Some(row.epoch),
-        _ => None,
-    };
-    if let Some(epoch) = ready {
-        entomb(view, draft, other, Tombstone::Instance { id: row.id, epoch }, now);
-    }
-}
-
-fn has_not_left(phase: ExchangePhase) -> bool {
-    use ExchangePhase::{Copying, Crossing, Preparing, Stopping};
-    matches!(phase, Preparing | Crossing | Stopping | Copying)
-}
-
-/// The epoch of an instance that goes elsewhere than it was about to: the next one may be ready on the host that it was
-/// to go to, and is cleared away there, perhaps beside the body that now comes.
-pub(super) fn epoch_elsewhere(view: &View, row: &InstanceRecord) -> u64 {
-    let exchange = row.exchange.and_then(|id| view.exchanges.get(id));
-    let promised = exchange.is_some_and(|e| e.journey.is_some() && has_not_left(e.phase));
-    row.epoch + 1 + u64::from(promised)
-}
-
-/// The other host, on which a body of an earlier epoch may still run: it has not said that it is gone, and is neither shut
-/// out nor said to be down.
-pub(super) fn still_elsewhere(view: &View, row: &InstanceRecord) -> Option<HostId> {
-    let host = where_the_body_is(view, row).filter(|host| row.host != Some(*host))?;
-    view.tombstones.get(stone(host, row.id))?;
-    let record = view.hosts.get(host)?;
-    let barring = |f: &Row<FailoverRecord>| f.host == host && f.phase == FailoverPhase::Barring;
-    let shut_out = record.barred_since.is_some() && !view.failovers.iter().any(barring);
-    let said_down = record.forced_down && !record.is_up();
-    (!shut_out && !said_down).then_some(host)
-}
-
-/// A deletion in the middle of a move: the instance belongs to the host on which its body may still be, and goes when
-/// that one says so.
-pub(super) fn where_the_body_is(view: &View, row: &InstanceRecord) -> Option<HostId> {
-    let exchange = row.exchange.and_then(|id| view.exchanges.get(id))?;
-    let journey = exchange.journey.as_ref()?;
-    match exchange.phase {
-        ExchangePhase::Leaving => Some(journey.from),
-        ExchangePhase::Returning => Some(journey.to),
-        _ => None,
     }
 }

@@ -5,7 +5,8 @@
 //! stays `deleting` until the host returns or is evacuated: a body that may still run keeps its address from others.
 
 use super::list::find;
-use super::moves::{migrates, settle, where_the_body_is};
+use super::move_ends::{settle, where_the_body_is};
+use super::moves::migrates;
 use super::servers::{Origin, Started, begin, end_task, note};
 use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};

@@ -46,7 +46,7 @@ impl Ops {
         self.transact_room(|view| {
             let row = find(&view.volumes, scope, volume)?;
             usable(row)?;
-            super::moves::refuse_moving(view, row)?;
+            super::move_volumes::refuse_moving(view, row)?;
             if !row.made {
                 return Err(OpsError::conflict("the volume is not made yet"));
             }
@@ -133,7 +133,7 @@ pub(super) fn remove(
     now: Timestamp,
 ) -> Result<(), OpsError> {
     let id = row.id;
-    if let Some(user) = super::moves::being_made(view, row.host, |v| v.source == Some(id)) {
+    if let Some(user) = super::move_volumes::being_made(view, row.host, |v| v.source == Some(id)) {
         return Err(OpsError::conflict(format!("volume {user} is being made from it")));
     }
     draft.update(row, &SnapshotRecord { intent: Intent::Deleting, ..(*row.record).clone() });

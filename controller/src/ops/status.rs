@@ -103,7 +103,7 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let (Some(journey), Some(instance)) = (&row.journey, view.instances.get(seen.id)) else { continue };
         let mut now = JourneyRecord { ready: seen.ready, landed: seen.landed, ..journey.clone() };
         now.fault = seen.fault.clone();
-        if journey.live {
+        if journey.live || journey.copy.is_some() {
             fill(&mut now, status);
         }
         if is_full(&draft) || seen.epoch != instance.epoch + 1 || says_the_same(&now, journey) {
@@ -111,7 +111,21 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         }
         draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
     }
-    for row in view.journeys_of(host).filter(|e| e.phase == ExchangePhase::Copying) {
+    for seen in status.instances.iter().filter_map(|i| i.copying.as_ref()) {
+        let Some(row) = view.exchanges.get(seen.exchange).filter(|_| !is_full(&draft)) else { continue };
+        let last = row.phase == ExchangePhase::Copying;
+        let Some(journey) = row.journey.as_ref().filter(|j| j.from == host) else { continue };
+        if !last && row.phase != ExchangePhase::CopyingAhead {
+            continue;
+        }
+        if let Some(copy) = journey.copy.as_ref().and_then(|copy| copy.told(seen, last)) {
+            let journey = Some(JourneyRecord { copy: Some(copy), ..journey.clone() });
+            draft.update(row, &ExchangeRecord { journey, ..(*row.record).clone() });
+        }
+    }
+    let copies =
+        |e: &&Row<ExchangeRecord>| matches!(e.phase, ExchangePhase::Copying | ExchangePhase::CopyingAhead);
+    for row in view.journeys_of(host).filter(copies) {
         let Some(journey) = row.journey.as_ref().filter(|j| j.to == host) else { continue };
         let mut now = JourneyRecord { fault: None, ..journey.clone() };
         fill(&mut now, status);

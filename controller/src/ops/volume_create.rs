@@ -190,7 +190,7 @@ fn source(
             if !row.made || !matches!(word, "available" | "in-use") {
                 return Err(OpsError::taken("source_volid", format!("volume {id} is {word}")));
             }
-            super::moves::refuse_moving(view, row)?;
+            super::move_volumes::refuse_moving(view, row)?;
             draft.touch(row);
             let traits = inherited(row);
             Ok(Source { host: Some(row.host), least_gib: row.size_gib, what: "source volume", traits })

@@ -40,7 +40,7 @@ pub enum SnapshotChange {
 /// What goes on with a volume beside its own record.
 pub fn doings(view: &View, row: &VolumeRecord) -> VolumeDoings {
     let of_it = |image: &Row<ImageRecord>| {
-        image.project != super::moves::NOBODY
+        image.project != super::move_volumes::NOBODY
             && image.export.as_ref().is_some_and(|e| {
                 e.source == ExportSource::Volume(row.id) && e.instance.is_none() && e.fault.is_none()
             })

@@ -1,7 +1,7 @@
 //! Volumes whose bytes come from another host: the order, and the step that the task takes with each. All state is in
 //! the volume's record: a step decided twice is taken once.
 
-use super::moves::{carrier, carrying, is_read, littered};
+use super::move_volumes::{carrier, carrying, is_read, littered};
 use super::orders::entomb;
 use super::servers::{Origin, note_failed};
 use super::volumes::room;

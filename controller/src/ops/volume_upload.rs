@@ -37,7 +37,7 @@ impl Ops {
         self.transact(|view| {
             let row = find(&view.volumes, scope, id)?;
             super::volumes::usable(row)?;
-            super::moves::refuse_moving(view, row)?;
+            super::move_volumes::refuse_moving(view, row)?;
             let word = row.word(doings(view, row));
             if word != "available" && !(word == "in-use" && wish.force) {
                 return Err(OpsError::conflict(format!(

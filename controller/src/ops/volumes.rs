@@ -48,7 +48,7 @@ impl Ops {
         self.transact_room(|view| {
             let row = find(&view.volumes, scope, id)?;
             usable(row)?;
-            super::moves::refuse_moving(view, row)?;
+            super::move_volumes::refuse_moving(view, row)?;
             if request.size_gib <= row.size_gib {
                 let now = row.size_gib;
                 return Err(OpsError::field("size_gib", format!("must be more than the present {now} GiB")));
@@ -144,7 +144,7 @@ const DELETABLE: [&str; 6] =
 fn trash(view: &View, scope: ProjectId, id: VolumeId, now: Timestamp) -> Result<Draft, OpsError> {
     let row = find(&view.volumes, scope, id)?;
     trash_allowed(row).map_err(|why| OpsError::conflict(format!("volume {id}: {why}")))?;
-    if let Some(user) = super::moves::being_made(view, row.host, |v| v.source_volume == Some(id)) {
+    if let Some(user) = super::move_volumes::being_made(view, row.host, |v| v.source_volume == Some(id)) {
         return Err(OpsError::conflict(format!("volume {user} is being made from it")));
     }
     let mut draft = Draft::default();

@@ -26,6 +26,7 @@ pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
             .to_vec(),
         physical_networks: vec!["lan".into()],
         moves_at: None,
+        takes_passes: false,
         agent_version: "0".into(),
     }
 }

@@ -169,6 +169,8 @@ mod tests {
             metadata: plan.metadata,
             leaving: None,
             arriving_from: None,
+            copying: None,
+            copied_from: None,
         }
     }
 

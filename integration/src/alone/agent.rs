@@ -63,6 +63,7 @@ impl Home {
             engines: engines(troubles),
             physical_networks: Vec::new(),
             moves_at: None,
+            takes_passes: false,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -217,6 +217,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         fault: None,
         switch_ms: None,
         leaving: None,
+        copying: None,
     }
 }
 
@@ -246,6 +247,7 @@ fn spec(name: &str) -> HostSpec {
         engines: engines.map(engine).into(),
         physical_networks: Vec::new(),
         moves_at: None,
+        takes_passes: false,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

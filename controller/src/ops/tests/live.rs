@@ -6,7 +6,7 @@ use amphi_api::instance::{Exchange, ExchangePhase as Phase, MoveCreate};
 use amphi_api::wire::{LeavingStatus, Tombstone};
 
 fn live(value: bool) -> MoveCreate {
-    MoveCreate { to: None, kind: None, live: Some(value), reason: "r".into() }
+    MoveCreate { to: None, kind: None, live: Some(value), reason: "r".into(), ..MoveCreate::default() }
 }
 
 /// Two hosts that take running VMs, and a VM with a volume on the first.

@@ -131,6 +131,7 @@ pub fn spec(name: &str) -> HostSpec {
             .to_vec(),
         physical_networks: vec!["lan".into()],
         moves_at: None,
+        takes_passes: false,
         agent_version: "0".into(),
     }
 }
@@ -258,6 +259,7 @@ impl Cloud {
             fault: None,
             switch_ms: Some(42),
             leaving: None,
+            copying: None,
         });
         let volumes = desired.volumes.iter().map(|v| VolumeStatus {
             id: v.id,

@@ -64,6 +64,8 @@ fn world() -> World {
             metadata: BTreeMap::new(),
             leaving: None,
             arriving_from: None,
+            copying: None,
+            copied_from: None,
         },
         volumes: BTreeMap::from([(volume.id.0, observed_volume(&volume))]),
         volume,

@@ -165,7 +165,7 @@ async fn migrate_live(call: Call) -> Answer {
     let (origin, id) = origin(&call)?;
     let host = optional_text(&map, "host")?.map(str::to_owned);
     let wish =
-        MoveCreate { to: host, kind: None, live: Some(true), reason: "ordered by os-migrateLive".into() };
+        MoveCreate { to: host, kind: None, live: Some(true), reason: "ordered by os-migrateLive".into(), ..MoveCreate::default() };
     call.state.ops.create_move(origin.project, id, &wish).await.map_err(refused)?;
     Ok(accepted())
 }
