@@ -127,6 +127,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let health = watch::Sender::new(Arc::new((spec.engines.clone(), spec.volume_group_free_bytes)));
     let spec = watch::Sender::new(Arc::new(spec));
     let reconciler = Reconciler::new(drivers.clone(), ledger, bell);
+    reconciler.send_through(crossing::Passages::new(&config.pki_dir(), &config.run_dir)?, &config.state_dir);
     let voice = link::Voice { spec: spec.subscribe(), health: health.subscribe() };
     tokio::spawn(facts.run(spec, health, reconciler.troubles()));
     let address = config.moves_listen();

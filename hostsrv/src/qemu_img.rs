@@ -85,6 +85,13 @@ pub async fn create_overlay(
         .map_err(|source| QemuImgError::Io { doing: doing.to_owned(), source })
 }
 
+/// Lays a qcow2 disk that nobody uses over `base`, which holds the same bytes as what it lay over before.
+pub async fn rebase(disk: &Path, format: DiskFormat, base: &Path) -> Result<(), QemuImgError> {
+    let mut command = bounded(&LOOK_BOUNDS);
+    command.args(["rebase", "-q", "-u", "-f", "qcow2", "-F", format.name(), "-b"]).arg(base).arg(disk);
+    run("lay the root disk over its image", command, LOOK).await.map(drop)
+}
+
 /// Makes a qcow2 disk that nobody uses larger.
 pub async fn grow(disk: &Path, size: u64) -> Result<(), QemuImgError> {
     let mut command = bounded(&LOOK_BOUNDS);

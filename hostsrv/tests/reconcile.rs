@@ -285,6 +285,10 @@ impl VolumeDriver for Volumes {
         Ok(())
     }
 
+    async fn set_filesystem(&self, _: Uuid, _: Option<amphi_hostsrv::storage::Filesystem>) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
         let mut held = self.held.lock().unwrap();
         match order {

@@ -29,6 +29,12 @@ pub struct Arguments {
     /// Stop it for the move.
     #[arg(long)]
     cold: bool,
+    /// Copy its bytes only while it is stopped, through the controller. Default: while it runs, and then what has changed.
+    #[arg(long, conflicts_with = "live")]
+    stopped: bool,
+    /// The most seconds for bytes to go over while it runs; a move that takes longer is called off.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    deadline: Option<u32>,
     /// Why.
     #[arg(long, required = true)]
     reason: Option<String>,
@@ -103,18 +109,35 @@ impl Arguments {
             Kind::Set => BodyKind::Set,
         });
         let live = (self.live || self.cold).then_some(self.live);
-        let request = MoveCreate { to: self.to, kind, live, reason };
+        let ahead = self.stopped.then_some(false);
+        let request = MoveCreate { to: self.to, kind, live, ahead, deadline_s: self.deadline, reason };
         request.check()?;
         let instance = client.find_instance(&name).await?;
         let mut one = client.create_move(instance.id, &request).await?;
         if let Some(deadline) = session.wait() {
             let to = one.journey.as_ref().map(|j| j.to_name.clone()).unwrap_or_default();
             let waiting = session.waiting(format!("{}: to {to}", instance.name));
-            one = client.wait_exchange(one.id, deadline, |e| waiting.state(&word(e.phase))).await?;
+            one = client.wait_exchange(one.id, deadline, |e| waiting.state(&progress(e))).await?;
         }
         session.show(&one, |e| summary(e, &instance.name))?;
         failed(&one, &instance.name)
     }
+}
+
+/// The phase, and how far the bytes are.
+fn progress(one: &Exchange) -> String {
+    let copy = one.journey.as_ref().and_then(|j| j.copy.as_ref());
+    let Some(now) = copy.and_then(|copy| copy.now.as_ref()) else { return word(one.phase) };
+    let stop = copy.and_then(|c| c.estimated_stop_ms).map(|ms| format!(", stop of about {}", milliseconds(ms)));
+    format!(
+        "{}, pass {}: {} of {} MiB read, {} sent{}",
+        word(one.phase),
+        now.pass,
+        now.read_bytes >> 20,
+        now.all_bytes >> 20,
+        now.sent_bytes >> 20,
+        stop.unwrap_or_default()
+    )
 }
 
 /// What became of a move that has ended.
@@ -139,6 +162,13 @@ fn summary(one: &Exchange, name: &str) -> String {
         lines.push(("Body", format!("{} to {}", one.from, one.to)));
     }
     lines.push(("Phase", word(one.phase)));
+    let copy = one.journey.as_ref().and_then(|j| j.copy.as_ref());
+    for (number, pass) in copy.into_iter().flat_map(|copy| &copy.passes).enumerate() {
+        let when = if pass.last { "stopped" } else { "running" };
+        let (read, sent) = (pass.read_bytes >> 20, pass.sent_bytes >> 20);
+        let took = milliseconds(pass.took_ms);
+        lines.push(("Pass", format!("{}, {when}: {read} MiB read, {sent} MiB sent in {took}", number + 1)));
+    }
     if let Some(outage) = one.outage_ms {
         lines.push(("Outage", milliseconds(outage)));
     }

@@ -43,7 +43,7 @@ pub(super) fn crossing_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exch
         return recall(fault("cancelled", "the move was called off", now));
     }
     // Before the guest has gone over, that is: who is halted at the very switch is waited for.
-    if let Some(limit) = journey.deadline_s
+    if let Some(limit) = journey.deadline_s.filter(|_| !(gone && told.away))
         && now.duration_since(exchange.phase_since).as_secs() >= i64::from(limit)
     {
         let why = format!(

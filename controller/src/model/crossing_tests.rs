@@ -25,6 +25,7 @@ struct Scene {
     from_up: bool,
     to_up: bool,
     second: i64,
+    deadline: Option<u32>,
 }
 
 const GOES: Scene = Scene {
@@ -37,6 +38,7 @@ const GOES: Scene = Scene {
     from_up: true,
     to_up: true,
     second: 1,
+    deadline: None,
 };
 
 fn step(scene: &Scene) -> ExchangeStep {
@@ -55,7 +57,7 @@ fn step(scene: &Scene) -> ExchangeStep {
         read: 0,
         left_at: None,
         copy: None,
-        deadline_s: None,
+        deadline_s: scene.deadline,
     };
     let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None });
     let exchange = ExchangeRecord {
@@ -108,11 +110,25 @@ fn steps() {
     let wait = |s: &ExchangeStep| *s == ExchangeStep::Wait;
     let land = |s: &ExchangeStep| *s == ExchangeStep::Land;
     let recall = |s: &ExchangeStep| matches!(s, ExchangeStep::Recall(_));
+    let late = |s: &ExchangeStep| matches!(s, ExchangeStep::Recall(f) if f.code == "timeout");
     let fail = |s: &ExchangeStep| matches!(s, ExchangeStep::Fail(f) if f.code == "why");
     type Want<'a> = &'a dyn Fn(&ExchangeStep) -> bool;
     let table: Vec<(&str, Scene, Want)> = vec![
         ("goes over", GOES, &wait),
         ("goes over for hours", Scene { second: 9_000, ..GOES }, &wait),
+        ("within its deadline", Scene { second: 59, deadline: Some(60), ..GOES }, &wait),
+        ("past its deadline", Scene { second: 60, deadline: Some(60), ..GOES }, &late),
+        (
+            "past it, and whole there",
+            Scene { landed: true, second: 60, deadline: Some(60), ..gone.clone() },
+            &land,
+        ),
+        (
+            "past it, and not seen there yet",
+            Scene { second: 60, deadline: Some(90), ..gone.clone() },
+            &recall,
+        ),
+        ("past it, gone just now", Scene { second: 19, deadline: Some(10), ..gone.clone() }, &wait),
         ("is halted at the end of it", Scene { state: Starting, ..GOES }, &wait),
         ("not heard of yet", Scene { told: None, ..GOES }, &wait),
         ("never heard of", Scene { told: None, second: 30, ..GOES }, &recall),

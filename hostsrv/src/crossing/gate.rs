@@ -50,6 +50,17 @@ async fn pass(
     watch(&tcp)?;
     let (mut stream, from) = greet(tcp, &acceptor, CONNECT).await?;
     let knock: Knock = timeout(CONNECT, read(&mut stream, LINE_MAX)).await.context("it says nothing")??;
+    if knock.to == Door::Bytes {
+        let Some(what) = &knock.pass else { anyhow::bail!("it does not say which bytes") };
+        let take = reconciler.take_bytes(knock.instance, knock.epoch, from, what);
+        return match take.await {
+            Ok(place) => {
+                write(&mut stream, &Answer::Ok(String::new())).await?;
+                place.fill(reconciler, &mut stream).await
+            }
+            Err(refusal) => write(&mut stream, &Answer::Err(refusal)).await,
+        };
+    }
     match open(&knock, from, host, reconciler).await {
         Ok((definition, Some(mut engine))) => {
             write(&mut stream, &Answer::Ok(definition)).await?;
@@ -87,7 +98,7 @@ async fn open(
         return reconciler.receive(knock.instance, knock.epoch).await.map(|definition| (definition, None));
     }
     let path = match knock.to {
-        Door::Engine | Door::Receive => host.engine.clone(),
+        Door::Engine | Door::Receive | Door::Bytes => host.engine.clone(),
         door => folder.join(door.file()),
     };
     match timeout(CONNECT, UnixStream::connect(&path)).await {

@@ -3,11 +3,15 @@
 //! sockets (`gate`). Both sides show the papers of their joining; a gate opens only for an instance that its desired state
 //! says is coming from just that host, for as long as it says so. Refuses to know what passes.
 
+mod bytes;
 mod gate;
+mod medium;
 mod passage;
 
+pub use bytes::{BLOCK, Part, Pass, PassError, Progress, take as take_pass};
 pub use gate::{Host, engine_socket, serve};
-pub use passage::{Passage, Passages, Sockets};
+pub use medium::Medium;
+pub use passage::{Passage, Passages, Road, Sockets};
 
 use amphi_api::InstanceId;
 use serde::{Deserialize, Serialize};
@@ -32,6 +36,9 @@ struct Knock {
     /// Where the engines' sockets lie: on both hosts at the same path, since one address names them for both engines.
     folder: PathBuf,
     to: Door,
+    /// Through the door for bytes.
+    #[serde(default)]
+    pass: Option<Pass>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +50,8 @@ enum Door {
     Engine,
     Memory,
     Disks,
+    /// No engine's: the bytes of what it has on disk, in passes.
+    Bytes,
 }
 
 impl Door {
@@ -51,6 +60,7 @@ impl Door {
             Self::Receive | Self::Engine => "engine",
             Self::Memory => "memory",
             Self::Disks => "disks",
+            Self::Bytes => "bytes",
         }
     }
 }

@@ -1,11 +1,15 @@
 //! The end on the host that a guest leaves: three local sockets, each of which leads to the other host's engine for as long
 //! as the passage is kept.
 
+use super::bytes::{self, Pass, PassError, Progress};
+use super::medium::Medium;
 use super::{Answer, CONNECT, Door, Knock, LINE_MAX, RECEIVE, folder_of, make_folder, watch};
 use crate::instance::moves::Departure;
 use crate::lease::tls::PeerPapers;
 use crate::peer_wire::{read, write};
+use amphi_api::{HostId, InstanceId};
 use anyhow::{Context, anyhow};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +70,39 @@ impl Passages {
     }
 }
 
+/// Where an instance's bytes go.
+#[derive(Clone, Copy, Debug)]
+pub struct Road {
+    pub instance: InstanceId,
+    /// Its epoch there.
+    pub epoch: u64,
+    pub to: HostId,
+    pub address: SocketAddr,
+}
+
+impl Passages {
+    /// One pass over a part of an instance's bytes. `medium` is what it lies on here.
+    pub async fn send(
+        &self,
+        road: &Road,
+        pass: &Pass,
+        medium: Arc<Medium>,
+        progress: &Progress,
+    ) -> Result<(), PassError> {
+        let folder = folder_of(&self.run_dir, road.instance);
+        let knock = Knock {
+            instance: road.instance,
+            epoch: road.epoch,
+            folder,
+            to: Door::Bytes,
+            pass: Some(pass.clone()),
+        };
+        let tls = self.papers.client(road.to)?;
+        let (mut stream, _) = knock.knock(tls, road.address, RECEIVE).await?;
+        bytes::send(&mut stream, medium, pass.size, progress).await
+    }
+}
+
 impl Passage {
     /// Has the other host make everything ready; the definition that it would make.
     pub async fn receive(&self) -> Result<String, String> {
@@ -119,27 +156,38 @@ impl Way {
         to: Door,
         limit: Duration,
     ) -> anyhow::Result<(BufReader<TlsStream<TcpStream>>, String)> {
-        let address = self.departure.address;
-        let connected = async {
-            let tcp = TcpStream::connect(address).await?;
-            watch(&tcp)?;
-            let name = rustls::pki_types::ServerName::from(address.ip());
-            anyhow::Ok(tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp).await?)
-        };
-        let connected =
-            timeout(CONNECT, connected).await.map_err(|_| anyhow!("no connection to {address} in time"))?;
-        let mut stream = BufReader::new(connected.with_context(|| format!("no connection to {address}"))?);
         let (instance, epoch) = (self.departure.instance, self.departure.epoch);
-        write(&mut stream, &Knock { instance, epoch, folder: self.folder.clone(), to }).await?;
-        let answer: Answer =
-            timeout(limit, read(&mut stream, LINE_MAX)).await.context("no answer in time")??;
-        let answer = answer.map_err(|refusal| anyhow!("the other host says: {refusal}"))?;
-        Ok((stream, answer))
+        let knock = Knock { instance, epoch, folder: self.folder.clone(), to, pass: None };
+        knock.knock(self.tls.clone(), self.departure.address, limit).await
     }
 
     async fn join(&self, mut local: UnixStream, door: Door) -> anyhow::Result<()> {
         let (mut stream, _) = self.knock(door, CONNECT).await?;
         copy_bidirectional(&mut local, &mut stream).await?;
         Ok(())
+    }
+}
+
+impl Knock {
+    async fn knock(
+        &self,
+        tls: Arc<rustls::ClientConfig>,
+        address: SocketAddr,
+        limit: Duration,
+    ) -> anyhow::Result<(BufReader<TlsStream<TcpStream>>, String)> {
+        let connected = async {
+            let tcp = TcpStream::connect(address).await?;
+            watch(&tcp)?;
+            let name = rustls::pki_types::ServerName::from(address.ip());
+            anyhow::Ok(tokio_rustls::TlsConnector::from(tls).connect(name, tcp).await?)
+        };
+        let connected =
+            timeout(CONNECT, connected).await.map_err(|_| anyhow!("no connection to {address} in time"))?;
+        let mut stream = BufReader::new(connected.with_context(|| format!("no connection to {address}"))?);
+        write(&mut stream, self).await?;
+        let answer: Answer =
+            timeout(limit, read(&mut stream, LINE_MAX)).await.context("no answer in time")??;
+        let answer = answer.map_err(|refusal| anyhow!("the other host says: {refusal}"))?;
+        Ok((stream, answer))
     }
 }

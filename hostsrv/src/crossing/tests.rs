@@ -9,6 +9,7 @@ async fn lines_are_whole_and_bounded() {
         epoch: 4,
         folder: "/run/amphi/crossing/x".into(),
         to: Door::Disks,
+        pass: None,
     };
     let mut bytes = Vec::new();
     write(&mut bytes, &knock).await.unwrap();

@@ -6,7 +6,7 @@
 
 pub(crate) mod config_drive;
 pub mod figures;
-mod folders;
+pub(crate) mod folders;
 pub mod moves;
 pub mod set;
 pub mod streams;

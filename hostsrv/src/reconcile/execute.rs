@@ -5,6 +5,7 @@ use super::Reconciler;
 use super::exports::ExportError;
 use super::memory::{Memory, Order};
 use super::plan::{self, Item, Step};
+use crate::crossing::PassError;
 use crate::instance::{
     Adjustment, BodyDriver, BodyPlan, DriverError, ExtraVolume, ObservedBody, PortAttachment,
     VolumeAttachment,
@@ -43,6 +44,10 @@ pub(super) enum WorkError {
     NoDisk { image: ImageId, message: String },
     #[error("no body may be started here: {0}")]
     NoLease(String),
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    #[error("cannot read {0}")]
+    Unreadable(String),
 }
 
 impl WorkError {
@@ -61,6 +66,9 @@ impl WorkError {
             Self::NoInstance(_) => "not_here",
             Self::NoDisk { .. } => "image_broken",
             Self::NoLease(_) => "no_lease",
+            Self::Pass(PassError::Differ(_)) => "bytes_differ",
+            Self::Pass(PassError::Broken(_)) => "copy_failed",
+            Self::Unreadable(_) => "volume_failed",
             Self::Ledger(_) | Self::NoDriver(_) | Self::Export(ExportError::Io { .. }) => "internal",
         }
     }
@@ -77,6 +85,10 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
             let volumes: Vec<_> = volumes.into_iter().filter_map(volume).collect();
             text = format!("{instance:?} {volumes:?}");
         }
+        Item::Bytes(id) => {
+            let order = desired.instances.iter().find(|i| i.id == id).map(|i| &i.copying);
+            text = format!("{order:?}");
+        }
         Item::Volume(id) => text.push_str(&format!("{:?}", volume(id))),
         Item::Snapshot(id) => text.push_str(&format!("{:?}", desired.snapshots.iter().find(|s| s.id == id))),
         Item::Export(id) => text.push_str(&format!("{:?}", desired.exports.iter().find(|e| e.image == id))),
@@ -90,7 +102,9 @@ pub fn order_of(item: Item, desired: &HostDesired) -> Order {
 pub fn volume_in_use(desired: &HostDesired, bodies: &[ObservedBody], id: VolumeId) -> bool {
     let user = user_of(desired, id);
     // Its bytes are coming, or about to.
-    let awaits = |i: &InstanceDesired| i.arriving_from.is_some() && plan::volumes_of(i).contains(&id);
+    let awaits = |i: &InstanceDesired| {
+        i.arriving_from.or(i.copied_from).is_some() && plan::volumes_of(i).contains(&id)
+    };
     if desired.expected.iter().any(awaits) {
         return true;
     }
@@ -225,6 +239,7 @@ impl Reconciler {
                 Ok(self.drivers.volumes.set_bin(volume.0, BinOrder::Restore).await?)
             }
             (Step::Purge { id }, ..) => Ok(self.drivers.volumes.set_bin(*id, BinOrder::Purge).await?),
+            (Step::SendBytes, Item::Bytes(id), _) => self.send_bytes(id, desired).await,
             (Step::Export, Item::Export(image), _) => self.export(desired, image).await,
             (Step::TakeSnapshot, Item::Snapshot(id), _) => self.take_snapshot(desired, id).await,
             // The planner makes no other pairs; one that it did make would have nothing to act on.

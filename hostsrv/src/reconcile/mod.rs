@@ -9,6 +9,7 @@
 //! the controller has confirmed what this host should hold, or without a lease where the host keeps one.
 
 mod bytes;
+mod copying;
 mod crossing;
 pub mod execute;
 pub mod exports;
@@ -17,12 +18,14 @@ pub mod memory;
 pub mod observe;
 pub mod plan;
 pub mod status;
+mod taking;
 
 use crate::images::ImageCache;
 use crate::instance::{Bell, BodyDriver};
 use crate::storage::VolumeDriver;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, HostStatus, VolumeSource};
+use copying::Copying;
 use exports::Exporter;
 use ledger::{Ledger, LedgerError};
 use memory::Memory;
@@ -65,6 +68,7 @@ pub struct Reconciler {
     troubles: watch::Sender<Arc<Troubles>>,
     /// A desired state that could not be written down, with the boot of its link; and why.
     unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
+    copying: Copying,
 }
 
 /// Engines that did not answer at the last look, with the reason.
@@ -89,6 +93,7 @@ impl Reconciler {
             status: watch::Sender::new(Arc::default()),
             troubles: watch::Sender::new(Arc::default()),
             unwritten: Mutex::default(),
+            copying: Copying::default(),
         })
     }
 
@@ -283,6 +288,12 @@ impl Reconciler {
                     let instance = desired.instances.iter().find(|i| i.id == id);
                     instance.map(plan::volumes_of).unwrap_or_default()
                 }
+                // While its instance runs, that one's item has them.
+                Item::Bytes(id) => {
+                    let instance = desired.instances.iter().find(|i| i.id == id);
+                    let order = instance.and_then(|i| i.copying.as_ref()).filter(|order| order.last);
+                    order.map(|order| order.volumes.clone()).unwrap_or_default()
+                }
                 _ => Vec::new(),
             };
             drop(memory);
@@ -359,6 +370,10 @@ impl Reconciler {
                 plans.push((Item::Volume(volume.id), steps));
             }
         }
+        for instance in desired.instances.iter().filter(|i| i.copying.is_some()) {
+            let done = self.copying.is_done(instance);
+            plans.push((Item::Bytes(instance.id), plan::bytes(instance, seen, done)));
+        }
         for export in &desired.exports {
             let done = self.ledger().exported(export.image).is_some();
             plans
@@ -393,6 +408,7 @@ impl Reconciler {
                         desired.snapshots.iter().any(|s| s.id == *id)
                             || desired.tombstones.contains(&Tombstone::Snapshot { id: *id })
                     }
+                    Item::Bytes(id) => desired.instances.iter().any(|i| i.id == *id && i.copying.is_some()),
                     Item::Export(image) => desired.exports.iter().any(|e| e.image == *image),
                 }
         });
@@ -405,7 +421,10 @@ impl Reconciler {
             let ledger = self.ledger();
             let memory = self.memory();
             let exported = |image| ledger.exported(image).cloned();
-            status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported)
+            let mut next =
+                status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported);
+            self.copying.tell(ledger.desired(), &memory, &mut next);
+            next
         };
         self.status.send_if_modified(|held| {
             let differs = **held != next;

@@ -90,6 +90,7 @@ fn instance(
         next_fault: memory.next_fault.clone(),
         fault: newer.or(silent).or_else(|| memory.fault.clone()).or(trouble),
         switch_ms: memory.switched.filter(|(epoch, _)| *epoch == desired.epoch).map(|(_, ms)| ms),
+        copying: None,
         leaving: desired.leaving.as_ref().map(|order| {
             let under_way = under_way.contains(&Item::Instance(desired.id));
             LeavingStatus {

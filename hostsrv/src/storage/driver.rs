@@ -355,6 +355,18 @@ impl VolumeDriver for LvmDriver {
         self.convert_at_one_point(id, &report, lv, quiesce, to, format).await
     }
 
+    async fn set_filesystem(&self, id: Uuid, fs: Option<super::Filesystem>) -> Result<(), StorageError> {
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        let (lv, _) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        let tag = [XFS_TAG.to_owned()];
+        match (lv.fs(), fs) {
+            (before, now) if before == now => Ok(()),
+            (_, Some(super::Filesystem::Xfs)) => self.retag(&lv.name, &tag, &[]).await,
+            (_, None) => self.retag(&lv.name, &[], &tag).await,
+        }
+    }
+
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
         let _lock = self.locks.lock(&[id]).await?;
         let report = self.lvm.report().await?;

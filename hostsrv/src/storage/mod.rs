@@ -219,6 +219,9 @@ pub trait VolumeDriver: Send + Sync {
         quiesce: &Quiesce,
     ) -> Result<(), StorageError>;
 
+    /// Says which file system is in a volume's bytes, after they came from elsewhere. `attach` goes by it.
+    async fn set_filesystem(&self, id: Uuid, fs: Option<Filesystem>) -> Result<(), StorageError>;
+
     /// Works on volumes and snapshots alike.
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError>;
 }

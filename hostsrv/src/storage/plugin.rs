@@ -186,6 +186,10 @@ mod tests {
         async fn export(&self, _: Uuid, _: &Path, _: DiskFormat, _: &Quiesce) -> Result<(), StorageError> {
             unreachable!("the plug-in exports nothing")
         }
+        async fn set_filesystem(&self, _: Uuid, _: Option<Filesystem>) -> Result<(), StorageError> {
+            Ok(())
+        }
+
         async fn set_bin(&self, _: Uuid, _: BinOrder) -> Result<(), StorageError> {
             unreachable!("the plug-in deletes nothing")
         }

@@ -313,6 +313,10 @@ impl VolumeDriver for MemoryVolumes {
         write_bytes(to, format, bytes).map_err(io)
     }
 
+    async fn set_filesystem(&self, _: Uuid, _: Option<Filesystem>) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {
         let order = match order {
             BinOrder::Trash { at } => Bin::Trash { at },

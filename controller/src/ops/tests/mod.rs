@@ -8,6 +8,7 @@ mod images;
 mod life;
 mod live;
 mod moves;
+mod passes;
 mod placement;
 mod servers;
 mod sums;

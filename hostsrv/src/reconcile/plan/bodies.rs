@@ -41,6 +41,11 @@ pub fn instance(
         let sent = mine.iter().copied().find(runs).filter(|b| b.kind == BodyKind::Vm && !leaving.recalled);
         return sent.map(|_| Step::Depart).into_iter().collect();
     }
+    let still = |b: &&ObservedBody| b.state == ObservedState::Stopped && b.volumes.is_empty();
+    if desired.copying.as_ref().is_some_and(|c| c.last) && mine.iter().all(still) {
+        // Its volumes are in the hands of who sends them.
+        return Vec::new();
+    }
     let detach = || volumes.iter().map(|v| Step::DetachVolume { volume: v.id });
     let mut steps = Vec::new();
     let stale: Vec<&&ObservedBody> =
@@ -118,6 +123,18 @@ pub fn instance(
         steps.extend(others.map(|kind| Step::Remove { kind, epoch, remains: Remains::Roots }));
     }
     steps
+}
+
+/// The step for the bytes of an instance that moves: none once the pass is done, or while one that must find nothing
+/// running still finds something.
+pub fn bytes(desired: &InstanceDesired, seen: &Observed<'_>, done: bool) -> Vec<Step> {
+    let Some(order) = desired.copying.as_ref().filter(|_| !done) else { return Vec::new() };
+    let mut mine = seen.bodies.iter().filter(|b| b.instance == desired.id);
+    let silent = !seen.answered.contains(&desired.body.kind());
+    if order.last && (silent || mine.any(|b| b.state != ObservedState::Stopped)) {
+        return Vec::new();
+    }
+    vec![Step::SendBytes]
 }
 
 /// The steps for an instance that is on its way here: made ready once. A body of it that is here already, of whatever

@@ -16,7 +16,7 @@ use amphi_api::{ImageId, InstanceId, SnapshotId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use bodies::{expected, instance, volumes_of};
+pub use bodies::{bytes, expected, instance, volumes_of};
 pub use burials::{burial, buried};
 pub use volumes::{purge, snapshot, volume};
 
@@ -32,6 +32,8 @@ pub enum Item {
     Volume(VolumeId),
     Snapshot(SnapshotId),
     Export(ImageId),
+    /// The bytes of an instance that moves.
+    Bytes(InstanceId),
 }
 
 /// One thing to do.
@@ -85,6 +87,8 @@ pub enum Step {
     TakeSnapshot,
     /// Read the bytes and hand them to the controller.
     Export,
+    /// Send what differs to the other host, once.
+    SendBytes,
 }
 
 impl Step {

@@ -113,10 +113,13 @@ impl World {
         self
     }
 
+    fn seen(&self) -> Observed<'_> {
+        Observed { bodies: &self.bodies, answered: &self.answered, volumes: Some(&self.volumes) }
+    }
+
     /// The plan's steps by name, which is what the tables speak of.
     fn plan(&self) -> Vec<String> {
-        let seen = Observed { bodies: &self.bodies, answered: &self.answered, volumes: Some(&self.volumes) };
-        instance(&self.desired, &[&self.volume], &seen, &self.memory, self.confirmed)
+        instance(&self.desired, &[&self.volume], &self.seen(), &self.memory, self.confirmed)
             .iter()
             .map(name)
             .collect()
@@ -142,6 +145,7 @@ fn name(step: &Step) -> String {
         Step::Purge { .. } => "purge",
         Step::TakeSnapshot => "snapshot",
         Step::Export => "export",
+        Step::SendBytes => "send bytes",
     };
     text.to_owned()
 }
@@ -474,4 +478,33 @@ fn what_comes_here_is_made_ready_once_and_never_started() {
     let silent = BTreeSet::new();
     let unknown = Observed { answered: &silent, ..nothing };
     assert!(expected(&coming, &unknown, &memory(None), true).is_empty());
+}
+
+#[test]
+fn the_last_pass_finds_nothing_running_and_keeps_the_volumes() {
+    let copies = |last| {
+        move |w: &mut World| {
+            w.desired.power = if last { Power::Off } else { Power::On };
+            w.desired.copying = Some(amphi_api::wire::CopyingDesired {
+                exchange: amphi_api::ExchangeId::new(),
+                to: HostId::new(),
+                address: "10.0.0.2:7445".parse().unwrap(),
+                epoch: 6,
+                pass: 1,
+                last,
+                volumes: vec![w.volume.id],
+                root: false,
+            });
+        }
+    };
+    let bytes = |w: &World| !super::bytes(&w.desired, &w.seen(), false).is_empty();
+    let running = world().with(Set, 5, Running);
+    assert!(bytes(&running.and(copies(false))), "while it runs");
+    let halting = world().with(Set, 5, Running).and(copies(true));
+    assert!(!bytes(&halting), "not the last one");
+    assert_eq!(halting.plan()[0], "stop set");
+    let still = world().with(Set, 5, Stopped).and(copies(true));
+    assert!(bytes(&still));
+    assert!(still.plan().is_empty(), "and nobody detaches under it: {:?}", still.plan());
+    assert!(super::bytes(&still.desired, &still.seen(), true).is_empty(), "once");
 }

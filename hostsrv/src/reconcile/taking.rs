@@ -1,0 +1,205 @@
+//! The taking of a moving instance's bytes: which part may be written here now, by whom, and what is done when the last pass
+//! has been found whole. Refuses every host but the one that the instance is expected from.
+
+use super::Reconciler;
+use crate::crossing::{Medium, Part, Pass, take_pass};
+use crate::instance::folders;
+use crate::qemu_img::{self, DiskFormat};
+use crate::storage::{Attach, Filesystem};
+use amphi_api::image::BlobRole;
+use amphi_api::wire::{HostDesired, InstanceDesired, VolumeSource};
+use amphi_api::{HostId, InstanceId};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedMutexGuard;
+
+/// A pass whose sender has died holds its part until its connection ends.
+const TURN: Duration = Duration::from_secs(60);
+
+/// A part that is being written, by nobody else.
+pub struct Place {
+    instance: InstanceDesired,
+    from: HostId,
+    pass: Pass,
+    medium: Arc<Medium>,
+    path: PathBuf,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Reconciler {
+    /// Opens the part for one pass, or says why not.
+    pub async fn take_bytes(
+        &self,
+        instance: InstanceId,
+        epoch: u64,
+        from: HostId,
+        pass: &Pass,
+    ) -> Result<Place, String> {
+        self.comes(instance, epoch, from, pass.part)?;
+        let turns = self
+            .copying
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((instance, pass.part))
+            .or_default()
+            .clone();
+        let turn = tokio::time::timeout(TURN, turns.lock_owned());
+        let turn = turn.await.map_err(|_| "an earlier pass has not ended".to_owned())?;
+        // It may have changed while an earlier one came to its end.
+        let found = self.comes(instance, epoch, from, pass.part)?;
+        let opened = match pass.part {
+            Part::Volume(id) => {
+                let attached = self.drivers.volumes.attach(id.0, Attach::Device).await;
+                let path = attached.map_err(|error| error.to_string())?.device;
+                (path.clone(), open(path, None, pass.size).await)
+            }
+            Part::Root => {
+                let path = self.root_of(&found)?;
+                (path.clone(), open(part_of(&path), Some(path), pass.size).await)
+            }
+        };
+        let (path, medium) = opened;
+        match medium {
+            Ok(medium) => {
+                let medium = Arc::new(medium);
+                Ok(Place { instance: found, from, pass: pass.clone(), medium, path, _turn: turn })
+            }
+            Err(error) => {
+                self.let_go(pass).await;
+                Err(format!("cannot open {}: {error}", path.display()))
+            }
+        }
+    }
+
+    fn comes(
+        &self,
+        instance: InstanceId,
+        epoch: u64,
+        from: HostId,
+        part: Part,
+    ) -> Result<InstanceDesired, String> {
+        let desired = self.orders().borrow().clone().filter(|_| self.ledger().confirmed());
+        let found = desired.as_deref().and_then(|desired| expected(desired, instance, epoch, from, part));
+        found.cloned().ok_or_else(|| format!("{part:?} of instance {instance} is not expected from there"))
+    }
+
+    fn root_of(&self, instance: &InstanceDesired) -> Result<PathBuf, String> {
+        let state_dir = self.copying.state_dir().ok_or("this agent takes no bytes")?;
+        let image = instance.body.images().first().ok_or("its body has no image")?;
+        Ok(folders::root(state_dir, instance.id, instance.root, image.id))
+    }
+
+    async fn let_go(&self, pass: &Pass) {
+        if let Part::Volume(id) = pass.part
+            && let Err(error) = self.drivers.volumes.detach(id.0).await
+        {
+            tracing::warn!(volume = %id, %error, "stays attached after a pass");
+        }
+        self.touched_volumes();
+    }
+
+    /// What makes the part usable here, once all of it is.
+    async fn adopt(&self, place: &Place) -> Result<(), String> {
+        match place.pass.part {
+            Part::Volume(id) => {
+                let fs = place.pass.xfs.then_some(Filesystem::Xfs);
+                self.drivers.volumes.set_filesystem(id.0, fs).await.map_err(|e| e.to_string())
+            }
+            Part::Root => {
+                let image = place.instance.body.images().first().ok_or("its body has no image")?;
+                let format = DiskFormat::of(image.format).ok_or("its image is no disk")?;
+                let cached = self.drivers.images.ensure(image).await.map_err(|e| e.to_string())?;
+                let base = cached.blobs.get(&BlobRole::Disk).ok_or("its image has no disk")?;
+                let part = part_of(&place.path);
+                qemu_img::rebase(&part, format, base).await.map_err(|e| e.to_string())?;
+                tokio::fs::rename(&part, &place.path).await.map_err(|e| e.to_string())
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Takes the pass. When this returns nothing writes to the part any more.
+    pub async fn fill<S: AsyncRead + AsyncWrite + Unpin + Send>(
+        self,
+        host: &Reconciler,
+        stream: &mut S,
+    ) -> anyhow::Result<()> {
+        let (id, epoch) = (self.instance.id, self.instance.epoch);
+        let mut orders = host.orders();
+        let gone = orders.wait_for(|now| {
+            let now = now.as_deref();
+            now.is_none_or(|now| expected(now, id, epoch, self.from, self.pass.part).is_none())
+        });
+        let stays = async {
+            // The sender lives as long as the reconciler.
+            let _gone = gone.await;
+        };
+        let adopt = async || match self.pass.last {
+            true => host.adopt(&self).await,
+            false => Ok(()),
+        };
+        let taken = take_pass(stream, self.medium.clone(), &self.pass, stays, adopt).await;
+        let pass = self.pass.clone();
+        tracing::info!(instance = %id, part = ?pass.part, last = pass.last, well = taken.is_ok(), "a pass has ended");
+        let Self { medium, _turn: turn, .. } = self;
+        drop(medium);
+        host.let_go(&pass).await;
+        drop(turn);
+        taken
+    }
+}
+
+/// The part's instance, if it is expected from there.
+fn expected(
+    desired: &HostDesired,
+    instance: InstanceId,
+    epoch: u64,
+    from: HostId,
+    part: Part,
+) -> Option<&InstanceDesired> {
+    let coming = desired.expected.iter().find(|i| i.id == instance)?;
+    let here = match part {
+        Part::Volume(id) => {
+            let ordered = desired.volumes.iter().find(|v| v.id == id)?;
+            super::plan::volumes_of(coming).contains(&id) && ordered.source == Some(VolumeSource::Crossing)
+        }
+        Part::Root => coming.root_volume.is_none(),
+    };
+    (here && coming.epoch == epoch && coming.copied_from == Some(from)).then_some(coming)
+}
+
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+/// `file`: where the finished file lies, if one is begun with.
+async fn open(path: PathBuf, file: Option<PathBuf>, size: u64) -> std::io::Result<Medium> {
+    let work = move || {
+        let Some(file) = file else {
+            let medium = Medium::open(&path, true)?;
+            return match medium.size()? {
+                has if has < size => Err(std::io::Error::other(format!("it has {has} bytes, not {size}"))),
+                _ => Ok(medium),
+            };
+        };
+        if !path.exists() {
+            std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            match std::fs::rename(&file, &path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    std::fs::File::create(&path)?;
+                }
+                other => other?,
+            }
+        }
+        let medium = Medium::open(&path, true)?;
+        medium.set_size(size)?;
+        Ok(medium)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+}
