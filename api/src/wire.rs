@@ -166,6 +166,9 @@ pub struct CopyingDesired {
     /// The root disk too that is made of the body's image.
     #[serde(default)]
     pub root: bool,
+    /// It was made, and is not made again; its bytes stay untouched.
+    #[serde(default)]
+    pub over: bool,
 }
 
 /// How far a pass has got.

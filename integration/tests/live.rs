@@ -24,7 +24,13 @@ fn runs_on(stage: &Stage, host: &str, one: &Instance) -> bool {
 }
 
 fn order(stage: &Stage, one: &Instance, to: &str) -> Exchange {
-    let wish = MoveCreate { to: Some(to.into()), kind: None, live: Some(true), reason: "a test".into(), ..MoveCreate::default() };
+    let wish = MoveCreate {
+        to: Some(to.into()),
+        kind: None,
+        live: Some(true),
+        reason: "a test".into(),
+        ..MoveCreate::default()
+    };
     stage.ask(stage.client.create_move(one.id, &wish)).expect("ordered")
 }
 
@@ -145,8 +151,13 @@ fn a_vm_goes_over_while_it_runs() {
         stage.buried(to, vm.id).expect("buried");
         let deadline = Instant::now() + PATIENCE;
         let one = loop {
-            let wish =
-                MoveCreate { to: Some(to.into()), kind: None, live: Some(true), reason: "a test".into(), ..MoveCreate::default() };
+            let wish = MoveCreate {
+                to: Some(to.into()),
+                kind: None,
+                live: Some(true),
+                reason: "a test".into(),
+                ..MoveCreate::default()
+            };
             match stage.ask(stage.client.create_move(vm.id, &wish)) {
                 Ok(one) => break one,
                 Err(error) => assert!(Instant::now() < deadline, "{error:#}"),

@@ -100,7 +100,13 @@ impl Cloud {
     }
 
     fn order(&self, one: &Instance, to: &str, kind: Option<BodyKind>) -> Exchange {
-        let request = MoveCreate { to: Some(to.into()), kind, live: None, reason: "a test".into(), ..MoveCreate::default() };
+        let request = MoveCreate {
+            to: Some(to.into()),
+            kind,
+            live: None,
+            reason: "a test".into(),
+            ..MoveCreate::default()
+        };
         self.ask(self.client().create_move(one.id, &request))
     }
 

@@ -3,8 +3,8 @@
 
 use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
 use amphi_api::instance::{
-    BodySpec, CopyPass, Exchange, ExchangePhase as Phase, Instance, InstanceState, InstanceVolume, MoveCreate,
-    VmSpec,
+    BodySpec, CopyPass, Exchange, ExchangePhase as Phase, Instance, InstanceState, InstanceVolume,
+    MoveCreate, VmSpec,
 };
 use amphi_api::{ExchangeId, InstanceId};
 use amphi_integration::failing::{PATIENCE, Stage, request, set};

@@ -189,6 +189,7 @@ fn no_word_decides_too_early() {
         for n in 0..(1 << 9) {
             let told = (bits(n, 0), bits(n, 1), bits(n, 2));
             let scene = Scene {
+                deadline: None,
                 state,
                 told: bits(n, 3).then_some(told),
                 landed: bits(n, 4),

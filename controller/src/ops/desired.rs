@@ -183,7 +183,8 @@ fn copying(view: &View, row: &InstanceRecord) -> Option<CopyingDesired> {
         to: journey.to,
         address: view.hosts.get(journey.to).and_then(|h| h.spec.as_ref()?.moves_at)?,
         epoch: row.epoch + 1,
-        pass: if copy.is_whole() { copy.next() - 1 } else { copy.next() },
+        pass: copy.next(),
+        over: copy.is_whole(),
         last,
         volumes: journey.volumes.iter().map(|v| v.volume).collect(),
         root: copy.root,
@@ -234,7 +235,7 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
         leaving: None,
         copying: None,
         arriving_from: from(|j| j.live),
-        copied_from: from(|j| j.copy.is_some()),
+        copied_from: from(|j| j.copy.is_some()).filter(|_| has_not_left(exchange.phase)),
         ..desired
     })
 }

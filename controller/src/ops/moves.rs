@@ -226,7 +226,7 @@ pub(super) fn movable(view: &View, row: &InstanceRecord) -> Result<HostId, OpsEr
         return Err(OpsError::conflict(format!("it is {}; wait for its end", pending.task.word())));
     }
     volumes_of(view, row, from)?;
-    if has_root_disk(view, row) && runs_as_vm(row).is_err() {
+    if has_root_disk(view, row) && runs_as_vm(row).is_err() && !takes_passes(view, from) {
         return Err(OpsError::conflict("the instance cannot leave its host: its root disk is there"));
     }
     Ok(from)
@@ -296,10 +296,7 @@ fn passes(
     hosts: [HostId; 2],
 ) -> Result<Option<CopyRecord>, OpsError> {
     let root = has_root_disk(view, row) && kind == BodyKind::Vm && row.body == BodyKind::Vm;
-    let takes = |id: HostId| {
-        let spec = view.hosts.get(id).and_then(|h| h.spec.as_ref());
-        spec.is_some_and(|s| s.takes_passes && s.moves_at.is_some())
-    };
+    let takes = |id: HostId| takes_passes(view, id);
     let refused = |why: &str| OpsError::conflict(format!("its bytes cannot be copied while it runs: {why}"));
     match wish.ahead {
         Some(false) => Ok(None),
@@ -308,6 +305,12 @@ fn passes(
         _ if (volumes.is_empty() && !root) || !hosts.into_iter().all(takes) => Ok(None),
         _ => Ok(Some(CopyRecord { root, ..CopyRecord::default() })),
     }
+}
+
+/// Whether the host's agent sends and takes bytes in passes.
+fn takes_passes(view: &View, host: HostId) -> bool {
+    let spec = view.hosts.get(host).and_then(|h| h.spec.as_ref());
+    spec.is_some_and(|s| s.takes_passes && s.moves_at.is_some())
 }
 
 fn root_gib(body: &BodyRecord) -> u64 {

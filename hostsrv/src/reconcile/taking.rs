@@ -54,11 +54,11 @@ impl Reconciler {
             Part::Volume(id) => {
                 let attached = self.drivers.volumes.attach(id.0, Attach::Device).await;
                 let path = attached.map_err(|error| error.to_string())?.device;
-                (path.clone(), open(path, None, pass.size).await)
+                (path.clone(), open(path, false, pass.size).await)
             }
             Part::Root => {
                 let path = self.root_of(&found)?;
-                (path.clone(), open(part_of(&path), Some(path), pass.size).await)
+                (path.clone(), open(part_of(&path), true, pass.size).await)
             }
         };
         let (path, medium) = opened;
@@ -115,6 +115,8 @@ impl Reconciler {
                 let base = cached.blobs.get(&BlobRole::Disk).ok_or("its image has no disk")?;
                 let part = part_of(&place.path);
                 qemu_img::rebase(&part, format, base).await.map_err(|e| e.to_string())?;
+                // A guest may have been started on what is there since.
+                self.comes(place.instance.id, place.instance.epoch, place.from, Part::Root)?;
                 tokio::fs::rename(&part, &place.path).await.map_err(|e| e.to_string())
             }
         }
@@ -178,10 +180,10 @@ fn part_of(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// `file`: where the finished file lies, if one is begun with.
-async fn open(path: PathBuf, file: Option<PathBuf>, size: u64) -> std::io::Result<Medium> {
+/// A device of at least the size, or a file of just it. A finished file beside it stays until this one is whole.
+async fn open(path: PathBuf, file: bool, size: u64) -> std::io::Result<Medium> {
     let work = move || {
-        let Some(file) = file else {
+        if !file {
             let medium = Medium::open(&path, true)?;
             return match medium.size()? {
                 has if has < size => Err(std::io::Error::other(format!("it has {has} bytes, not {size}"))),
@@ -190,12 +192,7 @@ async fn open(path: PathBuf, file: Option<PathBuf>, size: u64) -> std::io::Resul
         };
         if !path.exists() {
             std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
-            match std::fs::rename(&file, &path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    std::fs::File::create(&path)?;
-                }
-                other => other?,
-            }
+            std::fs::File::create(&path)?;
         }
         let medium = Medium::open(&path, true)?;
         medium.set_size(size)?;

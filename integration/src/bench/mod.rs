@@ -5,6 +5,7 @@ mod bare;
 mod create;
 mod exchange;
 pub mod failover;
+mod moves;
 mod rest;
 pub mod services;
 
@@ -37,6 +38,8 @@ pub enum Part {
     Rest,
     /// A power cut of a host: until each of its instances answers from elsewhere.
     Failover,
+    /// A move to another host with a volume, copied while it is stopped and ahead of that.
+    Move,
 }
 
 /// One number, with what was promised of it.
@@ -66,6 +69,9 @@ pub fn run(
     let mut figures = Vec::new();
     if [Part::Create, Part::Exchange, Part::Rest].into_iter().any(wanted) {
         figures.extend(on_one_host(layout.clone(), program, rounds, wanted, &mut unit)?);
+    }
+    if wanted(Part::Move) {
+        figures.extend(moves::measure(layout.clone(), program, &mut unit)?);
     }
     if wanted(Part::Failover) {
         figures.extend(failover::measure(layout, program, unit)?);

@@ -283,7 +283,13 @@ impl Step {
             Step::Move(to) => {
                 let id = client.find_instance(IT).await?.id;
                 let to = Some(lab.names[to].clone());
-                let request = MoveCreate { to, kind: None, live: None, reason: "a test".to_owned(), ..MoveCreate::default() };
+                let request = MoveCreate {
+                    to,
+                    kind: None,
+                    live: None,
+                    reason: "a test".to_owned(),
+                    ..MoveCreate::default()
+                };
                 client.create_move(id, &request).await.map(drop)
             }
             Step::Fail(_) | Step::Return(_) => Ok(()),

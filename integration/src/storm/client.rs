@@ -214,7 +214,13 @@ impl StormClient {
             }
             Order::Move { to, .. } => {
                 let to = to.map(|at| cloud.names[at].clone());
-                let request = MoveCreate { to, kind: None, live: None, reason: "storm".to_owned(), ..MoveCreate::default() };
+                let request = MoveCreate {
+                    to,
+                    kind: None,
+                    live: None,
+                    reason: "storm".to_owned(),
+                    ..MoveCreate::default()
+                };
                 judge(cloud, "move", client.create_move(id, &request).await);
                 None
             }

@@ -128,7 +128,9 @@ pub fn instance(
 /// The step for the bytes of an instance that moves: none once the pass is done, or while one that must find nothing
 /// running still finds something.
 pub fn bytes(desired: &InstanceDesired, seen: &Observed<'_>, done: bool) -> Vec<Step> {
-    let Some(order) = desired.copying.as_ref().filter(|_| !done) else { return Vec::new() };
+    let Some(order) = desired.copying.as_ref().filter(|order| !done && !order.over) else {
+        return Vec::new();
+    };
     let mut mine = seen.bodies.iter().filter(|b| b.instance == desired.id);
     let silent = !seen.answered.contains(&desired.body.kind());
     if order.last && (silent || mine.any(|b| b.state != ObservedState::Stopped)) {

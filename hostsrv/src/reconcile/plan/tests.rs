@@ -494,6 +494,7 @@ fn the_last_pass_finds_nothing_running_and_keeps_the_volumes() {
                 last,
                 volumes: vec![w.volume.id],
                 root: false,
+                over: false,
             });
         }
     };
