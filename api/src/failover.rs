@@ -107,6 +107,9 @@ pub enum FailoverFate {
         /// It began with a blank volume; the old one is still on the dead host.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fresh_volume: Option<FreshVolume>,
+        /// Its volumes in shared groups, taken over as they are: the new host alone has them from this epoch on.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        taken_over: Vec<VolumeId>,
         #[schemars(with = "String")]
         #[schema(value_type = String)]
         at: Timestamp,

@@ -2,7 +2,7 @@
 
 use crate::lease::LeaseState;
 use crate::placement::Qos;
-use crate::{HostId, InstanceId, VolumeId};
+use crate::{HostId, InstanceId, VolumeGroupId, VolumeId};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,16 @@ pub struct Engine {
     pub trouble: Option<String>,
 }
 
+/// A volume group on a disk that several hosts see, as one of them says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct SharedGroup {
+    /// The same on every host that sees it.
+    pub id: VolumeGroupId,
+    /// LVM's name of it.
+    pub name: String,
+    pub size_bytes: u64,
+}
+
 /// What a host is and has: the agent measures it, the controller never guesses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct HostSpec {
@@ -75,6 +85,9 @@ pub struct HostSpec {
     pub acceleration: Acceleration,
     pub activation: VolumeActivation,
     pub engines: Vec<Engine>,
+    /// Volume groups on disks that other hosts see too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_groups: Vec<SharedGroup>,
     /// Physical networks that its switch has a bridge for (`ovn-bridge-mappings`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub physical_networks: Vec<String>,

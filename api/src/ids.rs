@@ -76,6 +76,8 @@ id!(/// One rule of a security group: an OVN ACL.
     RuleId);
 id!(/// A volume: an LV.
     VolumeId);
+id!(/// A volume group on a disk that several hosts see; made of LVM's own id of it.
+    VolumeGroupId);
 id!(/// A point-in-time copy of a volume.
     SnapshotId);
 id!(/// A volume type.
@@ -96,4 +98,25 @@ id!(/// A server group: instances that keep together or apart.
 impl ProjectId {
     /// The project that exists before anyone has made one.
     pub const DEFAULT: ProjectId = ProjectId(Uuid::from_u128(0x616d_7068_6900_7000_8000_0000_0000_0001));
+}
+
+/// What LVM's ids of volume groups are named under.
+const VOLUME_GROUPS: Uuid = Uuid::from_u128(0x6a0f_51c2_93d4_5b0e_8f7a_2d1c_e5b4_9a63);
+
+impl VolumeGroupId {
+    /// The same on every host that sees the group. `vg_uuid`: LVM's `vg_uuid`.
+    pub fn of(vg_uuid: &str) -> Self {
+        Self(Uuid::new_v5(&VOLUME_GROUPS, vg_uuid.as_bytes()))
+    }
+
+    /// Volumes lie on a host or in a shared group: where a record names the place, it is this.
+    pub fn place(self) -> HostId {
+        HostId(self.0)
+    }
+}
+
+impl From<HostId> for VolumeGroupId {
+    fn from(place: HostId) -> Self {
+        Self(place.0)
+    }
 }

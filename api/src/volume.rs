@@ -1,12 +1,12 @@
 //! Volumes, snapshots and the recycle bin as the native face speaks of them.
 
-use crate::{FieldError, HostId, InstanceId, ProjectId, SnapshotId, VolumeId, validate};
+use crate::{FieldError, HostId, InstanceId, ProjectId, SnapshotId, VolumeGroupId, VolumeId, validate};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A volume to make. It lives in the volume group of one host: the one named, or the emptiest.
+/// A volume to make. It lives in the volume group of one host (the one named, or the emptiest), or in a shared group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeCreate {
@@ -22,11 +22,17 @@ pub struct VolumeCreate {
     /// Name or id of the host to make it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Name or id of the shared volume group to make it in: any host that sees the group can have it. Not with `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 impl VolumeCreate {
     pub fn check(&self) -> Result<(), FieldError> {
         validate::name("name", &self.name)?;
+        if self.host.is_some() && self.group.is_some() {
+            return Err(FieldError::new("group", "a shared group is no host's: leave one of them out"));
+        }
         match self.size_gib {
             Some(size) => validate::within("size_gib", size, 1, validate::VOLUME_GIB_MAX, "GiB"),
             None if self.snapshot.is_some() => Ok(()),
@@ -83,8 +89,14 @@ pub struct Volume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     pub state: VolumeState,
+    /// Where it is. Of one in a shared group: the host that has it in hand, or the group's keeper while nobody has.
     pub host: HostId,
     pub host_name: String,
+    /// The shared volume group that it is in; none: a host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<VolumeGroupId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

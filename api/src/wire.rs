@@ -8,12 +8,13 @@ use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::set::SetSpec;
 use crate::streams::StreamOpen;
 use crate::{
-    ExchangeId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId, VolumeId,
+    ExchangeId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId,
+    VolumeGroupId, VolumeId,
 };
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
@@ -90,10 +91,28 @@ pub struct HostDesired {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exports: Vec<ExportDesired>,
     pub tombstones: Vec<Tombstone>,
+    /// What the host may do in volume groups that other hosts see too: in one that is not here, nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupDesired>,
     /// The host was taken for dead and has not been let in again: it buries, and starts nothing. What it keeps may be
     /// about to start elsewhere. The lease says the same where hosts have leases.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shut_out: bool,
+}
+
+/// A host's part in a shared volume group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupDesired {
+    pub id: VolumeGroupId,
+    /// This host is the group's keeper: it alone changes LVM's metadata there, under this term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<u64>,
+    /// Of `volumes`, those in the group that this host makes, grows and destroys.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kept: BTreeSet<VolumeId>,
+    /// Volumes that this host may have active, by the epoch of the instance that it has them for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held: BTreeMap<VolumeId, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -371,6 +390,9 @@ pub struct HostStatus {
     pub exports: Vec<ExportStatus>,
     /// Tombstones of the desired state that are carried out: nothing of the thing is left here.
     pub buried: Vec<Tombstone>,
+    /// Volumes of shared groups that are active here, whatever is ordered.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub active: BTreeSet<VolumeId>,
     /// What is here and unknown to the desired state, in words.
     pub strangers: Vec<String>,
 }

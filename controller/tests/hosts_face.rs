@@ -86,6 +86,7 @@ impl HostSide for Records {
             volumes,
             snapshots,
             exports: self.exports.lock().unwrap().clone(),
+            groups: vec![],
             tombstones,
         })
     }
@@ -274,6 +275,7 @@ fn hello(name: &str) -> FromHost {
         acceleration: Acceleration::Tcg,
         activation: VolumeActivation::Loop,
         engines: vec![],
+        shared_groups: Vec::new(),
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,

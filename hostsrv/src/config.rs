@@ -28,6 +28,9 @@ pub struct Config {
     pub integration_bridge: String,
     #[serde(default = "volume_group")]
     pub volume_group: String,
+    /// Volume groups on disks that other hosts see too, by name; each has the LVM tag `amphi.shared`.
+    #[serde(default)]
+    pub shared_volume_groups: Vec<String>,
     /// Where `docker-plugin` listens. dockerd looks for drivers in /run/docker/plugins.
     #[serde(default = "plugin_socket")]
     pub plugin_socket: PathBuf,

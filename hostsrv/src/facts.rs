@@ -110,6 +110,7 @@ impl Facts {
                 _ => VolumeActivation::Loop,
             },
             engines,
+            shared_groups: storage.map(|s| s.shared.clone()).unwrap_or_default(),
             physical_networks: self.physical_networks.clone(),
             moves_at: Some(config.moves_listen()),
             takes_passes: true,

@@ -12,13 +12,13 @@ use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
 use amphi_hostsrv::lease::tls::PeerPapers;
+use amphi_hostsrv::monitoring::Monitoring;
 use amphi_hostsrv::network::{Flows, ovs};
 use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
 use amphi_hostsrv::reconcile::{Drivers, Reconciler};
 use amphi_hostsrv::signals::end_signal;
-use amphi_hostsrv::storage::{LvmConfig, LvmDriver, VolumeDriver};
-use amphi_hostsrv::monitoring::Monitoring;
+use amphi_hostsrv::storage::{Groups, LvmConfig, LvmDriver, VolumeDriver};
 use amphi_hostsrv::{crossing, join, lease, link, metadata, upkeep};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -85,9 +85,18 @@ fn main() -> anyhow::Result<()> {
 
 /// The plug-in must not keep loop windows open: the agent could then not detach them.
 async fn volumes(config: &Config, keeps_devices: bool) -> anyhow::Result<Arc<dyn VolumeDriver>> {
-    let mut lvm = LvmConfig::new(&config.volume_group, &config.state_dir, &config.run_dir);
-    lvm.keeps_devices = keeps_devices;
-    Ok(Arc::new(LvmDriver::open(lvm).await.context("LVM")?))
+    let open = async |group: &str, shared: bool| {
+        let mut lvm = LvmConfig::new(group, &config.state_dir, &config.run_dir);
+        lvm.keeps_devices = keeps_devices;
+        lvm.shared = shared;
+        LvmDriver::open(lvm).await.context("LVM")
+    };
+    let own = open(&config.volume_group, false).await?;
+    let mut shared = Vec::new();
+    for group in &config.shared_volume_groups {
+        shared.push(open(group, true).await?);
+    }
+    Ok(if shared.is_empty() { Arc::new(own) } else { Arc::new(Groups::new(own, shared)) })
 }
 
 async fn run(config: Arc<Config>) -> anyhow::Result<()> {

@@ -226,6 +226,7 @@ impl VolumeDriver for Volumes {
             extent_bytes: 1,
             activation: Activation::Loop,
             lvm_version: "1".into(),
+            shared: vec![],
         })
     }
 
@@ -248,6 +249,7 @@ impl VolumeDriver for Volumes {
             device: None,
             mounted: None,
             tags: vec![],
+            shared: None,
         });
         volume.size_bytes = spec.size_bytes;
         Ok(())
@@ -354,6 +356,7 @@ impl Host {
             volumes: vec![],
             snapshots: vec![],
             exports: Vec::new(),
+            groups: vec![],
             tombstones: vec![],
         };
         let sink = Arc::new(Sink::default());

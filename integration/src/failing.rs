@@ -57,8 +57,13 @@ impl Stage {
         hosts: u8,
         unit: impl FnMut(&UnitStatus),
     ) -> Result<Self> {
-        let lab = Lab::up(&UpOptions::new(layout.clone(), program.to_owned(), hosts), unit)?;
-        let client = crate::run::client(&layout)?;
+        Self::up_with(&UpOptions::new(layout, program.to_owned(), hosts), images, unit)
+    }
+
+    pub fn up_with(options: &UpOptions, images: &Path, unit: impl FnMut(&UnitStatus)) -> Result<Self> {
+        let hosts = options.hosts;
+        let lab = Lab::up(options, unit)?;
+        let client = crate::run::client(&options.layout)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stage = Self { lab, client, runtime };
         for number in 1..=hosts {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use amphi_integration::alone::agent;
 use amphi_integration::lab::{
-    Lab, Layout, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
+    Lab, Layout, Sizes, UnitStatus, UpOptions, end, guard, leftovers, own_program, run_node, run_underlay,
 };
 use amphi_integration::{crash, fuzz, races, scale, storm};
 use anyhow::{Context, Result, bail, ensure};
@@ -180,6 +180,8 @@ enum Verb {
         engines_only: bool,
         #[arg(long)]
         pv_bytes: u64,
+        #[arg(long, default_value_t = 0)]
+        shared_bytes: u64,
     },
     #[command(hide = true)]
     Underlay {
@@ -219,7 +221,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
     }
     let layout = Layout::from_env()?;
     match verb {
-        Verb::Supervise { hosts, engines_only, pv_bytes } => guard(&layout, hosts, engines_only, pv_bytes)?,
+        Verb::Supervise { hosts, engines_only, pv_bytes, shared_bytes } => {
+            guard(&layout, hosts, engines_only, Sizes { pv: pv_bytes, shared: shared_bytes })?
+        }
         Verb::Underlay { nodes, engines_only } => run_underlay(&layout, &nodes, engines_only)?,
         Verb::Node { name, engines_only } => run_node(&layout, &name, engines_only)?,
         Verb::Up { hosts, engines_only } => up(layout, hosts, engines_only)?,

@@ -114,12 +114,18 @@ fn detail(failover: &Failover) -> String {
 
 fn told(instance: &FailoverInstance, host: &str) -> (&'static str, String) {
     match &instance.fate {
-        FailoverFate::Moved { to_name, body, epoch, fresh_volume, .. } => {
+        FailoverFate::Moved { to_name, body, epoch, fresh_volume, taken_over, .. } => {
             let kind = if *body == instance.from { String::new() } else { format!(" as {body}") };
             let blank = fresh_volume
                 .map(|v| format!("; BLANK volume {} in place of {}", v.new, v.old))
                 .unwrap_or_default();
-            ("moved", format!("to {to_name}{kind} (epoch {epoch}){blank}"))
+            let over: Vec<_> = taken_over.iter().map(ToString::to_string).collect();
+            let over = if over.is_empty() {
+                String::new()
+            } else {
+                format!("; volume {} taken over", over.join(", "))
+            };
+            ("moved", format!("to {to_name}{kind} (epoch {epoch}){blank}{over}"))
         }
         FailoverFate::Waiting { volumes } => {
             let volumes: Vec<_> = volumes.iter().map(ToString::to_string).collect();

@@ -260,6 +260,14 @@ fn detail(host: &Host, now: Timestamp) -> String {
                 "Volumes",
                 format!("{} free of {}", bytes(spec.volume_group_free_bytes), bytes(spec.volume_group_bytes)),
             ),
+            (
+                "Shared groups",
+                or_dash((!spec.shared_groups.is_empty()).then(|| {
+                    let groups =
+                        spec.shared_groups.iter().map(|g| format!("{} ({})", g.name, bytes(g.size_bytes)));
+                    groups.collect::<Vec<_>>().join("\n")
+                })),
+            ),
             ("VMs run by", word(spec.acceleration)),
             ("Activation", word(spec.activation)),
             ("Engines", engines.collect::<Vec<_>>().join("\n")),

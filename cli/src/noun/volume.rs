@@ -29,6 +29,9 @@ pub enum Command {
         /// Name or id of the host to make it on.
         #[arg(long)]
         host: Option<String>,
+        /// Name or id of a shared volume group to make it in: any host that sees the group can have it.
+        #[arg(long, conflicts_with_all = ["host", "snapshot"])]
+        group: Option<String>,
     },
     /// Make a volume larger, while it is used too.
     Extend {
@@ -55,8 +58,8 @@ impl Command {
                 session.list("volumes", &session.client()?.volumes().await?, |v| list(v, Timestamp::now()))
             }
             Self::Show { volume } => session.show(&session.client()?.find_volume(&volume).await?, detail),
-            Self::Create { name, size_gib, snapshot, host } => {
-                let request = VolumeCreate { name, size_gib, snapshot, host };
+            Self::Create { name, size_gib, snapshot, host, group } => {
+                let request = VolumeCreate { name, size_gib, snapshot, host, group };
                 request.check()?;
                 let volume = session.client()?.create_volume(&request).await?;
                 session.show(&await_ready(session, volume).await?, detail)
@@ -169,13 +172,14 @@ async fn take_snapshot(session: &Session, text: &str, name: String) -> Result<()
 
 fn list(volumes: &[Volume], now: Timestamp) -> String {
     rows(
-        &["NAME", "STATE", "SIZE", "HOST", "INSTANCE", "AGE", "ID"],
+        &["NAME", "STATE", "SIZE", "HOST", "GROUP", "INSTANCE", "AGE", "ID"],
         volumes.iter().map(|v| {
             vec![
                 v.name.clone(),
                 word(v.state),
                 format!("{} GiB", v.size_gib),
                 v.host_name.clone(),
+                or_dash(v.group_name.clone()),
                 or_dash(v.instance),
                 age(v.created_at, now),
                 v.id.to_string(),
@@ -205,6 +209,10 @@ fn detail(v: &Volume) -> String {
         ("State", word(v.state)),
         ("Size", format!("{} GiB ordered, {} made", v.size_gib, or_dash(v.size_bytes.map(bytes)))),
         ("Host", v.host_name.clone()),
+        (
+            "Group",
+            v.group_name.as_ref().map_or("the host's own".to_owned(), |name| format!("{name} (shared)")),
+        ),
         ("Instance", or_dash(v.instance)),
         ("Created", moment(v.created_at, now)),
     ]);

@@ -49,6 +49,7 @@ fn host(number: u128) -> HostRecord {
             acceleration: Acceleration::Kvm,
             activation: VolumeActivation::Dm,
             engines: engines.map(engine).to_vec(),
+            shared_groups: Vec::new(),
             physical_networks: Vec::new(),
             moves_at: None,
             takes_passes: false,

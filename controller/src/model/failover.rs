@@ -131,6 +131,7 @@ mod tests {
             body: BodyKind::Set,
             epoch,
             fresh_volume: None,
+            taken_over: Vec::new(),
             at: Timestamp::UNIX_EPOCH,
             running_at: None,
         }

@@ -24,6 +24,7 @@ mod server_group;
 mod tombstone;
 mod volume;
 mod volume_change;
+mod volume_group;
 mod volume_journey;
 mod volume_traits;
 mod volume_transfer;
@@ -62,6 +63,7 @@ pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,
 };
 pub use volume_change::{VolumeChange, VolumeRefused, change_volume, check_items};
+pub use volume_group::{KeeperSight, VolumeGroupRecord};
 pub use volume_journey::{
     DOWN_PATIENCE, VolumeJourney, VolumeJourneySight, VolumeJourneyStep, volume_journey_step,
 };

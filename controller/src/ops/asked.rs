@@ -24,6 +24,7 @@ pub fn request_of(view: &View, record: &InstanceRecord) -> Request {
         network: !record.ports.is_empty(),
         physical: physical(view, ports.map(|port| port.network)),
         volume: record.volumes().next().is_some(),
+        reach: view.reach_of(record),
         images: record.body_of(record.body).map(|b| b.images.clone()).unwrap_or_default(),
         zone: record.server.zone.clone(),
         group: group.map(|group| server_groups::ask(view, group, Some(record.id))),

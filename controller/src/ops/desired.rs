@@ -3,7 +3,7 @@
 
 use super::move_ends::has_not_left;
 use super::move_volumes::carrier;
-use super::{Ops, Row, View};
+use super::{Ops, Row, View, volume_groups};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
@@ -48,27 +48,37 @@ impl Ops {
                 .any(|v| v.journey.as_ref().and_then(|j| j.image.as_ref()).is_some_and(has));
         coming
             || bodies.any(|body| body.images.iter().any(has))
-            || view.volumes_on(host).any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
+            || view
+                .kept_by(host)
+                .flat_map(|group| view.volumes_on(group.id.place()))
+                .chain(view.volumes_on(host))
+                .any(|v| !v.made && v.source_image.as_ref().is_some_and(has))
     }
 }
 
 /// The whole desired state of a host.
 pub fn desired(view: &View, host: HostId) -> HostDesired {
+    let live = |row: &&Row<InstanceRecord>| row.intent == Intent::Live && !waits(view, row);
+    let instances: Vec<_> = view.instances_on(host).filter(live).collect();
+    let groups = volume_groups::parts(view, host, &instances);
+    let kept: Vec<HostId> = view.kept_by(host).map(|group| group.id.place()).collect();
+    let held = groups.iter().filter(|group| group.keeper.is_none()).flat_map(|group| group.held.keys());
     HostDesired {
         host,
         generation: view.generation(host),
         shut_out: view.hosts.get(host).is_some_and(|h| h.barred_since.is_some()),
-        instances: view
-            .instances_on(host)
-            .filter(|row| row.intent == Intent::Live && !waits(view, row))
+        instances: instances
+            .iter()
+            .copied()
             .filter_map(|row| match holds_still(view, row) {
                 true => instance(view, &InstanceRecord { power: Power::Off, ..(*row.record).clone() }),
                 false => instance(view, row),
             })
             .collect(),
         expected: view.journeys_of(host).filter_map(|e| expected(view, e, host)).collect(),
-        volumes: view
-            .volumes_on(host)
+        volumes: std::iter::once(&host)
+            .chain(&kept)
+            .flat_map(|place| view.volumes_on(*place))
             .filter(|row| row.intent == Intent::Live && !is_unborn(row))
             .map(|row| VolumeDesired {
                 id: row.id,
@@ -77,6 +87,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 source: volume_source(view, row),
                 trashed_at: row.trashed_at,
             })
+            .chain(held.filter_map(|id| holds(view.volumes.get(*id)?)))
             .chain(view.journeys_of(host).flat_map(|e| arrivals(view, e, host)))
             .chain(view.volumes_to(host).filter(|row| row.host != host).filter_map(|row| {
                 let journey = row.journey.as_ref().filter(|j| j.shipped)?;
@@ -89,15 +100,27 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
             .map(|row| SnapshotDesired { id: row.id, made: row.made, volume: row.volume })
             .collect(),
         exports: view.exports_on(host).filter_map(|row| export(row)).collect(),
-        tombstones: view.tombstones_on(host).map(|row| row.order).collect(),
+        tombstones: std::iter::once(&host)
+            .chain(&kept)
+            .flat_map(|place| view.tombstones_on(*place))
+            .map(|row| row.order)
+            .collect(),
+        groups,
     }
+}
+
+/// A volume of a shared group that the host has for an instance, as large as the keeper has said that it is.
+fn holds(row: &VolumeRecord) -> Option<VolumeDesired> {
+    let size_bytes = row.observed.as_ref()?.size_bytes.min(row.size_gib * GIB);
+    Some(VolumeDesired { id: row.id, size_bytes, made: true, source: None, trashed_at: None })
 }
 
 /// Whether this host may not have it yet: it is in the middle of a move and the other host is not clear, or a volume that it
 /// starts with is on its way.
 fn waits(view: &View, row: &InstanceRecord) -> bool {
     let phase = row.exchange.and_then(|id| view.exchanges.get(id)).map(|e| e.phase);
-    let away = |id: VolumeId| !is_here(view, row, id);
+    let unmade = |id: VolumeId| view.group_of(id).is_some() && view.volumes.get(id).is_some_and(|v| !v.made);
+    let away = |id: VolumeId| !is_here(view, row, id) || unmade(id);
     matches!(phase, Some(ExchangePhase::Leaving | ExchangePhase::Returning))
         || row.volume.into_iter().chain(row.root_volume).any(away)
         || (!row.built && row.attachments.iter().any(|a| away(a.volume)))

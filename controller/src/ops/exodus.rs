@@ -91,7 +91,13 @@ impl<'a> Exodus<'a> {
             self.lose(row, &here);
             return FailoverFate::Waiting { volumes: here.iter().map(|v| v.id).collect() };
         }
-        let elsewhere = row.volumes().filter_map(|id| view.volumes.get(id)).find(|v| v.host != self.dead);
+        let taken_over: Vec<VolumeId> = row.volumes().filter(|id| view.group_of(*id).is_some()).collect();
+        if !taken_over.is_empty() && view.hosts.get(self.dead).is_none_or(|h| h.barred_since.is_none()) {
+            let reason = "its volume is in a shared group, and its host is not shut out: evacuate the host";
+            return FailoverFate::Refused { reason: reason.into() };
+        }
+        let local = |v: &&Row<VolumeRecord>| v.host != self.dead && view.group_at(v.host).is_none();
+        let elsewhere = row.volumes().filter_map(|id| view.volumes.get(id)).find(local);
         let request = Request {
             volume_gib: fresh.map_or(0, |v| v.size_gib),
             bodies: bodies.clone(),
@@ -111,6 +117,7 @@ impl<'a> Exodus<'a> {
             body: bodies[placement.body],
             epoch: epoch_elsewhere(view, row),
             fresh_volume: fresh,
+            taken_over,
             at: now,
             running_at: None,
         }

@@ -121,9 +121,11 @@ impl Ops {
             };
             let mut draft = Draft::default();
             draft.update(row, &record);
+            super::volume_groups::learn(view, &mut draft, spec, now);
             Ok((draft, ()))
         })
         .await?;
+        self.keep_groups().await?;
         self.find_again(host).await
     }
 

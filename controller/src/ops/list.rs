@@ -65,10 +65,14 @@ pub(super) fn find<R: Record>(table: &Table<R>, scope: ProjectId, id: R::Id) -> 
 
 impl View {
     pub fn host_name(&self, host: amphi_api::HostId) -> Option<String> {
-        self.hosts.get(host).map(|h| h.name.clone())
+        let group = || self.group_at(host).map(|group| group.name.clone());
+        self.hosts.get(host).map(|h| h.name.clone()).or_else(group)
     }
 
     pub fn host_up(&self, host: amphi_api::HostId) -> bool {
-        self.hosts.get(host).is_some_and(|h| h.is_up())
+        match self.hosts.get(host) {
+            Some(host) => host.is_up(),
+            None => self.group_at(host).is_some() && self.hosts_seeing(host).any(|h| h.is_up()),
+        }
     }
 }

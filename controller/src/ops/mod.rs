@@ -50,6 +50,7 @@ pub mod usage;
 pub mod view;
 mod volume_create;
 pub mod volume_edit;
+pub mod volume_groups;
 mod volume_journeys;
 mod volume_transfers;
 pub mod volume_types;

@@ -261,6 +261,9 @@ fn lives(
         if kind != BodyKind::Vm {
             return Err("the other kind of body starts anew".to_owned());
         }
+        if !view.reach_of(row).is_empty() {
+            return Err("it has a volume in a shared group, which one host at a time has active".to_owned());
+        }
         let spec = |id: HostId| view.hosts.get(id).and_then(|h| h.spec.as_ref());
         let (Some(here), Some(there)) = (spec(from), spec(to)) else {
             return Err("a host is unknown".into());

@@ -47,6 +47,7 @@ impl Ops {
             let row = find(&view.volumes, scope, volume)?;
             usable(row)?;
             super::move_volumes::refuse_moving(view, row)?;
+            super::volume_groups::refuse_copies(view, row)?;
             if !row.made {
                 return Err(OpsError::conflict("the volume is not made yet"));
             }

@@ -87,7 +87,8 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             end_task(view, &mut draft, row, None, now);
             conclude(view, &mut draft, &mut record, now);
         }
-        let went = fresh && freed(view, &mut draft, &mut record);
+        let holds = |leaving: &Leaving| matches!(leaving, Leaving::Volume(id) if status.active.contains(id));
+        let went = fresh && !record.leaving.iter().any(holds) && freed(view, &mut draft, &mut record);
         if same && !went {
             continue;
         }
@@ -145,7 +146,9 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         }
     }
     for seen in &status.volumes {
-        let Some(row) = view.volumes.get(seen.id).filter(|row| row.host == host) else { continue };
+        let Some(row) = view.volumes.get(seen.id).filter(|row| view.speaks_for(host, row.host)) else {
+            continue;
+        };
         let observed = VolumeObserved {
             size_bytes: seen.size_bytes,
             present: seen.present,
@@ -185,6 +188,11 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         }
         if !is_full(&draft) {
             exported(view, &mut draft, row, seen, now);
+        }
+    }
+    for row in view.volume_groups.iter().filter(|g| g.keeper == Some(host) && g.retiring) {
+        if status.generation >= view.generation(host) && !is_full(&draft) {
+            draft.update(row, &row.released());
         }
     }
     if let Some(row) = view.hosts.get(host).filter(|row| row.strangers != status.strangers) {
@@ -247,7 +255,11 @@ fn exported(
 /// A tombstone is carried out: it goes, and with it the record of what was deleted.
 fn buried(view: &View, host: HostId, order: Tombstone, now: Timestamp) -> Draft {
     let mut draft = Draft::default();
-    let Some(stone) = view.tombstones.get(TombstoneKey::of(host, order)) else { return draft };
+    // Its own, or that of a shared group which it keeps.
+    let mut places = std::iter::once(host).chain(view.kept_by(host).map(|group| group.id.place()));
+    let found = places.find_map(|place| view.tombstones.get(TombstoneKey::of(place, order)));
+    let Some(stone) = found else { return draft };
+    let host = stone.host;
     // A later order of a higher epoch is not carried out by this word.
     if stone.order != order {
         return draft;

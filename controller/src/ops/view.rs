@@ -171,6 +171,7 @@ pub struct View {
     pub instances: Table<InstanceRecord>,
     pub volumes: Table<VolumeRecord>,
     pub snapshots: Table<SnapshotRecord>,
+    pub volume_groups: Table<VolumeGroupRecord>,
     pub volume_types: Table<VolumeTypeRecord>,
     pub volume_transfers: Table<VolumeTransferRecord>,
     pub exchanges: Table<ExchangeRecord>,
@@ -364,6 +365,12 @@ impl View {
                 Err(error) => tracing::error!(%key, %error, "a record cannot be read; its last state stays"),
             }
         }
+        // What changes in a shared group concerns every host that sees it.
+        let groups: Vec<HostId> = touched.iter().copied().filter(|id| self.group_at(*id).is_some()).collect();
+        for place in groups {
+            let hosts: Vec<HostId> = self.hosts_seeing(place).map(|host| host.id).collect();
+            touched.extend(hosts);
+        }
         for host in &touched {
             self.generations.insert(*host, change.revision);
         }
@@ -419,6 +426,10 @@ impl View {
                 hosts.into_iter().for_each(|host| self.regroup(host));
             }
             QuotaRecord::PREFIX => drop(self.quotas.put(read!(), version)),
+            VolumeGroupRecord::PREFIX => {
+                let (id, _) = self.volume_groups.put(read!(), version);
+                touched.push(id.place());
+            }
             VolumeTypeRecord::PREFIX => drop(self.volume_types.put(read!(), version)),
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
@@ -492,7 +503,12 @@ impl View {
             VolumeRecord::PREFIX => {
                 let (id, before) = self.volumes.put(read!(), version);
                 let Some(now) = self.volumes.get(id) else { return Ok(touched) };
-                if before.as_ref().is_none_or(|b| now.matters(b)) {
+                // In a shared group, the holder grows a volume after the keeper has made it larger.
+                let size = |v: &VolumeRecord| v.observed.as_ref().map(|seen| seen.size_bytes);
+                let grown = || before.as_ref().map(|b| size(b)) != Some(size(now));
+                if before.as_ref().is_none_or(|b| now.matters(b))
+                    || (self.group_at(now.host).is_some() && grown())
+                {
                     touched.push(now.host);
                 }
                 let (host, part) = (now.host, volume_part(now));
@@ -582,6 +598,7 @@ impl View {
                 hosts.unwrap_or_default().into_iter().for_each(|host| self.regroup(host));
             }
             QuotaRecord::PREFIX => drop(remove(&mut self.quotas, id)),
+            VolumeGroupRecord::PREFIX => drop(remove(&mut self.volume_groups, id)),
             VolumeTypeRecord::PREFIX => drop(remove(&mut self.volume_types, id)),
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),

@@ -2,7 +2,7 @@
 //! is room; elsewhere they travel (`volume_journeys.rs`).
 
 use super::list::find;
-use super::{Draft, Ops, OpsError, Row, View, quotas, resolve, sights, volume_types};
+use super::{Draft, Ops, OpsError, Row, View, quotas, resolve, sights, volume_groups, volume_types};
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::image::{ImageFormat, ImageState};
@@ -34,6 +34,8 @@ pub struct VolumeWish {
     pub zone: Option<String>,
     /// Name or id of the host to make it on.
     pub host: Option<String>,
+    /// Name or id of the shared volume group to make it in.
+    pub group: Option<String>,
     pub user: Option<UserId>,
     /// Who asks does not know of hosts: while it holds nothing that could not be made again, it may follow its first
     /// instance to another one.
@@ -48,6 +50,7 @@ impl Ops {
             size_gib: request.size_gib,
             origin: request.snapshot.map_or(VolumeOrigin::Blank, VolumeOrigin::Snapshot),
             host: request.host.clone(),
+            group: request.group.clone(),
             ..VolumeWish::default()
         };
         let id = self.make_volume(scope, &wish).await?;
@@ -100,14 +103,20 @@ fn decide(
         ..Request::default()
     };
     let hosts = sights(view);
-    let near = place(&hosts, &asked, policy);
-    let host = match source.host {
-        Some(from) if view.host_up(from) => {
-            near.or_else(|_| place(&hosts, &Request { volume_host: None, ..asked }, policy))
+    let near = || place(&hosts, &asked, policy);
+    let host = match (volume_groups::wanted(view, wish.group.as_deref(), &kind)?, source.host) {
+        (Some(group), None) => {
+            volume_groups::room_in(view, group, size_gib)?;
+            group.id.place()
         }
-        Some(_) | None => near,
-    }?
-    .host;
+        (Some(_), Some(_)) => {
+            return Err(OpsError::field("group", "a volume in a shared group begins blank or with an image"));
+        }
+        (None, Some(from)) if view.host_up(from) => {
+            near().or_else(|_| place(&hosts, &Request { volume_host: None, ..asked.clone() }, policy))?.host
+        }
+        (None, _) => near()?.host,
+    };
     let afar = source.host.filter(|from| *from != host);
     let (snapshot, image, volume) = match wish.origin {
         VolumeOrigin::Blank => (None, None, None),
@@ -191,6 +200,7 @@ fn source(
                 return Err(OpsError::taken("source_volid", format!("volume {id} is {word}")));
             }
             super::move_volumes::refuse_moving(view, row)?;
+            volume_groups::refuse_copies(view, row)?;
             draft.touch(row);
             let traits = inherited(row);
             Ok(Source { host: Some(row.host), least_gib: row.size_gib, what: "source volume", traits })

@@ -38,6 +38,7 @@ impl Ops {
             let row = find(&view.volumes, scope, id)?;
             super::volumes::usable(row)?;
             super::move_volumes::refuse_moving(view, row)?;
+            super::volume_groups::refuse_copies(view, row)?;
             let word = row.word(doings(view, row));
             if word != "available" && !(word == "in-use" && wish.force) {
                 return Err(OpsError::conflict(format!(

@@ -58,7 +58,10 @@ impl Ops {
             quotas::check(view, scope, &[(Resource::Gigabytes, more)])?;
             let asked =
                 Request { volume_gib: more, volume: true, volume_host: Some(row.host), ..Request::default() };
-            place(&sights(view), &asked, self.policy())?;
+            match view.group_at(row.host) {
+                Some(group) => super::volume_groups::room_in(view, group, more)?,
+                None => drop(place(&sights(view), &asked, self.policy())?),
+            }
             let mut draft = Draft::default();
             draft.update(row, &VolumeRecord { size_gib: request.size_gib, ..(*row.record).clone() });
             draft.claim(row.host, room(more));
@@ -181,6 +184,9 @@ pub(super) fn volume_view(view: &View, record: &VolumeRecord) -> Volume {
         true => Some("its host does not answer: it is purged when the host returns".to_owned()),
         false => observed.and_then(|o| o.fault.as_ref()).map(|f| f.message.clone()),
     };
+    let group = view.group_at(record.host);
+    let holder = || view.instances.get(record.instance?)?.host;
+    let host = group.map_or(record.host, |group| holder().or(group.keeper).unwrap_or(record.host));
     Volume {
         id: record.id,
         project: record.project,
@@ -188,8 +194,10 @@ pub(super) fn volume_view(view: &View, record: &VolumeRecord) -> Volume {
         size_gib: record.size_gib,
         size_bytes: observed.filter(|o| o.present).map(|o| o.size_bytes),
         state: volume_state_of(record, view.host_up(record.host)),
-        host: record.host,
-        host_name: view.host_name(record.host).unwrap_or_default(),
+        host,
+        host_name: view.host_name(host).unwrap_or_default(),
+        group: group.map(|group| group.id),
+        group_name: group.map(|group| group.name.clone()),
         instance: record.instance,
         fault,
         trashed_at: record.trashed_at,

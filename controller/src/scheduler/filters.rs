@@ -5,6 +5,7 @@
 //! not keep for itself. Memory likewise.
 
 use super::{HostSight, Policy, Request, affinity, match_specs};
+use amphi_api::HostId;
 use amphi_api::host::{Claims, EngineName, HostSpec, HostState};
 use amphi_api::instance::BodyKind;
 use amphi_api::placement::Qos;
@@ -57,6 +58,12 @@ fn choice(host: &HostSight, request: &Request, _: &Policy) -> Result<(), String>
     }
     if request.volume_host.is_some_and(|id| id != host.id) {
         return Err("does not hold the volume".into());
+    }
+    let sees = |place: &HostId| {
+        host.spec.is_some_and(|spec| spec.shared_groups.iter().any(|group| group.id.place() == *place))
+    };
+    if !request.reach.iter().all(sees) {
+        return Err("does not see the shared volume group".into());
     }
     if request.excluded.contains(&host.id) {
         return Err("is excluded".into());

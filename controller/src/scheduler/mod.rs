@@ -75,6 +75,8 @@ pub struct Request {
     pub pinned: Option<HostId>,
     /// Where its volume is.
     pub volume_host: Option<HostId>,
+    /// Shared volume groups that its volumes are in.
+    pub reach: Vec<HostId>,
     pub excluded: Vec<HostId>,
     /// The availability zone that it must be in.
     pub zone: Option<String>,

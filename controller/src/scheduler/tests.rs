@@ -24,6 +24,7 @@ pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
         engines: [EngineName::Docker, EngineName::Libvirt, EngineName::Ovs, EngineName::Ovn, EngineName::Lvm]
             .map(engine)
             .to_vec(),
+        shared_groups: Vec::new(),
         physical_networks: vec!["lan".into()],
         moves_at: None,
         takes_passes: false,

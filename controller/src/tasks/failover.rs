@@ -167,6 +167,7 @@ impl Task for Failover {
             self.condemn().await,
             self.bar().await,
             self.move_away().await,
+            self.ops.keep_groups().await.map_err(Into::into),
             self.ops.watch_failovers().await.map_err(Into::into),
             self.let_in().await,
         ];

@@ -25,6 +25,8 @@ pub struct Guard {
     pub fence: Option<Arc<Fence>>,
     /// Sets the guests' devices down; answers how many there were.
     pub switch_off: Box<dyn Fn() -> usize + Send>,
+    /// Cuts this host off from the volumes in shared groups; answers how many it was cut off from now.
+    pub cut_off: Box<dyn Fn() -> usize + Send>,
 }
 
 impl Guard {
@@ -104,7 +106,12 @@ impl Guard {
         }
         let Some(fence) = &self.fence else { return };
         let bound = Duration::from_millis(self.shared.rule(|rule| rule.timing().fence));
-        let report = fence.carry_out(bound, &self.switch_off);
+        let report = fence.carry_out(bound, || {
+            let devices = (self.switch_off)();
+            // Ending the guests is not enough: what they wrote last would still go to a disk that others take over.
+            (self.cut_off)();
+            devices
+        });
         let total_ms = clock::now().saturating_sub(decided);
         if report.left == 0 {
             tracing::warn!(?report, total_ms, "fenced: no guest is left");
@@ -114,6 +121,7 @@ impl Guard {
     }
 
     fn sweep(&self) {
+        (self.cut_off)();
         let killed = self.fence.as_ref().map(|fence| fence.sweep()).unwrap_or_default();
         if !killed.is_empty() {
             tracing::warn!(count = killed.len(), "guests that came up while this host is fenced were ended");

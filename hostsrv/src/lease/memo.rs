@@ -95,7 +95,7 @@ impl Files {
 }
 
 /// Whole or not at all. No sync: a tmpfs has nothing to sync to.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let next = path.with_added_extension("next");
     std::fs::write(&next, bytes)?;
     std::fs::rename(&next, path)

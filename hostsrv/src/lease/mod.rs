@@ -68,7 +68,10 @@ pub async fn serve(config: &Config, witness: bool) -> anyhow::Result<()> {
             }
         });
     }
-    let guard = Guard { shared: shared.clone(), files: files.clone(), fence, switch_off: switch_off()? };
+    let (run_dir, state_dir) = (config.run_dir.clone(), config.state_dir.clone());
+    let cut_off = Box::new(move || crate::storage::shared::cut_off(&run_dir, &state_dir));
+    let guard =
+        Guard { shared: shared.clone(), files: files.clone(), fence, switch_off: switch_off()?, cut_off };
     let (failed, failure) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("guard".into()).spawn(move || {
         guard.run();

@@ -242,6 +242,7 @@ mod tests {
             volumes: Vec::new(),
             snapshots: Vec::new(),
             exports: Vec::new(),
+            groups: Vec::new(),
             tombstones: Vec::new(),
         };
         for (address, name) in [

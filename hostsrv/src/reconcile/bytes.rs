@@ -41,7 +41,9 @@ impl Reconciler {
             },
         };
         let fs = Some(Filesystem::Xfs).filter(|_| order.source != Some(VolumeSource::Crossing));
-        let spec = VolumeSpec { id: id.0, size_bytes: order.size_bytes, fs, source };
+        let in_it = |g: &&amphi_api::wire::GroupDesired| g.kept.contains(&id) || g.held.contains_key(&id);
+        let group = desired.groups.iter().find(in_it).map(|g| g.id);
+        let spec = VolumeSpec { id: id.0, size_bytes: order.size_bytes, fs, source, group };
         Ok(self.drivers.volumes.ensure(&spec).await?)
     }
 

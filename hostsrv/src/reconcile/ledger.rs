@@ -6,6 +6,7 @@
 
 use crate::lease::clock;
 use crate::lease::memo::Files;
+use crate::storage::shared;
 use amphi_api::image::Blob;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::HostDesired;
@@ -133,6 +134,7 @@ impl Ledger {
                 return Err(LedgerError::Stale { offered: desired.generation, held: held.generation });
             }
             if *held == desired && self.confirmed() {
+                self.permit(boot, &desired)?;
                 return Ok(());
             }
         }
@@ -141,6 +143,8 @@ impl Ledger {
         // Of what was removed whole, and is not ordered here any more, there is nothing to remember.
         let ordered = |id| desired.instances.iter().chain(&desired.expected).any(|i| i.id == id);
         self.pages.begun.retain(|id, begun| !begun.kinds.is_empty() || ordered(*id));
+        // What is taken away is taken away before anybody hears that the order is known.
+        self.permit(boot, &desired)?;
         self.pages.desired = Some(desired);
         self.pages.confirmed_in = Some(boot);
         let saved = self.save();
@@ -149,6 +153,12 @@ impl Ledger {
             (self.pages, self.behind) = before;
         }
         saved
+    }
+
+    fn permit(&self, boot: Uuid, desired: &HostDesired) -> Result<(), LedgerError> {
+        let path = || self.files.run_dir.join("shared");
+        let failed = |source| LedgerError::Io { doing: "write", path: path(), source };
+        shared::write(&self.files.run_dir, boot, desired).map_err(failed)
     }
 
     pub fn begun(&self, instance: InstanceId) -> Begun {
@@ -222,6 +232,7 @@ mod tests {
             volumes: vec![],
             snapshots: vec![],
             tombstones: vec![],
+            groups: vec![],
         }
     }
 

@@ -71,6 +71,10 @@ pub struct Reconciler {
     copying: Copying,
 }
 
+fn seen_whole(seen: &Observed<'_>, id: amphi_api::VolumeId) -> bool {
+    seen.volumes.and_then(|all| all.get(&id.0)).is_some_and(|volume| volume.complete)
+}
+
 /// Engines that did not answer at the last look, with the reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Troubles {
@@ -359,6 +363,13 @@ impl Reconciler {
             plans.push((item, plan::expected(coming, seen, &memory, confirmed && leased)));
         }
         plans.extend(destroy);
+        for id in seen.volumes.into_iter().flat_map(|all| plan::strays(desired, all)) {
+            // One that is being made is active for that.
+            let waits = desired.volumes.iter().any(|v| v.id == id) && leased && !seen_whole(seen, id);
+            if !used(id) && !waits {
+                plans.push((Item::Volume(id), vec![plan::Step::DetachVolume { volume: id }]));
+            }
+        }
         // Without a lease nothing is begun, as before the controller's first word. What was buried elsewhere is buried here
         // all the same: that is what a host that was shut out has to do before it gets a lease again.
         if !leased {

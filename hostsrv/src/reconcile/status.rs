@@ -38,6 +38,13 @@ pub fn render(
         volumes: desired.volumes.iter().map(|v| volume(desired, v.id, world, memory)).collect(),
         snapshots: desired.snapshots.iter().map(|s| snapshot(s.id, world, memory)).collect(),
         buried: plan::buried(desired, &world.observed(), under_way, begun),
+        active: world
+            .volumes
+            .iter()
+            .flat_map(|all| all.values())
+            .filter(|v| v.shared.is_some() && plan::is_attached(v))
+            .map(|v| VolumeId(v.id))
+            .collect(),
         strangers: strangers(Some(desired), world),
     }
 }
@@ -214,9 +221,11 @@ fn strangers(desired: Option<&HostDesired>, world: &World) -> Vec<String> {
         .filter(|b| !known_body(b))
         .map(|b| format!("{} {} of epoch {}, {:?}", b.kind, b.instance, b.epoch, b.state).to_lowercase());
     let volumes =
-        world.volumes.iter().flatten().filter(|(id, _)| !known_volume(**id)).map(|(id, v)| match v.kind {
-            VolumeKind::Volume => format!("volume {id}"),
-            VolumeKind::Snapshot { of } => format!("snapshot {id} of volume {of}"),
-        });
+        world.volumes.iter().flatten().filter(|(id, v)| v.shared.is_none() && !known_volume(**id)).map(
+            |(id, v)| match v.kind {
+                VolumeKind::Volume => format!("volume {id}"),
+                VolumeKind::Snapshot { of } => format!("snapshot {id} of volume {of}"),
+            },
+        );
     bodies.chain(volumes).collect()
 }

@@ -11,7 +11,8 @@ use super::driver::{Active, LvmDriver, blocking};
 use super::filesystem::{self, Mount};
 use super::lvm::LvmCommand;
 use super::report::{GroupReport, LvReport};
-use super::{Activation, ObservedVolume, StorageError, VolumeKind, holders};
+use super::shared::Part;
+use super::{Activation, ObservedVolume, StorageError, VolumeKind, VolumeSpec, holders};
 
 /// How long a device may take to become free after its last user has gone.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -25,7 +26,8 @@ impl LvmDriver {
             object: format!("{}/{}", self.lvm.group(), lv.name),
             detail: "the LV is not one contiguous piece".to_owned(),
         })?;
-        Ok(Place { pv: PathBuf::from(&range.pv), offset, size: lv.size_bytes })
+        let direct = self.lvm.part().is_some();
+        Ok(Place { pv: PathBuf::from(&range.pv), offset, size: lv.size_bytes, direct })
     }
 
     pub(super) async fn activate(&self, report: &GroupReport, lv: &LvReport) -> Result<Active, StorageError> {
@@ -176,7 +178,32 @@ impl LvmDriver {
             device,
             mounted: mounts.iter().any(|mount| mount.point == point).then_some(point),
             tags: lv.tags.clone(),
+            shared: self.lvm.part().and_then(Part::id),
         }
+    }
+
+    /// Of a volume in a shared group whose metadata another host keeps: as large as it has become there.
+    pub(super) async fn follow(&self, spec: &VolumeSpec) -> Result<(), StorageError> {
+        let id = spec.id;
+        let _lock = self.locks.lock(&[id]).await?;
+        let report = self.lvm.report().await?;
+        let (lv, _) = report.of(id).ok_or(StorageError::NotReady { id })?;
+        if lv.is_making() || lv.size_bytes < spec.size_bytes {
+            return Err(StorageError::NotReady { id });
+        }
+        if self.lvm.activation() == Activation::Dm && lv.active {
+            self.lvm.run(LvmCommand::Refresh { name: &lv.name }).await?;
+        }
+        self.settle_size(id, &report, lv).await
+    }
+
+    /// Whether a fence has cut this host off from the file system that is mounted here.
+    pub(super) async fn is_cut_off(&self, id: Uuid) -> Result<bool, StorageError> {
+        let point = self.mount_point(id);
+        blocking("looking at", &id.to_string(), move || {
+            Ok(std::fs::metadata(point).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO)))
+        })
+        .await
     }
 
     /// After a restart of the agent a guest alone keeps its window; take part in that again.

@@ -20,6 +20,7 @@ use super::filesystem;
 use super::lock::VolumeLocks;
 use super::lvm::{Lvm, LvmCommand};
 use super::report::{LvReport, MAKING_TAG, TAG, XFS_TAG};
+use super::shared::Part;
 use super::{
     Activation, Attach, Attached, BinOrder, ObservedVolume, Quiesce, Source, StorageError, StorageFacts,
     VolumeDriver, VolumeKind, VolumeSpec, recycle,
@@ -35,6 +36,8 @@ pub struct LvmConfig {
     pub run_dir: PathBuf,
     /// LVM's own configuration directory.
     pub lvm_dir: PathBuf,
+    /// Other hosts see the group too.
+    pub shared: bool,
     /// `None`: whatever the kernel can do. A loop window works on every kernel, device-mapper does not.
     pub activation: Option<Activation>,
     /// Whether this process keeps the windows of raw devices open (loop activation). The agent does;
@@ -54,6 +57,7 @@ impl LvmConfig {
             state_dir: state_dir.to_owned(),
             run_dir: run_dir.to_owned(),
             lvm_dir,
+            shared: false,
             activation: None,
             keeps_devices: true,
             freeze_limit: Duration::from_secs(30),
@@ -109,9 +113,18 @@ impl LvmDriver {
             Ok(())
         })
         .await?;
-        let lvm = Lvm::new(&config.volume_group, activation, &config.lvm_dir, &config.run_dir.join("lvm"))?;
+        let mut lvm =
+            Lvm::new(&config.volume_group, activation, &config.lvm_dir, &config.run_dir.join("lvm"))?;
+        if config.shared {
+            lvm = lvm.shared(Part::new(&config.run_dir, &config.state_dir));
+        }
         let locks = VolumeLocks::new(config.run_dir.join("volumes.lock"));
         Ok(LvmDriver { config, lvm, locks, held: Mutex::default(), version: OnceCell::new() })
+    }
+
+    /// Of a shared group that has answered once.
+    pub fn group_id(&self) -> Option<amphi_api::VolumeGroupId> {
+        self.lvm.part().and_then(Part::id)
     }
 
     pub fn mount_point(&self, id: Uuid) -> PathBuf {
@@ -161,6 +174,7 @@ impl VolumeDriver for LvmDriver {
             extent_bytes: report.extent_bytes,
             activation: self.lvm.activation(),
             lvm_version: version.clone(),
+            shared: Vec::new(),
         })
     }
 
@@ -189,6 +203,9 @@ impl VolumeDriver for LvmDriver {
         }
         if spec.size_bytes == 0 {
             return Err(StorageError::Invalid { id, reason: "its size is zero".to_owned() });
+        }
+        if self.lvm.part().is_some_and(|part| part.may_write().is_err()) {
+            return self.follow(spec).await;
         }
         let copied = spec.source.as_ref().and_then(Source::copied);
         let ids: Vec<Uuid> = copied.into_iter().chain([id]).collect();
@@ -247,6 +264,11 @@ impl VolumeDriver for LvmDriver {
             report = self.grow_lv(spec, extents).await?;
         }
         let (lv, _) = report.of(id).ok_or(StorageError::Unknown { id })?;
+        if self.lvm.part().is_some_and(|part| part.may_hold(id).is_err()) {
+            // Made here, for another host.
+            let active = LvReport { active: true, ..lv.clone() };
+            return self.detach_locked(id, &report, &active).await;
+        }
         self.settle_size(id, &report, lv).await
     }
 
@@ -264,8 +286,16 @@ impl VolumeDriver for LvmDriver {
         if lv.is_making() {
             return Err(StorageError::NotReady { id });
         }
+        if let Some(part) = self.lvm.part() {
+            part.may_hold(id).map_err(|why| StorageError::NotHolder { id, why })?;
+        }
         let point = self.mount_point(id);
-        let mounted = self.is_mounted(id).await?;
+        let mut mounted = self.is_mounted(id).await?;
+        if mounted && self.is_cut_off(id).await? {
+            // Left by a fence of this host.
+            self.detach_locked(id, &report, lv).await?;
+            mounted = false;
+        }
         if how == Attach::Device && mounted {
             return Err(StorageError::Busy { id, holders: format!("mounted at {}", point.display()) });
         }

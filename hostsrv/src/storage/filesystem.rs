@@ -2,7 +2,7 @@
 //! a person with xfs_repair.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -175,6 +175,19 @@ pub fn thaw_leftover(point: &Path) {
         && ioctl::thaw(&directory).is_ok()
     {
         tracing::warn!(point = %point.display(), "thawed a file system that had been left frozen");
+    }
+}
+
+/// Stops the file system that is mounted here, if one is: nothing in memory is written any more. A directory that is no
+/// mount is left alone, or it would be the host's own file system that stops.
+pub fn shut_down(point: &Path) -> bool {
+    let device = |file: &File| file.metadata().map(|meta| meta.dev());
+    let (Ok(directory), Some(Ok(parent))) = (File::open(point), point.parent().map(File::open)) else {
+        return false;
+    };
+    match (device(&directory), device(&parent)) {
+        (Ok(here), Ok(above)) if here != above => ioctl::shut_down(&directory).is_ok(),
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::command::{Run, complaint};
 use super::placement::ExtentRange;
 use super::report::{self, GroupReport};
+use super::shared::{Part, SHARED_TAG};
 use super::{Activation, StorageError};
 
 /// Metadata commands take milliseconds; half a minute means that something is stuck (a dead disk, a lock).
@@ -50,6 +51,10 @@ pub enum LvmCommand<'a> {
     Deactivate {
         name: &'a str,
     },
+    /// Takes over the LV's present size where it is active (device-mapper).
+    Refresh {
+        name: &'a str,
+    },
     Remove {
         name: &'a str,
     },
@@ -65,7 +70,23 @@ impl LvmCommand<'_> {
             LvmCommand::Tag { .. } => "lvchange --addtag/--deltag",
             LvmCommand::Activate { .. } => "lvchange --activate y",
             LvmCommand::Deactivate { .. } => "lvchange --activate n",
+            LvmCommand::Refresh { .. } => "lvchange --refresh",
             LvmCommand::Remove { .. } => "lvremove",
+        }
+    }
+
+    /// Whether it changes the group's metadata.
+    fn writes(&self) -> bool {
+        match self {
+            LvmCommand::Report
+            | LvmCommand::Activate { .. }
+            | LvmCommand::Deactivate { .. }
+            | LvmCommand::Refresh { .. } => false,
+            LvmCommand::Create { .. }
+            | LvmCommand::Snapshot { .. }
+            | LvmCommand::Extend { .. }
+            | LvmCommand::Tag { .. }
+            | LvmCommand::Remove { .. } => true,
         }
     }
 
@@ -78,6 +99,7 @@ impl LvmCommand<'_> {
             | LvmCommand::Tag { name, .. }
             | LvmCommand::Activate { name }
             | LvmCommand::Deactivate { name }
+            | LvmCommand::Refresh { name }
             | LvmCommand::Remove { name } => format!("{group}/{name}"),
         }
     }
@@ -90,7 +112,12 @@ impl LvmCommand<'_> {
         match self {
             LvmCommand::Report => {
                 push(&["fullreport", "--reportformat", "json", "--units", "b", "--nosuffix"]);
-                push(&["--configreport", "vg", "-o", "vg_name,vg_size,vg_free,vg_extent_size"]);
+                push(&[
+                    "--configreport",
+                    "vg",
+                    "-o",
+                    "vg_name,vg_size,vg_free,vg_extent_size,vg_uuid,vg_tags",
+                ]);
                 push(&["--configreport", "pv", "-o", "pv_uuid,pv_name,pe_start,pv_pe_count"]);
                 push(&["--configreport", "lv", "-o", "lv_uuid,lv_name,lv_size,lv_tags,lv_active,origin"]);
                 push(&["--configreport", "pvseg", "-o", "pvseg_start,pvseg_size,pv_uuid,lv_uuid"]);
@@ -121,6 +148,7 @@ impl LvmCommand<'_> {
             }
             LvmCommand::Activate { .. } => push(&["lvchange", "--activate", "y"]),
             LvmCommand::Deactivate { .. } => push(&["lvchange", "--activate", "n"]),
+            LvmCommand::Refresh { .. } => push(&["lvchange", "--refresh"]),
             LvmCommand::Remove { .. } => push(&["lvremove", "--yes"]),
         }
         if activation == Activation::Loop {
@@ -147,6 +175,8 @@ impl LvmCommand<'_> {
 pub struct Lvm {
     group: String,
     activation: Activation,
+    /// Of a group that other hosts see too: this host's part in it.
+    part: Option<Part>,
     env: Vec<(OsString, OsString)>,
     /// Changes of the group's metadata follow one another; LVM's own lock would make them queue anyway,
     /// but choosing extents and taking them has to be one step.
@@ -166,9 +196,19 @@ impl Lvm {
         Ok(Lvm {
             group: group.to_owned(),
             activation,
+            part: None,
             env: vec![("LVM_SYSTEM_DIR".into(), private.into())],
             changes: Mutex::new(()),
         })
+    }
+
+    /// For a group that other hosts see too.
+    pub fn shared(self, part: Part) -> Self {
+        Lvm { part: Some(part), ..self }
+    }
+
+    pub fn part(&self) -> Option<&Part> {
+        self.part.as_ref()
     }
 
     pub fn group(&self) -> &str {
@@ -181,21 +221,40 @@ impl Lvm {
 
     pub async fn report(&self) -> Result<GroupReport, StorageError> {
         let bytes = self.run(LvmCommand::Report).await?;
-        report::parse(&bytes, &self.group).map_err(|detail| StorageError::Lvm {
-            operation: "report",
-            object: self.group.clone(),
-            detail,
-        })
+        let wrong =
+            |detail: String| StorageError::Lvm { operation: "report", object: self.group.clone(), detail };
+        let report = report::parse(&bytes, &self.group).map_err(wrong)?;
+        match &self.part {
+            Some(part) if report.shared => part.learn(&report.uuid),
+            None if !report.shared => {}
+            Some(_) => return Err(wrong(format!("the group is not marked as shared (tag {SHARED_TAG})"))),
+            None => {
+                return Err(wrong(format!(
+                    "the group is marked as shared (tag {SHARED_TAG}): it is no host's own"
+                )));
+            }
+        }
+        Ok(report)
     }
 
     /// Standard output of a command that succeeded.
     pub async fn run(&self, command: LvmCommand<'_>) -> Result<Vec<u8>, StorageError> {
         let object = command.object(&self.group);
+        let mut args = command.arguments(&self.group, self.activation);
+        if let Some(part) = &self.part {
+            if command.writes() {
+                let group = self.group.clone();
+                part.may_write().map_err(|why| StorageError::NotKeeper { group, why })?;
+            } else {
+                // lvm.conf(5): metadata in need of repair is read as if it had been repaired, and nothing is written.
+                args.extend(["--config".to_owned(), "global/metadata_read_only=1".to_owned()]);
+            }
+        }
         let run = Run {
             operation: command.operation(),
             object: &object,
             program: "lvm",
-            args: command.arguments(&self.group, self.activation),
+            args,
             env: &self.env,
             limit: LIMIT,
         };

@@ -17,6 +17,7 @@ pub mod command;
 pub mod copy;
 pub mod driver;
 pub mod filesystem;
+pub mod groups;
 pub mod holders;
 pub mod lock;
 pub mod lvm;
@@ -25,6 +26,7 @@ pub mod plugin;
 pub mod recycle;
 pub mod report;
 mod shape;
+pub mod shared;
 mod snapshot;
 
 use std::fmt;
@@ -32,11 +34,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::qemu_img::{DiskFormat, QemuImgError};
+use amphi_api::VolumeGroupId;
+use amphi_api::host::SharedGroup;
 use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
 pub use driver::{LvmConfig, LvmDriver};
+pub use groups::Groups;
 
 /// How an LV becomes a block device on this host; detected by trying, never configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -58,6 +63,8 @@ pub struct StorageFacts {
     pub extent_bytes: u64,
     pub activation: Activation,
     pub lvm_version: String,
+    /// Groups that other hosts see too, as far as they answer.
+    pub shared: Vec<SharedGroup>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -94,6 +101,8 @@ pub struct ObservedVolume {
     pub mounted: Option<PathBuf>,
     /// All LVM tags, sorted.
     pub tags: Vec<String>,
+    /// The group that it is in, of those that other hosts see too.
+    pub shared: Option<VolumeGroupId>,
 }
 
 /// A volume as it should be.
@@ -106,6 +115,8 @@ pub struct VolumeSpec {
     pub fs: Option<Filesystem>,
     /// What the first bytes come from; read at creation only.
     pub source: Option<Source>,
+    /// The shared group that it belongs in; none: the host's own.
+    pub group: Option<VolumeGroupId>,
 }
 
 /// What a volume's bytes begin with.
@@ -252,6 +263,10 @@ pub enum StorageError {
     Shrink { id: Uuid, has: u64, wanted: u64 },
     #[error("volume {id} has {size} bytes; a file system needs at least {least}")]
     TooSmall { id: Uuid, size: u64, least: u64 },
+    #[error("volume group {group} is shared, and this host may not change its metadata: {why}")]
+    NotKeeper { group: String, why: String },
+    #[error("volume {id} is in a shared group, and this host may not have it active: {why}")]
+    NotHolder { id: Uuid, why: String },
     #[error("volume {id} is unknown on this host")]
     Unknown { id: Uuid },
     #[error("volume {id} is not ready: its creation has not finished")]

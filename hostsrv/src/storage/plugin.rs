@@ -207,6 +207,7 @@ mod tests {
             device: None,
             mounted: trashed_at.is_none().then(|| format!("/v/{id}").into()),
             tags: Vec::new(),
+            shared: None,
         }
     }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::placement::{ExtentRange, Extents, Taken};
+use super::shared::SHARED_TAG;
 use super::{Filesystem, VolumeKind, recycle};
 
 /// On every LV of ours; an LV without it is never touched.
@@ -17,6 +18,10 @@ pub const OF_TAG: &str = "amphi.of=";
 /// One volume group, sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupReport {
+    /// LVM's own id of the group.
+    pub uuid: String,
+    /// It is marked as one that other hosts see too.
+    pub shared: bool,
     pub size_bytes: u64,
     pub free_bytes: u64,
     pub extent_bytes: u64,
@@ -131,6 +136,10 @@ struct VgRow {
     vg_size: String,
     vg_free: String,
     vg_extent_size: String,
+    #[serde(default)]
+    vg_uuid: String,
+    #[serde(default)]
+    vg_tags: String,
 }
 
 #[derive(Deserialize)]
@@ -242,6 +251,8 @@ pub fn parse(json: &[u8], group: &str) -> Result<GroupReport, String> {
         })
         .collect::<Result<_, String>>()?;
     Ok(GroupReport {
+        uuid: vg.vg_uuid.clone(),
+        shared: vg.vg_tags.split(',').any(|tag| tag == SHARED_TAG),
         size_bytes: number(&vg.vg_size, "vg_size")?,
         free_bytes: number(&vg.vg_free, "vg_free")?,
         extent_bytes: number(&vg.vg_extent_size, "vg_extent_size")?.max(1),

@@ -16,7 +16,13 @@ use uuid::Uuid;
 use crate::rig::{Rig, UNIT, filesystem_size, pattern, raw, write};
 
 fn from(id: Uuid, mib: u64, source: Uuid) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: mib * UNIT, fs: Some(Filesystem::Xfs), source: Some(Source::copy(source)) }
+    VolumeSpec {
+        id,
+        size_bytes: mib * UNIT,
+        fs: Some(Filesystem::Xfs),
+        source: Some(Source::copy(source)),
+        group: None,
+    }
 }
 
 pub async fn a_snapshot_is_one_point_in_time(rig: &mut Rig) {
@@ -141,7 +147,7 @@ pub async fn a_copy_grows_with_its_volume_s_size(rig: &mut Rig) {
 
 fn with_disk(id: Uuid, units: u64, file: &Path, format: DiskFormat) -> VolumeSpec {
     let source = Some(Source::Disk { file: file.to_owned(), format });
-    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source }
+    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source, group: None }
 }
 
 fn qemu_img(args: &[&str], paths: &[&Path]) {

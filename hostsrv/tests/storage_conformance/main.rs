@@ -9,6 +9,7 @@ mod common;
 mod copies;
 mod faults;
 mod rig;
+mod shared;
 mod speed;
 mod volumes;
 
@@ -42,5 +43,6 @@ cases!(
     faults::a_file_system_left_frozen_is_thawed,
     faults::a_damaged_file_system_is_left_to_a_person,
     faults::what_is_not_ours_is_not_touched,
+    shared::two_hosts_share_a_group_and_never_a_volume,
     speed::a_volume_of_a_gibibyte_is_there_at_once,
 );

@@ -67,7 +67,7 @@ impl Rig {
         }
         let file = OpenOptions::new().create_new(true).read(true).write(true).open(dir.join("pv"));
         file.expect("a file").set_len(GROUP_BYTES + (1 << 20)).expect("sparse");
-        let place = Place { pv: dir.join("pv"), offset: 0, size: GROUP_BYTES + (1 << 20) };
+        let place = Place { pv: dir.join("pv"), offset: 0, size: GROUP_BYTES + (1 << 20), direct: false };
         let pv = loop_device::open(&place).expect("a loop device (root?)");
         let device = pv.device.display().to_string();
         let udev = "udev_sync=0 udev_rules=0 monitoring=0";
@@ -189,11 +189,11 @@ impl Drop for Rig {
 }
 
 pub fn xfs(id: Uuid, units: u64) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source: None }
+    VolumeSpec { id, size_bytes: units * UNIT, fs: Some(Filesystem::Xfs), source: None, group: None }
 }
 
 pub fn raw(id: Uuid, units: u64) -> VolumeSpec {
-    VolumeSpec { id, size_bytes: units * UNIT, fs: None, source: None }
+    VolumeSpec { id, size_bytes: units * UNIT, fs: None, source: None, group: None }
 }
 
 /// Bytes that no other `seed` has.

@@ -61,6 +61,7 @@ impl Home {
             acceleration: Acceleration::Kvm,
             activation: VolumeActivation::Dm,
             engines: engines(troubles),
+            shared_groups: Vec::new(),
             physical_networks: Vec::new(),
             moves_at: None,
             takes_passes: false,

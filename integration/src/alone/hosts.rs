@@ -178,6 +178,7 @@ fn done(desired: &HostDesired) -> HostStatus {
             .collect(),
         exports: Vec::new(),
         buried: desired.tombstones.clone(),
+        active: Default::default(),
         strangers: Vec::new(),
     }
 }
@@ -245,6 +246,7 @@ fn spec(name: &str) -> HostSpec {
         acceleration: Acceleration::Kvm,
         activation: VolumeActivation::Dm,
         engines: engines.map(engine).into(),
+        shared_groups: Vec::new(),
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,

@@ -299,6 +299,7 @@ impl Step {
                     size_gib: Some(1),
                     snapshot: None,
                     host: Some(lab.names[0].clone()),
+                    group: None,
                 };
                 client.create_volume(&request).await.map(drop)
             }

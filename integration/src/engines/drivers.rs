@@ -229,6 +229,7 @@ fn seen(volume: Volume) -> ObservedVolume {
         device: volume.attached.then(|| device(volume.id)),
         mounted: volume.mounted.then(|| mount(volume.id)),
         tags: Vec::new(),
+        shared: None,
     }
 }
 
@@ -264,6 +265,7 @@ impl VolumeDriver for MemoryVolumes {
             extent_bytes: 1,
             activation: Activation::Dm,
             lvm_version: ENGINE.to_owned(),
+            shared: Vec::new(),
         })
     }
 

@@ -37,7 +37,7 @@ pub fn sweep(layout: &Layout) -> Result<()> {
         std::thread::sleep(Duration::from_millis(10));
     }
     cgroup::remove(layout)?;
-    for name in ["control.sock", "api-address", "env", "disks.json", "cgroups.json"] {
+    for name in ["control.sock", "api-address", "env", "disks.json", "cgroups.json", "shared.img"] {
         remove(layout.root().join(name))?;
     }
     for node in nodes(layout) {
@@ -82,7 +82,7 @@ pub fn leftovers(layout: &Layout) -> Vec<String> {
         .iter()
         .filter(|m| m.point.starts_with(root) || std::path::Path::new(&m.root).starts_with(root));
     found.extend(of_lab.map(|m| format!("mount on {}", m.point.display())));
-    let mut files = vec![root.join("control.sock"), layout.env()];
+    let mut files = vec![root.join("control.sock"), layout.env(), layout.shared_image()];
     for node in nodes(layout) {
         files.extend([layout.disk_image(&node), layout.pv_image(&node), layout.node_control(&node)]);
     }

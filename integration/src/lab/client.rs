@@ -35,11 +35,13 @@ pub struct UpOptions {
     pub join: bool,
     /// Size of each host's LVM physical volume, a sparse file.
     pub pv_bytes: u64,
+    /// Size of a disk that every host sees, with a shared volume group on it; 0: there is none.
+    pub shared_bytes: u64,
 }
 
 impl UpOptions {
     pub fn new(layout: Layout, program: PathBuf, hosts: u8) -> Self {
-        Self { layout, program, hosts, engines_only: false, join: true, pv_bytes: 20 << 30 }
+        Self { layout, program, hosts, engines_only: false, join: true, pv_bytes: 20 << 30, shared_bytes: 0 }
     }
 }
 
@@ -74,6 +76,8 @@ impl Lab {
             &options.hosts.to_string(),
             "--pv-bytes",
             &options.pv_bytes.to_string(),
+            "--shared-bytes",
+            &options.shared_bytes.to_string(),
         ]);
         if options.engines_only {
             command.arg("--engines-only");

@@ -20,7 +20,21 @@ pub struct Disks {
     pub disk: String,
     /// LVM physical volume; hosts only.
     pub pv: Option<String>,
+    /// This host's own way to the disk that every host sees: a loop device each over one file, past the page cache.
+    #[serde(default)]
+    pub shared: Option<String>,
 }
+
+/// How large disks are, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub pv: u64,
+    /// 0: there is no shared disk.
+    pub shared: u64,
+}
+
+/// The shared volume group of a lab that has one.
+pub const SHARED_GROUP: &str = "amphi-shared";
 
 const DISK_BYTES: u64 = 16 << 30;
 
@@ -46,16 +60,40 @@ fn attach(image: &Path, bytes: u64) -> Result<String> {
     run("losetup", &["--find", "--show", &image.to_string_lossy()])
 }
 
+/// The disk that every host sees, with the group on it: as an administrator makes it, once.
+fn create_shared(layout: &Layout, bytes: u64) -> Result<()> {
+    let device = attach(&layout.shared_image(), bytes)?;
+    let config = format!(
+        "devices {{ use_devicesfile=0 obtain_device_list_from_udev=0 global_filter=[\"a|^{device}$|\",\"r|.*|\"] hints=\"none\" }} activation {{ udev_sync=0 udev_rules=0 monitoring=0 }} backup {{ backup=0 archive=0 }}"
+    );
+    let tag = ["--yes", "--addtag", "amphi.shared", "--setautoactivation", "n"];
+    let made = run(
+        "vgcreate",
+        &[["--driverloaded", "n", "--config", &config].as_slice(), &tag, &[SHARED_GROUP, &device]].concat(),
+    );
+    run("losetup", &["--detach", &device])?;
+    made.map(drop)
+}
+
+fn attach_shared(layout: &Layout) -> Result<String> {
+    run("losetup", &["--find", "--show", "--direct-io=on", &layout.shared_image().to_string_lossy()])
+}
+
 /// Makes and attaches the disks of all nodes and writes down which device is whose.
-pub fn create(layout: &Layout, nodes: &[String], pv_bytes: u64) -> Result<()> {
+pub fn create(layout: &Layout, nodes: &[String], sizes: Sizes) -> Result<()> {
+    if sizes.shared > 0 {
+        create_shared(layout, sizes.shared)?;
+    }
     let mut all = BTreeMap::new();
     for node in nodes {
         fs::create_dir_all(layout.logs(node))
             .with_context(|| format!("create {}", layout.logs(node).display()))?;
         let image = layout.disk_image(node);
         let disk = attach(&image, DISK_BYTES)?;
-        let pv = if node == CONTROLLER { None } else { Some(attach(&layout.pv_image(node), pv_bytes)?) };
-        all.insert(node.clone(), Disks { disk, pv });
+        let pv = if node == CONTROLLER { None } else { Some(attach(&layout.pv_image(node), sizes.pv)?) };
+        let shared = pv.is_some() && sizes.shared > 0;
+        let shared = shared.then(|| attach_shared(layout)).transpose()?;
+        all.insert(node.clone(), Disks { disk, pv, shared });
         fs::write(record(layout), serde_json::to_vec(&all).context("encode disks")?)
             .context("write disks.json")?;
     }
@@ -119,8 +157,10 @@ fn standing_on(all: &[Loop], dir: Option<&Path>, roots: &[String]) -> Vec<String
 
 /// The windows over a host's physical volume that outlived the host.
 pub fn detach_windows(layout: &Layout, node: &str) -> Result<()> {
-    let Some(pv) = of(layout, node)?.pv else { return Ok(()) };
-    for device in standing_on(&attached(), None, &[pv]) {
+    let disks = of(layout, node)?;
+    let Some(pv) = disks.pv else { return Ok(()) };
+    let roots: Vec<String> = std::iter::once(pv).chain(disks.shared).collect();
+    for device in standing_on(&attached(), None, &roots) {
         run("losetup", &["--detach", &device])?;
     }
     Ok(())

@@ -27,22 +27,22 @@ pub fn take_lock(layout: &Layout) -> Result<Option<Flock<File>>> {
 }
 
 /// Runs a lab from start to end. Called as a process of its own, detached.
-pub fn guard(layout: &Layout, hosts: u8, engines_only: bool, pv_bytes: u64) -> Result<()> {
+pub fn guard(layout: &Layout, hosts: u8, engines_only: bool, sizes: disk::Sizes) -> Result<()> {
     // Fails only for a process that leads a group already, which a freshly spawned one may be and which is just as well.
     let _ = setsid();
     let _lock = take_lock(layout)?.context("a lab lives in this directory already")?;
     let nodes: Vec<String> =
         std::iter::once(CONTROLLER.to_owned()).chain((1..=hosts).map(host_name)).collect();
-    let result = run(layout, &nodes, engines_only, pv_bytes);
+    let result = run(layout, &nodes, engines_only, sizes);
     clean::sweep(layout)?;
     result
 }
 
-fn run(layout: &Layout, nodes: &[String], engines_only: bool, pv_bytes: u64) -> Result<()> {
+fn run(layout: &Layout, nodes: &[String], engines_only: bool, sizes: disk::Sizes) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").context("open the API's socket")?;
     let address = listener.local_addr().context("address of the API's socket")?;
     fs::write(layout.api_address(), address.to_string()).context("write the API's address")?;
-    disk::create(layout, nodes, pv_bytes)?;
+    disk::create(layout, nodes, sizes)?;
     cgroup::create(layout, nodes)?;
     let mut command = Command::new("setpriv");
     command.args([

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::controller::write_file;
-use super::disk::Disks;
+use super::disk::{Disks, SHARED_GROUP};
 use super::layout::{Layout, OVN_SB, UNDERLAY_MTU, address, mac};
 use super::processes::Processes;
 use super::unit::{Ready, Unit, command, poll};
@@ -15,9 +15,10 @@ use super::unit::{Ready, Unit, command, poll};
 /// `binary` is absent when only the engines are wanted.
 pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>) -> Result<Vec<Unit>> {
     let pv = disks.pv.clone().context("a host needs a physical volume")?;
+    let shared = disks.shared.clone();
     let switch = Switch { name: name.to_owned(), address: address(name)?.to_string(), mac: mac(name)? };
     let mut units = vec![
-        Unit::step("volume-group", &[], move |p| volume_group(p, &pv)),
+        Unit::step("volume-group", &[], move |p| volume_group(p, &pv, shared.as_deref())),
         Unit::step("switch-database", &[], switch_database),
         Unit::daemon(
             "ovsdb-server",
@@ -109,7 +110,7 @@ pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>
     ];
     if let Some(binary) = binary {
         let program = binary.to_string_lossy().into_owned();
-        let text = config(name)?;
+        let text = config(name, disks.shared.is_some())?;
         let token = layout.join_token(name);
         units.push(Unit::step("config", &[], move |_| write_file(CONFIG, &text)));
         units.push(Unit::daemon(
@@ -145,9 +146,11 @@ pub const LEASE: &str = "lease";
 /// How long a host waits for its join token. Whoever starts a lab to join by hand has the other hosts' start in between.
 const TOKEN_LIMIT: Duration = Duration::from_secs(300);
 
-fn config(name: &str) -> Result<String> {
+fn config(name: &str, shared: bool) -> Result<String> {
+    let shared =
+        if shared { format!("shared_volume_groups = [\"{SHARED_GROUP}\"]\n") } else { String::new() };
     Ok(format!(
-        "name = \"{name}\"\naddress = \"{}\"\nstate_dir = \"/var/lib/amphi\"\nrun_dir = \"/run/amphi\"\ndocker = \"unix:///run/docker.sock\"\nlibvirt = \"qemu:///system\"\novsdb = \"unix:/run/openvswitch/db.sock\"\nintegration_bridge = \"br-int\"\nvolume_group = \"amphi\"\n",
+        "name = \"{name}\"\naddress = \"{}\"\nstate_dir = \"/var/lib/amphi\"\nrun_dir = \"/run/amphi\"\ndocker = \"unix:///run/docker.sock\"\nlibvirt = \"qemu:///system\"\novsdb = \"unix:/run/openvswitch/db.sock\"\nintegration_bridge = \"br-int\"\nvolume_group = \"amphi\"\n{shared}",
         address(name)?
     ))
 }
@@ -165,15 +168,16 @@ fn join(processes: &Processes, program: &str, token: &Path) -> Result<()> {
     std::fs::remove_file(token).context("remove the used join token")
 }
 
-/// LVM that looks at this host's own physical volume only and waits for no udev.
-fn lvm_config(pv: &str) -> String {
+/// LVM that looks at this host's own physical volume, and at the shared disk if there is one, and waits for no udev.
+fn lvm_config(pv: &str, shared: Option<&str>) -> String {
+    let shared = shared.map(|device| format!("\"a|^{device}$|\", ")).unwrap_or_default();
     format!(
-        "devices {{\n  dir = \"/dev\"\n  scan = [ \"/dev\" ]\n  use_devicesfile = 0\n  obtain_device_list_from_udev = 0\n  external_device_info_source = \"none\"\n  global_filter = [ \"a|^{pv}$|\", \"r|.*|\" ]\n}}\nactivation {{\n  udev_sync = 0\n  udev_rules = 0\n  monitoring = 0\n}}\nbackup {{\n  backup = 0\n  archive = 0\n}}\n"
+        "devices {{\n  dir = \"/dev\"\n  scan = [ \"/dev\" ]\n  use_devicesfile = 0\n  obtain_device_list_from_udev = 0\n  external_device_info_source = \"none\"\n  global_filter = [ \"a|^{pv}$|\", {shared}\"r|.*|\" ]\n}}\nactivation {{\n  udev_sync = 0\n  udev_rules = 0\n  monitoring = 0\n}}\nbackup {{\n  backup = 0\n  archive = 0\n}}\n"
     )
 }
 
-fn volume_group(processes: &Processes, pv: &str) -> Result<()> {
-    write_file("/etc/lvm/lvm.conf", &lvm_config(pv))?;
+fn volume_group(processes: &Processes, pv: &str, shared: Option<&str>) -> Result<()> {
+    write_file("/etc/lvm/lvm.conf", &lvm_config(pv, shared))?;
     // Without --driverloaded n every command waits for a device-mapper that this kernel may not have.
     let listed = processes.run(&["vgs", "--driverloaded", "n", "--noheadings", "-o", "vg_name"])?;
     if listed.split_whitespace().any(|vg| vg == "amphi") {
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn lvm_sees_only_the_hosts_own_disk() {
-        let text = lvm_config("/dev/loop7");
+        let text = lvm_config("/dev/loop7", None);
         assert!(text.contains(r#"global_filter = [ "a|^/dev/loop7$|", "r|.*|" ]"#), "{text}");
     }
 
@@ -266,7 +270,7 @@ mod tests {
     fn every_unit_waits_for_units_that_exist() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::at(directory.path()).unwrap();
-        let disks = Disks { disk: "/dev/loop1".into(), pv: Some("/dev/loop2".into()) };
+        let disks = Disks { disk: "/dev/loop1".into(), pv: Some("/dev/loop2".into()), shared: None };
         for binary in [None, Some(PathBuf::from("/x"))] {
             let units = units(&layout, "h1", &disks, binary.clone())
                 .unwrap()

@@ -106,6 +106,11 @@ impl Layout {
     }
 
     /// The image behind a host's LVM physical volume.
+    /// The disk that every host sees.
+    pub fn shared_image(&self) -> PathBuf {
+        self.root().join("shared.img")
+    }
+
     pub fn pv_image(&self, name: &str) -> PathBuf {
         self.node(name).join("pv.img")
     }

@@ -34,6 +34,7 @@ mod unit;
 pub use cgroup::processes;
 pub use clean::{leftovers, sweep};
 pub use client::{Lab, UpOptions, end, supervisor_pid};
+pub use disk::{SHARED_GROUP, Sizes};
 pub use exec::{Background, Output};
 pub use guardian::guard;
 pub use host::CONFIG as AGENT_CONFIG;

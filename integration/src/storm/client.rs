@@ -104,8 +104,13 @@ impl StormClient {
             | Order::Move { slot, .. }
             | Order::Cancel { slot } => self.order_instance(slot, order).await,
             Order::CreateVolume { slot } => {
-                let request =
-                    VolumeCreate { name: name.clone(), size_gib: Some(1), snapshot: None, host: None };
+                let request = VolumeCreate {
+                    name: name.clone(),
+                    size_gib: Some(1),
+                    snapshot: None,
+                    host: None,
+                    group: None,
+                };
                 let made = self.cloud.client.create_volume(&request).await.map(|v| v.id);
                 let outcome = judge(&self.cloud, "create volume", made);
                 let thing = Thing::created(name, &outcome);

@@ -11,6 +11,7 @@ use crate::model::*;
 use crate::ops::list::find;
 use crate::ops::orders::entomb;
 use crate::ops::volume_edit::doings;
+use crate::ops::volume_groups::sees;
 use crate::ops::volume_journeys::set_out;
 use crate::ops::volumes::room;
 use crate::ops::{Draft, Ops, OpsError, Row, View, sights};
@@ -157,7 +158,16 @@ pub(in crate::ops) fn take_volume(
 ) -> Result<(), OpsError> {
     let mut record = (*volume.record).clone();
     record.instance = Some(instance);
-    if record.host != host {
+    if let Some(group) = view.group_at(record.host) {
+        let sees =
+            view.hosts.get(host).and_then(|h| h.spec.as_ref()).is_some_and(|spec| sees(spec, record.host));
+        if !sees {
+            let name = &group.name;
+            return Err(OpsError::conflict(format!(
+                "the instance's host does not see the shared volume group '{name}'"
+            )));
+        }
+    } else if record.host != host {
         if !record.untouched || record.snapshots > 0 || record.source_volume.is_some() {
             set_out(view, draft, &mut record, host, policy, now)?;
             record.untouched = false;
@@ -238,7 +248,9 @@ pub(super) fn leave(view: &View, draft: &mut Draft, record: &mut InstanceRecord,
         }
         None => record.power.wants_body(),
     };
-    if held {
+    // A volume of a shared group may be mounted without a body: its host says when it is not.
+    let shared = matches!(leaving, Leaving::Volume(id) if view.group_of(id).is_some());
+    if held || shared {
         record.leaving.push(leaving);
     } else {
         let_go(view, draft, record, leaving);

@@ -11,6 +11,7 @@ mod moves;
 mod passes;
 mod placement;
 mod servers;
+mod shared_groups;
 mod sums;
 mod volume_journeys;
 mod volumes;
@@ -130,6 +131,7 @@ pub fn spec(name: &str) -> HostSpec {
         engines: [EngineName::Docker, EngineName::Libvirt, EngineName::Ovs, EngineName::Ovn, EngineName::Lvm]
             .map(engine)
             .to_vec(),
+        shared_groups: Vec::new(),
         physical_networks: vec!["lan".into()],
         moves_at: None,
         takes_passes: false,
@@ -291,6 +293,7 @@ impl Cloud {
             volumes: volumes.collect(),
             snapshots: snapshots.collect(),
             buried: desired.tombstones.clone(),
+            active: Default::default(),
             strangers: Vec::new(),
         }
     }

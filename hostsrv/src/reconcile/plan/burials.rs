@@ -1,6 +1,6 @@
 //! What tombstones order among bodies, and which tombstones are carried out.
 
-use super::{GRACE_DELETE, Item, Observed, Step};
+use super::{GRACE_DELETE, Item, Observed, Step, strays};
 use crate::instance::{ObservedState, Remains};
 use crate::reconcile::ledger::Begun;
 use amphi_api::InstanceId;
@@ -38,10 +38,14 @@ pub fn buried(
     begun: impl Fn(InstanceId) -> Begun,
 ) -> Vec<Tombstone> {
     let gone = |id: &uuid::Uuid| seen.volumes.is_some_and(|v| !v.contains_key(id));
+    // Whoever hears that a body is gone may start it where its volumes are in reach: here they are let go of by then.
+    let let_go = (desired.groups.is_empty() && seen.volumes.is_none())
+        || seen.volumes.is_some_and(|all| strays(desired, all).next().is_none());
     desired
         .tombstones
         .iter()
         .filter(|tombstone| match tombstone {
+            Tombstone::Instance { .. } if !let_go => false,
             Tombstone::Instance { id, .. } if under_way.contains(&Item::Instance(*id)) => false,
             Tombstone::Volume { id } if under_way.contains(&Item::Volume(*id)) => false,
             Tombstone::Snapshot { id } if under_way.contains(&Item::Snapshot(*id)) => false,

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use bodies::{bytes, expected, instance, volumes_of};
 pub use burials::{burial, buried};
-pub use volumes::{purge, snapshot, volume};
+pub use volumes::{is_attached, purge, snapshot, strays, volume};
 
 /// How long a guest may take to end in an orderly way before it is ended by force: at a stop, restart or exchange.
 pub const GRACE: Duration = Duration::from_secs(20);

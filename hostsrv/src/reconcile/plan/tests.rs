@@ -87,6 +87,7 @@ fn observed_volume(volume: &VolumeDesired) -> ObservedVolume {
         device: Some(PathBuf::from("/dev/x")),
         mounted: None,
         tags: vec![],
+        shared: None,
     }
 }
 
@@ -430,6 +431,7 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
 
     let volume = Tombstone::Volume { id: w.volume.id };
     let desired = HostDesired {
+        groups: Vec::new(),
         exports: Vec::new(),
         host: HostId::new(),
         generation: 1,

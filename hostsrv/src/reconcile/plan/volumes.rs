@@ -2,7 +2,9 @@
 
 use super::{Observed, Step};
 use crate::storage::{ObservedVolume, VolumeKind};
-use amphi_api::wire::{SnapshotDesired, VolumeDesired};
+use amphi_api::VolumeId;
+use amphi_api::wire::{HostDesired, SnapshotDesired, VolumeDesired};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether the volume is missing, unfinished, or smaller than ordered.
 pub(super) fn lacks(ordered: &VolumeDesired, seen: &Observed<'_>) -> bool {
@@ -10,7 +12,7 @@ pub(super) fn lacks(ordered: &VolumeDesired, seen: &Observed<'_>) -> bool {
     volumes.get(&ordered.id.0).is_none_or(|v| v.size_bytes < ordered.size_bytes || !v.complete)
 }
 
-pub(super) fn is_attached(volume: &ObservedVolume) -> bool {
+pub fn is_attached(volume: &ObservedVolume) -> bool {
     volume.mounted.is_some() || volume.device.is_some()
 }
 
@@ -35,6 +37,17 @@ pub fn volume(desired: &VolumeDesired, seen: Option<&ObservedVolume>, used_by_bo
         (None, None) => vec![Step::EnsureVolume { volume }],
         _ => Vec::new(),
     }
+}
+
+/// Volumes of shared groups that are active here and in the hands of no instance that is ordered here: another host may be
+/// waiting for each of them.
+pub fn strays<'a>(
+    desired: &HostDesired,
+    seen: &'a BTreeMap<uuid::Uuid, ObservedVolume>,
+) -> impl Iterator<Item = VolumeId> + use<'a> {
+    let ordered: BTreeSet<VolumeId> = desired.instances.iter().flat_map(super::volumes_of).collect();
+    let active = seen.values().filter(|volume| volume.shared.is_some() && is_attached(volume));
+    active.map(|volume| VolumeId(volume.id)).filter(move |id| !ordered.contains(id))
 }
 
 /// The steps for the bytes of a volume or snapshot that a tombstone names.

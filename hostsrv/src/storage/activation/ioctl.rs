@@ -20,6 +20,10 @@ const LOOP_CTL_GET_FREE: u64 = 0x4C82;
 const FIFREEZE: u64 = 0xC004_5877;
 const FITHAW: u64 = 0xC004_5878;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+// xfs_fs.h: _IOR('X', 125, uint32_t), and "don't flush the log, nothing at all".
+const XFS_IOC_GOINGDOWN: u64 = 0x8004_587d;
+const XFS_FSOP_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -40,7 +44,7 @@ struct LoopInfo64 {
 }
 
 impl LoopInfo64 {
-    fn window(offset: u64, size: u64) -> Self {
+    fn window(offset: u64, size: u64, flags: u32) -> Self {
         LoopInfo64 {
             device: 0,
             inode: 0,
@@ -50,7 +54,7 @@ impl LoopInfo64 {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_AUTOCLEAR,
+            flags: LO_FLAGS_AUTOCLEAR | flags,
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],
@@ -82,12 +86,14 @@ pub fn loop_free(control: &File) -> io::Result<u32> {
     plain(control, LOOP_CTL_GET_FREE, 0).map(|number| number as u32)
 }
 
-/// Makes `device` a window of `size` bytes at `offset` over `backing`, which vanishes with its last user.
-pub fn loop_configure(device: &File, backing: &File, offset: u64, size: u64) -> io::Result<()> {
+/// Makes `device` a window of `size` bytes at `offset` over `backing`, which vanishes with its last user. `direct`: past the
+/// backing device's page cache.
+pub fn loop_configure(device: &File, backing: &File, offset: u64, size: u64, direct: bool) -> io::Result<()> {
+    let flags = if direct { LO_FLAGS_DIRECT_IO } else { 0 };
     let config = LoopConfig {
         fd: backing.as_raw_fd() as u32,
         block_size: 0,
-        info: LoopInfo64::window(offset, size),
+        info: LoopInfo64::window(offset, size, flags),
         reserved: [0; 8],
     };
     pointer(device, LOOP_CONFIGURE, &config)
@@ -95,7 +101,7 @@ pub fn loop_configure(device: &File, backing: &File, offset: u64, size: u64) -> 
 
 /// Gives an existing window a new size, seen at once by whoever has it open.
 pub fn loop_resize(device: &File, offset: u64, size: u64) -> io::Result<()> {
-    pointer(device, LOOP_SET_STATUS64, &LoopInfo64::window(offset, size))?;
+    pointer(device, LOOP_SET_STATUS64, &LoopInfo64::window(offset, size, 0))?;
     plain(device, LOOP_SET_CAPACITY, 0).map(drop)
 }
 
@@ -112,6 +118,11 @@ pub fn freeze(directory: &File) -> io::Result<()> {
 /// Undoes `freeze`; EINVAL when nothing was frozen.
 pub fn thaw(directory: &File) -> io::Result<()> {
     plain(directory, FITHAW, 0).map(drop)
+}
+
+/// Stops an XFS at once: nothing in memory is written any more, and every later call fails.
+pub fn shut_down(directory: &File) -> io::Result<()> {
+    pointer(directory, XFS_IOC_GOINGDOWN, &XFS_FSOP_GOING_FLAGS_NOLOGFLUSH)
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct Place {
     pub pv: PathBuf,
     pub offset: u64,
     pub size: u64,
+    /// Past the physical volume's page cache: other hosts write there too.
+    pub direct: bool,
 }
 
 impl Place {
@@ -126,13 +128,22 @@ fn make(place: &Place) -> io::Result<Open> {
             }
             other => other?,
         };
-        match ioctl::loop_configure(&file, &backing, place.offset, place.size) {
+        match ioctl::loop_configure(&file, &backing, place.offset, place.size, place.direct) {
+            Ok(()) if place.direct && !is_direct(&device)? => {
+                return Err(io::Error::other("the kernel makes no direct window over the physical volume"));
+            }
             Ok(()) => return Ok(Open { device, file, found: false }),
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => continue,
             Err(error) => return Err(error),
         }
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "every free loop device was taken by somebody else"))
+}
+
+/// The kernel falls back to its page cache without a word.
+fn is_direct(device: &Path) -> io::Result<bool> {
+    let name = device.file_name().unwrap_or_default();
+    Ok(std::fs::read_to_string(Path::new("/sys/block").join(name).join("loop/dio"))?.trim() == "1")
 }
 
 fn resize(file: &File, place: &Place) -> io::Result<()> {
@@ -192,7 +203,7 @@ mod tests {
         std::fs::create_dir_all(sys.path().join("vda")).expect("mkdir");
         let windows = windows_below(sys.path()).expect("reads");
         assert_eq!(windows.len(), 2, "{windows:?}");
-        let place = |pv: &str, offset| Place { pv: pv.into(), offset, size: 9 };
+        let place = |pv: &str, offset| Place { pv: pv.into(), offset, size: 9, direct: false };
         let found = find(&windows, &place("/nonexistent/pv", 1048576)).expect("found");
         assert_eq!((found.device.as_path(), found.size), (Path::new("/dev/loop7"), 4194304));
         assert_eq!(find(&windows, &place("/nonexistent/pv", 0)), None);

@@ -199,6 +199,7 @@ async fn create(
             volume_type,
             zone: input::text(&fields, &["availability_zone"])?.filter(|zone| !zone.is_empty()),
             host: None,
+            group: None,
             user: Some(caller.user),
             movable: true,
         }

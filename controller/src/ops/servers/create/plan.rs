@@ -101,6 +101,10 @@ impl VolumePlan {
         match self.start {
             VolumeStart::There(id) => {
                 let row = view.volumes.get(id).filter(|v| !v.untouched || v.snapshots > 0)?;
+                // Every host that sees the group has it at hand.
+                if view.group_at(row.host).is_some() {
+                    return None;
+                }
                 Some((row.host, row.size_gib))
             }
             VolumeStart::Snapshot(id, _) => view.snapshots.get(id).map(|s| (s.host, 0)),
@@ -125,6 +129,11 @@ pub(in crate::ops) fn launch(
     asked.memory_mib = plan.memory_mib;
     asked.volume_gib = volumes().map(VolumePlan::new_gib).sum();
     asked.volume = volumes().next().is_some();
+    let shared = |v: &VolumePlan| match v.start {
+        VolumeStart::There(id) => Some(view.group_of(id)?.id.place()),
+        _ => None,
+    };
+    asked.reach = volumes().filter_map(shared).collect();
     asked.bodies = plan.bodies.iter().map(BodyRecord::kind).collect();
     asked.network = !plan.nics.is_empty();
     if let Some(group) = plan.server.group {
