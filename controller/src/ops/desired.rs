@@ -61,7 +61,8 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
     let live = |row: &&Row<InstanceRecord>| row.intent == Intent::Live && !waits(view, row);
     let instances: Vec<_> = view.instances_on(host).filter(live).collect();
     let groups = volume_groups::parts(view, host, &instances);
-    let kept: Vec<HostId> = view.kept_by(host).map(|group| group.id.place()).collect();
+    let kept = groups.iter().filter(|group| group.keeper.is_some());
+    let kept: Vec<HostId> = kept.map(|group| group.id.place()).collect();
     let held = groups.iter().filter(|group| group.keeper.is_none()).flat_map(|group| group.held.keys());
     HostDesired {
         host,
@@ -119,8 +120,7 @@ fn holds(row: &VolumeRecord) -> Option<VolumeDesired> {
 /// starts with is on its way.
 fn waits(view: &View, row: &InstanceRecord) -> bool {
     let phase = row.exchange.and_then(|id| view.exchanges.get(id)).map(|e| e.phase);
-    let unmade = |id: VolumeId| view.group_of(id).is_some() && view.volumes.get(id).is_some_and(|v| !v.made);
-    let away = |id: VolumeId| !is_here(view, row, id) || unmade(id);
+    let away = |id: VolumeId| !is_here(view, row, id);
     matches!(phase, Some(ExchangePhase::Leaving | ExchangePhase::Returning))
         || row.volume.into_iter().chain(row.root_volume).any(away)
         || (!row.built && row.attachments.iter().any(|a| away(a.volume)))
@@ -130,7 +130,12 @@ fn waits(view: &View, row: &InstanceRecord) -> bool {
 fn is_here(view: &View, row: &InstanceRecord, volume: VolumeId) -> bool {
     view.volumes
         .get(volume)
-        .is_none_or(|volume| volume.journey.is_none() || (volume.made && Some(volume.host) == row.host))
+        .is_none_or(|volume| match (&volume.journey, view.group_at(volume.host)) {
+            // Another host may be making it.
+            (None, Some(_)) => volume.made,
+            (None, None) => true,
+            (Some(_), _) => volume.made && Some(volume.host) == row.host,
+        })
 }
 
 /// Whether it is stopped so that its volumes can be read.

@@ -368,7 +368,8 @@ impl View {
         // What changes in a shared group concerns every host that sees it.
         let groups: Vec<HostId> = touched.iter().copied().filter(|id| self.group_at(*id).is_some()).collect();
         for place in groups {
-            let hosts: Vec<HostId> = self.hosts_seeing(place).map(|host| host.id).collect();
+            let keeper = self.group_at(place).and_then(|group| group.keeper);
+            let hosts: Vec<HostId> = self.hosts_seeing(place).map(|host| host.id).chain(keeper).collect();
             touched.extend(hosts);
         }
         for host in &touched {

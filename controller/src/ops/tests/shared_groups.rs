@@ -1,4 +1,5 @@
 use super::*;
+use amphi_api::failover::FailoverFate;
 use amphi_api::host::SharedGroup;
 use amphi_api::instance::MoveCreate;
 use amphi_api::volume::{SnapshotCreate, Volume, VolumeCreate, VolumeExtend, VolumeState};
@@ -81,8 +82,6 @@ async fn a_shared_volume_is_made_by_the_keeper_and_taken_over_by_whoever_has_its
 
     // Its host is lost.
     cloud.down(h2).await;
-    let origin = crate::ops::servers::Origin::native(P);
-    let _ = origin;
     let alone = cloud.ops.evacuate_instance(h2, made.id).await.unwrap_err().to_string();
     assert!(alone.contains("not shut out"), "{alone}");
     let moved = cloud.ops.evacuate(h2).await.unwrap().moved;
