@@ -21,6 +21,10 @@ pub(super) fn volumes_of(
             OpsError::conflict(format!("the instance cannot leave its host: volume {id} is there, and {why}"))
         };
         let volume = view.volumes.get(id).ok_or_else(|| held("no record knows it"))?;
+        if view.group_at(volume.host).is_some() {
+            // The other host sees it too: nothing of it travels.
+            continue;
+        }
         if volume.snapshots > 0 {
             return Err(held("its snapshots do not move: delete them first"));
         }
