@@ -1,7 +1,7 @@
 //! Failovers: what became of a host's instances after the host was taken for dead, with the time of every step. And
 //! what an instance says beforehand of its own.
 
-use crate::instance::BodyKind;
+use crate::instance::{BodyKind, Fault};
 use crate::{FailoverId, FieldError, HostId, InstanceId, VolumeId, validate};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -33,6 +33,10 @@ pub struct FailoverTerms {
     pub priority: u32,
     #[serde(default)]
     pub local_volume: LocalVolume,
+    /// With the policy `twin`: the kind of body that the twin is. Default: a set before a VM, where the instance accepts both
+    /// and there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin_body: Option<BodyKind>,
 }
 
 fn priority_default() -> u32 {
@@ -41,7 +45,7 @@ fn priority_default() -> u32 {
 
 impl Default for FailoverTerms {
     fn default() -> Self {
-        Self { priority: PRIORITY_DEFAULT, local_volume: LocalVolume::default() }
+        Self { priority: PRIORITY_DEFAULT, local_volume: LocalVolume::default(), twin_body: None }
     }
 }
 
@@ -53,6 +57,25 @@ impl FailoverTerms {
     pub fn check(&self) -> Result<(), FieldError> {
         validate::within("priority", self.priority.into(), 0, PRIORITY_MAX.into(), "")
     }
+}
+
+/// How it stands with the body that waits on another host, as far as a start is all that it lacks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Twin {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<BodyKind>,
+    /// A failover starts it, and nothing else is left to do.
+    pub ready: bool,
+    /// Why there is none: in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What keeps its host from making it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
 }
 
 /// Why the host was taken for dead.
@@ -110,6 +133,9 @@ pub enum FailoverFate {
         /// Its volumes in shared groups, taken over as they are: the new host alone has them from this epoch on.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         taken_over: Vec<VolumeId>,
+        /// Its twin was ready there, and was started.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        twin: bool,
         #[schemars(with = "String")]
         #[schema(value_type = String)]
         at: Timestamp,

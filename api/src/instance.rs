@@ -1,6 +1,6 @@
 //! Instances: identity first, body second. Owns the request, its rules and the view; refuses engine terms.
 
-use crate::failover::FailoverTerms;
+use crate::failover::{FailoverTerms, Twin};
 use crate::placement::Qos;
 use crate::set::SetSpec;
 use crate::{
@@ -118,6 +118,8 @@ pub enum FailoverPolicy {
     /// As any of its acceptable bodies.
     #[default]
     AnyKind,
+    /// A body of either kind waits on a second host, made but not started, and takes over there. Without one, as `any_kind`.
+    Twin,
 }
 
 /// An instance to make.
@@ -199,6 +201,12 @@ impl InstanceCreate {
         let user_data = self.user_data.as_deref().unwrap_or_default().len();
         validate::within("user_data", user_data as u64, 0, validate::USER_DATA_MAX as u64, "bytes")?;
         self.failover_terms.check().map_err(|e| e.under("failover_terms"))?;
+        if let Some(kind) = self.failover_terms.twin_body
+            && !self.bodies.iter().any(|body| body.kind() == kind)
+        {
+            let why = format!("the instance lists no {kind}");
+            return Err(FieldError::new("failover_terms.twin_body", why));
+        }
         validate::within("ssh_keys", self.ssh_keys.len() as u64, 0, 32, "keys")?;
         for (at, key) in self.ssh_keys.iter().enumerate() {
             if key.trim().is_empty() || key.len() > 16_384 || key.chars().any(char::is_control) {
@@ -369,6 +377,9 @@ pub struct Instance {
     pub qos: Qos,
     #[serde(default, skip_serializing_if = "FailoverTerms::is_default")]
     pub failover_terms: FailoverTerms,
+    /// With the policy `twin`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<Twin>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -165,6 +165,9 @@ pub struct InstanceDesired {
     /// Of one that is expected: its bytes come from this host, in passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_from: Option<HostId>,
+    /// Of one that is expected: made as far as a start is all that it lacks, and kept so. It may never come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub twin: bool,
 }
 
 /// One pass over an instance's bytes: blocks that differ on the other host are sent there.

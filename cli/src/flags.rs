@@ -3,7 +3,9 @@
 use crate::failure::Failure;
 use amphi_api::VolumeId;
 use amphi_api::failover::{FailoverTerms, LocalVolume, PRIORITY_DEFAULT};
-use amphi_api::instance::{BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume};
+use amphi_api::instance::{
+    BodyKind, BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume,
+};
 use amphi_api::placement::Qos;
 use clap::{Args, ValueEnum};
 use std::net::IpAddr;
@@ -50,6 +52,9 @@ pub struct InstanceFlags {
     /// When a host is lost with its data volume, go on elsewhere with a blank one. Default: wait for the host.
     #[arg(long)]
     failover_fresh_volume: bool,
+    /// The kind of body that waits on a second host. Default: a set before a VM. Only with `--failover twin`.
+    #[arg(long, value_enum, value_name = "KIND")]
+    twin_body: Option<TwinBody>,
     /// Name or id of the one host it may go to.
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
@@ -66,6 +71,14 @@ enum Failover {
     Never,
     SameKind,
     AnyKind,
+    /// As `any-kind`, with a body ready on a second host.
+    Twin,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TwinBody {
+    Set,
+    Vm,
 }
 
 impl InstanceFlags {
@@ -109,6 +122,7 @@ impl InstanceFlags {
                 Failover::Never => FailoverPolicy::Never,
                 Failover::SameKind => FailoverPolicy::SameKind,
                 Failover::AnyKind => FailoverPolicy::AnyKind,
+                Failover::Twin => FailoverPolicy::Twin,
             },
             failover_terms: FailoverTerms {
                 priority: self.failover_priority,
@@ -116,6 +130,10 @@ impl InstanceFlags {
                     true => LocalVolume::Fresh,
                     false => LocalVolume::Wait,
                 },
+                twin_body: self.twin_body.map(|kind| match kind {
+                    TwinBody::Set => BodyKind::Set,
+                    TwinBody::Vm => BodyKind::Vm,
+                }),
             },
             host: self.host,
             qos: self.qos,

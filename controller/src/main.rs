@@ -91,7 +91,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
-    let tasks: [Arc<dyn Task>; 9] = [
+    let tasks: [Arc<dyn Task>; 10] = [
         Arc::new(failover),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
@@ -100,6 +100,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),
+        Arc::new(tasks::Twins::new(ops.clone())),
         Arc::new(tasks::Ovn::new(ops.clone(), &config.ovn_nb)?),
     ];
     for task in tasks {

@@ -461,6 +461,7 @@ fn set(volume: VolumeId) -> InstanceDesired {
         arriving_from: None,
         copying: None,
         copied_from: None,
+        twin: false,
     }
 }
 

@@ -114,7 +114,7 @@ fn detail(failover: &Failover) -> String {
 
 fn told(instance: &FailoverInstance, host: &str) -> (&'static str, String) {
     match &instance.fate {
-        FailoverFate::Moved { to_name, body, epoch, fresh_volume, taken_over, .. } => {
+        FailoverFate::Moved { to_name, body, epoch, fresh_volume, taken_over, twin, .. } => {
             let kind = if *body == instance.from { String::new() } else { format!(" as {body}") };
             let blank = fresh_volume
                 .map(|v| format!("; BLANK volume {} in place of {}", v.new, v.old))
@@ -125,7 +125,8 @@ fn told(instance: &FailoverInstance, host: &str) -> (&'static str, String) {
             } else {
                 format!("; volume {} taken over", over.join(", "))
             };
-            ("moved", format!("to {to_name}{kind} (epoch {epoch}){blank}{over}"))
+            let twin = if *twin { "; its twin was ready" } else { "" };
+            ("moved", format!("to {to_name}{kind} (epoch {epoch}){twin}{blank}{over}"))
         }
         FailoverFate::Waiting { volumes } => {
             let volumes: Vec<_> = volumes.iter().map(ToString::to_string).collect();

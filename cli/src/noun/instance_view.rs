@@ -47,7 +47,7 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
         ("Addresses", lines(addresses)),
         ("Groups", lines(groups)),
         ("Volume", or_dash(i.volume)),
-        ("Failover", word(i.failover)),
+        ("Failover", failover(i)),
         ("Created", moment(i.created_at, now)),
         ("Changed", moment(i.updated_at, now)),
     ]);
@@ -64,6 +64,23 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
         text += &members(&i.members);
     }
     text
+}
+
+/// The policy, and where its twin stands.
+fn failover(i: &Instance) -> String {
+    let policy = word(i.failover);
+    let Some(twin) = &i.twin else { return policy };
+    let place = match (&twin.host_name, twin.body) {
+        (Some(host), Some(body)) => {
+            format!("a {body} on {host}, {}", if twin.ready { "ready" } else { "not ready yet" })
+        }
+        _ => "none".to_owned(),
+    };
+    let trouble = twin.fault.as_ref().map(|f| f.message.as_str()).or(twin.why.as_deref());
+    format!(
+        "{policy}: {place}{}",
+        trouble.map(|why| format!(" ({})", crate::table::clean(why))).unwrap_or_default()
+    )
 }
 
 fn members(members: &[MemberStatus]) -> String {

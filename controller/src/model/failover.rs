@@ -132,6 +132,7 @@ mod tests {
             epoch,
             fresh_volume: None,
             taken_over: Vec::new(),
+            twin: false,
             at: Timestamp::UNIX_EPOCH,
             running_at: None,
         }

@@ -22,6 +22,7 @@ mod past;
 mod quota;
 mod server_group;
 mod tombstone;
+mod twin;
 mod volume;
 mod volume_change;
 mod volume_group;
@@ -59,6 +60,7 @@ pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};
+pub use twin::{TwinPlace, TwinRecord, TwinSight, TwinStep, TwinWish, twin_step};
 pub use volume::{
     GIB, SnapshotRecord, VolumeObserved, VolumeRecord, snapshot_state_of, trash_allowed, volume_state_of,
 };

@@ -3,6 +3,7 @@
 use super::{OpsError, View, server_groups};
 use crate::model::*;
 use crate::scheduler::{Request, SchedulerId};
+use amphi_api::instance::FailoverPolicy;
 use amphi_api::placement::Qos;
 use amphi_api::{NetworkId, ProjectId};
 
@@ -10,6 +11,9 @@ use amphi_api::{NetworkId, ProjectId};
 pub const SCHEDULER_KEY: &str = "amphi:scheduler";
 /// The extra spec of a flavor that names a class of service; also a scheduler hint.
 pub const QOS_KEY: &str = "amphi:qos";
+
+/// The extra spec of a flavor that names a failover policy; also a scheduler hint.
+pub const FAILOVER_KEY: &str = "amphi:failover";
 
 /// What an instance asks of a host, as it is now: its size, class, present body, ports, volumes, zone and group. Where
 /// its volumes are is not in it.
@@ -65,4 +69,33 @@ pub fn scheduler(
 pub fn qos_of(flavor: &FlavorCopy) -> Result<Qos, OpsError> {
     let named = flavor.extra_specs.get(QOS_KEY).map(|text| text.parse::<Qos>());
     named.transpose().map(Option::unwrap_or_default).map_err(|why| OpsError::field(QOS_KEY, why))
+}
+
+/// The failover policy that a flavor gives.
+pub fn failover_of(flavor: &FlavorCopy) -> Result<FailoverPolicy, OpsError> {
+    let named = flavor.extra_specs.get(FAILOVER_KEY).map(|text| failover_named(text));
+    named.transpose().map(Option::unwrap_or_default).map_err(|why| OpsError::field(FAILOVER_KEY, why))
+}
+
+pub fn failover_named(text: &str) -> Result<FailoverPolicy, String> {
+    match text {
+        "never" => Ok(FailoverPolicy::Never),
+        "same_kind" => Ok(FailoverPolicy::SameKind),
+        "any_kind" => Ok(FailoverPolicy::AnyKind),
+        "twin" => Ok(FailoverPolicy::Twin),
+        _ => Err("must be never, same_kind, any_kind or twin".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_named_as_the_native_face_spells_them() {
+        for text in ["never", "same_kind", "any_kind", "twin"] {
+            assert_eq!(serde_json::to_value(failover_named(text).unwrap()).unwrap(), text);
+        }
+        assert!(failover_named("twins").is_err());
+    }
 }

@@ -42,7 +42,12 @@ impl Ops {
             let mut volumes = e.journey.iter().filter(|j| j.to == host).flat_map(|j| &j.volumes);
             volumes.any(|v| v.image.as_ref().is_some_and(has))
         };
-        let coming = view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e))
+        let waits = |twin: &Row<TwinRecord>| {
+            let row = view.instances.get(twin.instance);
+            row.is_some_and(|row| row.bodies.iter().any(|body| body.images.iter().any(has)))
+        };
+        let coming = view.twins_on(host).any(waits)
+            || view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e))
             || view
                 .volumes_to(host)
                 .any(|v| v.journey.as_ref().and_then(|j| j.image.as_ref()).is_some_and(has));
@@ -76,7 +81,11 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
                 false => instance(view, row),
             })
             .collect(),
-        expected: view.journeys_of(host).filter_map(|e| expected(view, e, host)).collect(),
+        expected: view
+            .journeys_of(host)
+            .filter_map(|e| expected(view, e, host))
+            .chain(view.twins_on(host).filter_map(|row| twin(view, row, host)))
+            .collect(),
         volumes: std::iter::once(&host)
             .chain(&kept)
             .flat_map(|place| view.volumes_on(*place))
@@ -268,6 +277,28 @@ fn expected(view: &View, exchange: &ExchangeRecord, host: HostId) -> Option<Inst
     })
 }
 
+/// The body that waits here for its instance's host to be lost. What comes here by a move or is here already is said
+/// elsewhere.
+fn twin(view: &View, twin: &TwinRecord, host: HostId) -> Option<InstanceDesired> {
+    let place = twin.placed_on(host)?;
+    let row = view.instances.get(twin.instance).filter(|row| row.intent == Intent::Live)?;
+    let comes = |e: &Row<ExchangeRecord>| {
+        e.instance == row.id && e.journey.as_ref().is_some_and(|j| j.to == host || j.from == host)
+    };
+    if row.host == Some(host) || view.journeys_of(host).any(comes) {
+        return None;
+    }
+    let record = InstanceRecord {
+        epoch: place.epoch,
+        body: place.body,
+        power: Power::On,
+        exchange: None,
+        volume: place.volume.map(|(id, _)| id),
+        ..(*row.record).clone()
+    };
+    Some(InstanceDesired { twin: true, ..instance(view, &record)? })
+}
+
 fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
     let Some(body) = row.body_of(row.body).and_then(|b| body(view, b, row.root_volume.is_some())) else {
         // Left out, it is a stranger to the host, which touches no stranger.
@@ -303,6 +334,7 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         arriving_from: None,
         copying: copying(view, row),
         copied_from: None,
+        twin: false,
     })
 }
 

@@ -5,11 +5,11 @@
 //! Refuses to know whether the host is dead: whoever asks has made sure.
 
 use super::asked::request_of;
-use super::move_ends::{epoch_elsewhere, still_elsewhere};
+use super::move_ends::{epoch_elsewhere, epoch_on, still_elsewhere};
 use super::orders::{bury, end_exchange, entomb, held, instance_claims};
 use super::servers::{Origin, end_task, note};
 use super::volumes::room;
-use super::{Draft, Row, View, ports, sights};
+use super::{Draft, Row, View, ports, sights, twins};
 use crate::model::*;
 use crate::scheduler::{HostSight, Policy, Request, place};
 use amphi_api::failover::{FailoverFate, FailoverInstance, FreshVolume, LocalVolume};
@@ -96,6 +96,9 @@ impl<'a> Exodus<'a> {
             let reason = "its volume is in a shared group, and its host is not shut out: evacuate the host";
             return FailoverFate::Refused { reason: reason.into() };
         }
+        if let Some((twin, place)) = twins::flips(view, row, self.dead, &bodies, fresh.is_some()) {
+            return self.flip(row, twin, place, fresh);
+        }
         let local = |v: &&Row<VolumeRecord>| v.host != self.dead && view.group_at(v.host).is_none();
         let elsewhere = row.volumes().filter_map(|id| view.volumes.get(id)).find(local);
         let request = Request {
@@ -110,15 +113,54 @@ impl<'a> Exodus<'a> {
             Err(no_room) => return FailoverFate::Refused { reason: no_room.to_string() },
         };
         let fresh = fresh.map(|old| self.replace(row.id, old, placement.host));
-        self.settle(row, placement.host, bodies[placement.body], fresh);
+        let (to, body) = (placement.host, bodies[placement.body]);
+        let epoch = epoch_on(view, row, to);
+        // What is shelved has given its room away; what waited for a word about its size keeps the new one.
+        if row.shelved.as_ref().is_none_or(|s| !s.offloaded) {
+            self.draft.claim(to, instance_claims(row));
+            self.take_room(to, instance_claims(row));
+        }
+        self.settle(row, to, body, epoch, fresh);
+        let to_name = view.host_name(to).unwrap_or_default();
         FailoverFate::Moved {
-            to: placement.host,
-            to_name: view.host_name(placement.host).unwrap_or_default(),
-            body: bodies[placement.body],
-            epoch: epoch_elsewhere(view, row),
+            to,
+            to_name,
+            body,
+            epoch,
             fresh_volume: fresh,
             taken_over,
+            twin: false,
             at: now,
+            running_at: None,
+        }
+    }
+
+    /// The twin's host takes the instance: the room is the twin's, and what is made there needs a start.
+    fn flip(
+        &mut self,
+        row: &Row<InstanceRecord>,
+        twin: &Row<TwinRecord>,
+        place: &TwinPlace,
+        old: Option<&Row<VolumeRecord>>,
+    ) -> FailoverFate {
+        let (view, to, body) = (self.view, place.host, place.body);
+        let epoch = place.epoch.max(epoch_elsewhere(view, row));
+        let fresh = old.zip(place.volume).map(|(old, (new, _))| FreshVolume { old: old.id, new });
+        if let Some(old) = old {
+            self.draft.update(old, &VolumeRecord { instance: None, ..(*old.record).clone() });
+        }
+        twins::take_over(&mut self.draft, twin, place);
+        self.draft.claim(to, instance_claims(row));
+        self.settle(row, to, body, epoch, fresh);
+        FailoverFate::Moved {
+            to,
+            to_name: view.host_name(to).unwrap_or_default(),
+            body,
+            epoch,
+            fresh_volume: fresh,
+            taken_over: Vec::new(),
+            twin: epoch == place.epoch && twins::is_ready(view, place),
+            at: self.now,
             running_at: None,
         }
     }
@@ -143,28 +185,7 @@ impl<'a> Exodus<'a> {
     /// A blank volume on the new host; the old one is nobody's from now on, and stays.
     fn replace(&mut self, instance: InstanceId, old: &Row<VolumeRecord>, host: HostId) -> FreshVolume {
         let description = format!("blank, in place of volume {}, whose host was lost", old.id);
-        let record = VolumeRecord {
-            id: VolumeId::new(),
-            host,
-            source: None,
-            source_image: None,
-            source_volume: None,
-            untouched: false,
-            instance: Some(instance),
-            made: false,
-            trashed_at: None,
-            snapshots: 0,
-            observed: None,
-            journey: None,
-            traits: VolumeTraits {
-                description: Some(description),
-                volume_type: old.traits.volume_type,
-                zone: old.traits.zone.clone(),
-                ..VolumeTraits::default()
-            },
-            created_at: self.now,
-            ..(*old.record).clone()
-        };
+        let record = blank(old, instance, host, description, self.now);
         self.draft.create(&record);
         self.draft.claim(host, room(record.size_gib));
         self.take_room(host, room(record.size_gib));
@@ -172,7 +193,15 @@ impl<'a> Exodus<'a> {
         FreshVolume { old: old.id, new: record.id }
     }
 
-    fn settle(&mut self, row: &Row<InstanceRecord>, to: HostId, body: BodyKind, fresh: Option<FreshVolume>) {
+    /// The instance is the other host's, where its room is claimed already.
+    fn settle(
+        &mut self,
+        row: &Row<InstanceRecord>,
+        to: HostId,
+        body: BodyKind,
+        epoch: u64,
+        fresh: Option<FreshVolume>,
+    ) {
         let (view, dead, now) = (self.view, self.dead, self.now);
         let origin = Origin::native(row.project);
         let why = ("host_lost", "its host was lost in between");
@@ -188,13 +217,8 @@ impl<'a> Exodus<'a> {
         }) {
             ports::release(view, &mut self.draft, port);
         }
-        // What is shelved has given its room away; what waited for a word about its size keeps the new one.
-        if row.shelved.as_ref().is_none_or(|s| !s.offloaded) {
-            self.draft.claim(to, instance_claims(row));
-            self.take_room(to, instance_claims(row));
-        }
         let record = InstanceRecord {
-            epoch: epoch_elsewhere(view, row),
+            epoch,
             host: Some(to),
             body,
             exchange: None,
@@ -237,9 +261,41 @@ fn acceptable(row: &InstanceRecord) -> Result<Vec<BodyKind>, String> {
     match row.failover {
         FailoverPolicy::Never => Err("its failover policy is `never`".into()),
         FailoverPolicy::SameKind => Ok(vec![row.body]),
-        FailoverPolicy::AnyKind => {
+        FailoverPolicy::AnyKind | FailoverPolicy::Twin => {
             let others = row.bodies.iter().map(BodyRecord::kind).filter(|kind| *kind != row.body);
             Ok(std::iter::once(row.body).chain(others).collect())
         }
+    }
+}
+
+/// An empty volume in place of another one, for the same instance on another host.
+pub(super) fn blank(
+    old: &VolumeRecord,
+    instance: InstanceId,
+    host: HostId,
+    description: String,
+    now: Timestamp,
+) -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId::new(),
+        host,
+        source: None,
+        source_image: None,
+        source_volume: None,
+        untouched: false,
+        instance: Some(instance),
+        made: false,
+        trashed_at: None,
+        snapshots: 0,
+        observed: None,
+        journey: None,
+        traits: VolumeTraits {
+            description: Some(description),
+            volume_type: old.traits.volume_type,
+            zone: old.traits.zone.clone(),
+            ..VolumeTraits::default()
+        },
+        created_at: now,
+        ..old.clone()
     }
 }

@@ -238,6 +238,7 @@ impl Ops {
             if let Some(claim) = view.claims.get(id) {
                 draft.delete(claim);
             }
+            super::twins::forget_host(view, &mut draft, id, super::status::CHUNK / 2);
             // Nobody is left to carry them out.
             view.tombstones_on(id).take(super::status::CHUNK).for_each(|t| draft.delete(t));
             Ok((draft, ()))

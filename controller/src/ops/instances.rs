@@ -179,6 +179,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         failover: record.failover,
         qos: record.server.qos,
         failover_terms: record.failover_terms,
+        twin: super::twins::told(view, record),
         fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
         lost: record.lost.clone(),
         created_at: record.created_at,

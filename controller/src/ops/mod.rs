@@ -46,6 +46,7 @@ pub mod status;
 mod subnets;
 #[cfg(test)]
 pub(crate) mod tests;
+mod twins;
 pub mod usage;
 pub mod view;
 mod volume_create;

@@ -113,6 +113,15 @@ pub(super) fn epoch_elsewhere(view: &View, row: &InstanceRecord) -> u64 {
     row.epoch + 1 + u64::from(promised)
 }
 
+/// The same on a given host: above what an order that waits there would destroy.
+pub(super) fn epoch_on(view: &View, row: &InstanceRecord, host: HostId) -> u64 {
+    let buried = view.tombstones.get(stone(host, row.id)).map_or(0, |stone| match stone.order {
+        Tombstone::Instance { epoch, .. } => epoch,
+        Tombstone::Volume { .. } | Tombstone::Snapshot { .. } => 0,
+    });
+    epoch_elsewhere(view, row).max(buried + 1)
+}
+
 /// The other host, on which a body of an earlier epoch may still run: it has not said that it is gone, and is neither shut
 /// out nor said to be down.
 pub(super) fn still_elsewhere(view: &View, row: &InstanceRecord) -> Option<HostId> {

@@ -13,7 +13,7 @@ use super::move_volumes::{littered, volumes_of};
 use super::orders::instance_claims;
 use super::servers::{Origin, has_root_disk, note};
 use super::volumes::room;
-use super::{Draft, Ops, OpsError, Row, View, resolve};
+use super::{Draft, Ops, OpsError, Row, View, resolve, twins};
 use crate::model::*;
 use crate::scheduler::Request;
 use amphi_api::instance::{BodyKind, BodySpec, Exchange, ExchangePhase, MoveCause, MoveCreate, Power};
@@ -112,7 +112,10 @@ pub(super) fn ordered(
         excluded: vec![from],
         ..request_of(view, row)
     };
-    let to = view.fleet.place(&request)?.host;
+    let to = match view.fleet.place(&request) {
+        Ok(found) => found.host,
+        Err(no_room) => twins::room_for_move(view, row, kind, wish.to).ok_or(no_room)?,
+    };
     let live = lives(view, row, wish, kind, from, to)?;
     let copy = match live {
         true => None,
@@ -166,6 +169,7 @@ pub(super) fn ordered(
     };
     let mut draft = Draft::default();
     draft.create(&record);
+    twins::yield_to_move(view, &mut draft, row, to)?;
     draft.claim(to, instance_claims(row));
     let gib = record.journey.as_ref().map_or(0, JourneyRecord::gib);
     if gib > 0 {

@@ -9,7 +9,7 @@ use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::HostId;
 use amphi_api::instance::ExchangePhase;
-use amphi_api::wire::{BodyState, ExportStatus, HostStatus, Tombstone};
+use amphi_api::wire::{BodyState, ExpectedStatus, ExportStatus, HostStatus, Tombstone};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -111,6 +111,17 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
             continue;
         }
         draft.update(row, &ExchangeRecord { journey: Some(now), ..(*row.record).clone() });
+    }
+    for row in view.twins_on(host) {
+        let Some(place) = row.placed_on(host) else { continue };
+        let said = |e: &&ExpectedStatus| e.id == row.instance && e.epoch == place.epoch;
+        let Some(seen) = status.expected.iter().find(said) else { continue };
+        let same_fault = place.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
+        if is_full(&draft) || (place.ready == seen.ready && same_fault) {
+            continue;
+        }
+        let place = TwinPlace { ready: seen.ready, fault: seen.fault.clone(), ..place.clone() };
+        draft.update(row, &TwinRecord { place: Some(place), ..(*row.record).clone() });
     }
     for seen in status.instances.iter().filter_map(|i| i.copying.as_ref()) {
         let Some(row) = view.exchanges.get(seen.exchange).filter(|_| !is_full(&draft)) else { continue };

@@ -5,6 +5,7 @@ use super::identity::Identity;
 use crate::model::*;
 use crate::scheduler::Fleet;
 use crate::store::{Change, Entry, Event, Revision};
+use amphi_api::instance::FailoverPolicy;
 use amphi_api::{
     ExchangeId, FloatingIpId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId,
     SubnetId, VolumeId,
@@ -177,6 +178,7 @@ pub struct View {
     pub exchanges: Table<ExchangeRecord>,
     pub failovers: Table<FailoverRecord>,
     pub tombstones: Table<TombstoneRecord>,
+    pub twins: Table<TwinRecord>,
     pub claims: Table<ClaimRecord>,
     pub actions: Table<ActionRecord>,
     pub migrations: Table<MigrationRecord>,
@@ -193,6 +195,9 @@ pub struct View {
     snapshots_on: HashMap<HostId, BTreeSet<SnapshotId>>,
     exports_on: HashMap<HostId, BTreeSet<ImageId>>,
     journeys_of: HashMap<HostId, BTreeSet<ExchangeId>>,
+    twins_on: HashMap<HostId, BTreeSet<InstanceId>>,
+    /// Instances whose policy asks for a twin.
+    twinned: BTreeSet<InstanceId>,
     volumes_to: HashMap<HostId, BTreeSet<VolumeId>>,
     addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
     macs: HashSet<(NetworkId, String)>,
@@ -259,6 +264,22 @@ impl View {
     /// Moves under way from the host or to it.
     pub fn journeys_of(&self, host: HostId) -> impl Iterator<Item = &Row<ExchangeRecord>> {
         self.journeys_of.get(&host).into_iter().flatten().filter_map(|id| self.exchanges.get(*id))
+    }
+
+    /// Twins that wait on the host.
+    pub fn twins_on(&self, host: HostId) -> impl Iterator<Item = &Row<TwinRecord>> {
+        self.twins_on.get(&host).into_iter().flatten().filter_map(|id| self.twins.get(*id))
+    }
+
+    /// Instances that ask for a twin, and those that have one.
+    pub fn twins_due(&self) -> impl Iterator<Item = InstanceId> {
+        let left = self.twins.iter().map(|twin| twin.instance).filter(|id| !self.twinned.contains(id));
+        self.twinned.iter().copied().chain(left)
+    }
+
+    /// Where the instance's twin waits.
+    fn twin_host(&self, id: InstanceId) -> Option<HostId> {
+        self.twins.get(id)?.place.as_ref().map(|place| place.host)
     }
 
     /// Volumes on their way to the host, in other hosts' hands so far.
@@ -450,6 +471,7 @@ impl View {
                     }
                     let host = port.instance.and_then(|id| self.instances.get(id)).and_then(|i| i.host);
                     touched.extend(host);
+                    touched.extend(port.instance.and_then(|id| self.twin_host(id)));
                 }
             }
             SubnetRecord::PREFIX => {
@@ -476,7 +498,12 @@ impl View {
                 if before.as_ref().is_none_or(|b| now.matters(b)) {
                     touched.extend(now.host);
                     touched.extend(before.as_ref().and_then(|b| b.host));
+                    touched.extend(self.twin_host(id));
                 }
+                match now.failover {
+                    FailoverPolicy::Twin => self.twinned.insert(id),
+                    _ => self.twinned.remove(&id),
+                };
                 let (host, part) = (now.host, instance_part(now));
                 if before.as_ref().is_none_or(|b| (b.host, b.exchange) != (now.host, now.exchange)) {
                     self.changed.network = self.revision;
@@ -554,6 +581,14 @@ impl View {
                 for host in open {
                     self.journeys_of.entry(host).or_default().insert(id);
                 }
+            }
+            TwinRecord::PREFIX => {
+                let (id, before) = self.twins.put(read!(), version);
+                let host = |t: &Row<TwinRecord>| t.place.as_ref().map(|place| place.host);
+                let (was, now) = (before.as_ref().and_then(host), self.twin_host(id));
+                let told = self.twins.get(id).is_none_or(|now| before.is_none_or(|b| now.matters(&b)));
+                touched.extend(was.into_iter().chain(now).filter(|_| told));
+                self.twin_moves(id, was, now);
             }
             TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
             kind if Identity::owns(kind) => self.identity.put(kind, value, version)?,
@@ -637,8 +672,9 @@ impl View {
                     if let Some((host, images)) = made_of(&old) {
                         self.fleet.count_images(host, &images, false);
                     }
+                    self.twinned.remove(&old.id);
                     self.tally(Some(instance_part(&old)), None, sum_instance);
-                    return old.host.into_iter().collect();
+                    return old.host.into_iter().chain(self.twin_host(old.id)).collect();
                 }
             }
             VolumeRecord::PREFIX => {
@@ -655,6 +691,13 @@ impl View {
                     drop_from(&mut self.snapshots_on, &old.host, &old.id);
                     self.tally(Some((old.project, old.size_gib)), None, sum_snapshot);
                     return vec![old.host];
+                }
+            }
+            TwinRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.twins, id) {
+                    let host = old.place.as_ref().map(|place| place.host);
+                    self.twin_moves(old.instance, host, None);
+                    return host.into_iter().collect();
                 }
             }
             TombstoneRecord::PREFIX => {
@@ -683,6 +726,15 @@ impl View {
     pub(super) fn reclaim(&mut self, host: HostId) {
         let claims = self.claims_of(host);
         self.fleet.set_claims(host, claims);
+    }
+
+    fn twin_moves(&mut self, id: InstanceId, was: Option<HostId>, now: Option<HostId>) {
+        if let Some(host) = was {
+            drop_from(&mut self.twins_on, &host, &id);
+        }
+        if let Some(host) = now {
+            self.twins_on.entry(host).or_default().insert(id);
+        }
     }
 
     /// An image's bytes are to come from another host than before; both should look.
@@ -747,7 +799,8 @@ impl View {
     /// The hosts of the instances that have a port on the network.
     fn hosts_on(&self, network: NetworkId) -> BTreeSet<HostId> {
         let instances = self.ports_on(network).filter_map(|port| port.instance);
-        instances.filter_map(|id| self.instances.get(id)?.host).collect()
+        let places = |id| [self.instances.get(id).and_then(|i| i.host), self.twin_host(id)];
+        instances.flat_map(places).flatten().collect()
     }
 }
 

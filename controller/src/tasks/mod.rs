@@ -11,6 +11,7 @@ mod recycle_bin;
 mod silence;
 mod statuses;
 mod topology;
+mod twins;
 
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
@@ -23,3 +24,4 @@ pub use recycle_bin::RecycleBin;
 pub use silence::Silence;
 pub use statuses::Statuses;
 pub use topology::topology;
+pub use twins::Twins;

@@ -130,6 +130,8 @@ pub struct BodyPlan {
     pub user_data: Option<String>,
     pub ssh_keys: Vec<String>,
     pub metadata: BTreeMap<String, String>,
+    /// To be prepared until only its start is left, as a body of its own: no other one of the instance is here.
+    pub twin: bool,
 }
 
 impl BodyPlan {
@@ -272,7 +274,8 @@ pub trait BodyDriver: BodyExport + streams::BodyStreams + moves::BodyMoves {
     async fn observe(&self) -> Result<Vec<ObservedBody>, DriverError>;
 
     /// Makes everything ready for a quick [`ensure`](Self::ensure) without starting anything, without traffic and
-    /// without touching a body of another epoch: images loaded, definitions checked.
+    /// without touching a body of another epoch: images loaded, definitions checked. A twin is made as well, and is seen
+    /// as stopped from then on; what was made of it in another way is made anew.
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError>;
 
     /// Makes the body if it is not there, and starts whatever of it does not run; parts left of an attempt that

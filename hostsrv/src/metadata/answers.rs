@@ -171,6 +171,7 @@ mod tests {
             arriving_from: None,
             copying: None,
             copied_from: None,
+            twin: false,
         }
     }
 

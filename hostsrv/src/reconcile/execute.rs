@@ -184,7 +184,11 @@ impl Reconciler {
                 // On disk first: what is made ready and never started is found again by its tombstone.
                 self.note_begun(coming)?;
                 self.prepare(coming, &coming.body, coming.epoch).await?;
-                self.memory().entry(item).or_default().prepared = Some((coming.body.kind(), coming.epoch));
+                let order = order_of(item, desired);
+                let mut memory = self.memory();
+                let held = memory.entry(item).or_default();
+                held.prepared = Some((coming.body.kind(), coming.epoch));
+                held.prepared_for = Some(order);
                 Ok(())
             }
             (Step::PrepareDesired, _, Some(instance)) => {
@@ -198,6 +202,9 @@ impl Reconciler {
             }
             (Step::Remove { kind, epoch, remains }, Item::Instance(id), _) => {
                 self.body_driver(*kind)?.remove(id, *epoch, *remains).await?;
+                if let Some(held) = self.memory().get_mut(&item) {
+                    held.prepared = held.prepared.filter(|(made, at)| made != kind || at > epoch);
+                }
                 let mut ledger = self.ledger();
                 let mut begun = ledger.begun(id);
                 begun.kinds.retain(|k| k != kind);
@@ -258,6 +265,10 @@ impl Reconciler {
         epoch: u64,
     ) -> Result<(), WorkError> {
         let plan = self.resolve(instance, body, epoch).await?;
+        // A container names its volume from its making on; what a VM has is said at its start.
+        let own = instance.volume.filter(|_| instance.twin && body.kind() == BodyKind::Set);
+        let volume = own.map(|id| VolumeAttachment { id, device: PathBuf::new(), mount: None });
+        let plan = BodyPlan { twin: instance.twin, volume, ..plan };
         Ok(self.body_driver(body.kind())?.prepare(&plan).await?)
     }
 
@@ -390,6 +401,7 @@ impl Reconciler {
             user_data: instance.user_data.clone(),
             ssh_keys: instance.ssh_keys.clone(),
             metadata: instance.metadata.clone(),
+            twin: false,
         })
     }
 }

@@ -18,6 +18,8 @@ pub struct Memory {
     pub fault: Option<Fault>,
     /// The next body made ready: its kind and the epoch it will follow.
     pub prepared: Option<(BodyKind, u64)>,
+    /// As it was ordered then.
+    pub prepared_for: Option<Order>,
     /// Why the next body cannot be made ready.
     pub next_fault: Option<Fault>,
     /// The last change of body: the epoch it led to, and how long none ran, in milliseconds.

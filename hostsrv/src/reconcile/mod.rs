@@ -358,7 +358,10 @@ impl Reconciler {
         for coming in desired.expected.iter().filter(|e| !destroy.contains_key(&Item::Instance(e.id))) {
             let item = Item::Instance(coming.id);
             let begun = self.ledger().begun(coming.id);
-            let prepared = self.memory().get(&item).and_then(|m| m.prepared);
+            let order = coming.twin.then(|| execute::order_of(item, desired));
+            // A twin is made anew when anything of its order changes.
+            let fresh = |m: &&Memory| order.is_none() || m.prepared_for == order;
+            let prepared = self.memory().get(&item).filter(fresh).and_then(|m| m.prepared);
             let memory = Remembered { begun, prepared };
             plans.push((item, plan::expected(coming, seen, &memory, confirmed && leased)));
         }

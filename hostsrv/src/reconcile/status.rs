@@ -112,10 +112,13 @@ fn instance(
 
 fn expected(coming: &InstanceDesired, world: &World, memory: &BTreeMap<Item, Memory>) -> ExpectedStatus {
     let memory = memory.get(&Item::Instance(coming.id));
+    let here =
+        |b: &ObservedBody| (b.instance, b.kind, b.epoch) == (coming.id, coming.body.kind(), coming.epoch);
+    let made = !coming.twin || world.bodies.iter().any(here);
     ExpectedStatus {
         id: coming.id,
         epoch: coming.epoch,
-        ready: memory.is_some_and(|m| m.prepared == Some((coming.body.kind(), coming.epoch))),
+        ready: made && memory.is_some_and(|m| m.prepared == Some((coming.body.kind(), coming.epoch))),
         fault: memory.and_then(|m| m.fault.clone()),
         landed: coming.arriving_from.is_some()
             && world.bodies.iter().any(|b| {

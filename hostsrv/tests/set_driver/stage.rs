@@ -124,6 +124,7 @@ impl<'a> Stage<'a> {
             user_data: None,
             ssh_keys: Vec::new(),
             metadata: BTreeMap::new(),
+            twin: false,
         }
     }
 

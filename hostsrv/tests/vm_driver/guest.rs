@@ -151,6 +151,7 @@ fn plan(format: ImageFormat, cmdline: &str, blobs: BTreeMap<BlobRole, PathBuf>) 
         user_data: Some("hello".into()),
         ssh_keys: Vec::new(),
         metadata: BTreeMap::new(),
+        twin: false,
     }
 }
 

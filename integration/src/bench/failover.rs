@@ -4,7 +4,7 @@ use std::path::Path;
 
 use amphi_api::InstanceId;
 use amphi_api::failover::{Failover, FailoverFate};
-use amphi_api::instance::Instance;
+use amphi_api::instance::{FailoverPolicy, Instance};
 use anyhow::{Context, Result, ensure};
 
 use super::Figure;
@@ -24,30 +24,40 @@ pub(super) fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStat
         stage.host_is_back(host)?;
     }
     stage.warm(&["h1", "h2", PEER])?;
-    let (figures, _) = power_cut(&stage, sets, vms, |_| {})?;
+    let (figures, _) = power_cut(&stage, sets, vms, false, |_| {})?;
     stage.down()?;
     Ok(figures)
 }
 
 /// Cuts the power of h1 under so many sets and VMs, on a stage whose hosts are warm and promise enough room. Answers who
-/// lived there, and the watcher: all of them run elsewhere. `made` hears of each as soon as its order was acknowledged.
+/// lived there, and the watcher: all of them run elsewhere. With `twins` each of them has one ready before the cut. `made` hears of each as soon as its order was acknowledged.
 pub fn power_cut(
     stage: &Stage,
     sets: usize,
     vms: usize,
+    twins: bool,
     made: impl Fn(&Instance),
 ) -> Result<(Vec<Figure>, Vec<InstanceId>)> {
     let mut addresses = (Vec::new(), Vec::new());
     let mut ordered = Vec::new();
     for number in 0..sets + vms {
         let body = if number < sets { set() } else { vm() };
-        let instance = stage.order(&request(&format!("i{number}"), vec![body], Some("h1")))?;
+        let mut order = request(&format!("i{number}"), vec![body], Some("h1"));
+        if twins {
+            order.failover = FailoverPolicy::Twin;
+        }
+        let instance = stage.order(&order)?;
         made(&instance);
         ordered.push(instance.id);
     }
     for (number, id) in ordered.iter().enumerate() {
         let told = if number < sets { &mut addresses.0 } else { &mut addresses.1 };
         told.push(address(&stage.runs(*id)?)?);
+    }
+    if twins {
+        for id in &ordered {
+            stage.until(*id, "with its twin", |i| i.twin.as_ref().is_some_and(|twin| twin.ready))?;
+        }
     }
     let all = [addresses.0.clone(), addresses.1.clone()].concat();
     let (watcher, probe) = stage.watch(&all)?;
@@ -65,6 +75,13 @@ pub fn power_cut(
     if !of_vms.is_empty() {
         figures.push(figure("failover_vms_p50_ms", percentile(of_vms, 50), "sets' + boot"));
         figures.push(figure("failover_vms_p99_ms", percentile(of_vms, 99), "sets' + boot"));
+    }
+    let detection = outage.failover.decided_at.duration_since(outage.cut_at).as_millis() as u64;
+    let beyond: Vec<u64> = of_sets.iter().map(|answered| answered.saturating_sub(detection)).collect();
+    if !beyond.is_empty() {
+        let goal = if twins { "under 1000" } else { "" };
+        figures.push(figure("failover_sets_beyond_detection_p50_ms", percentile(&beyond, 50), goal));
+        figures.push(figure("failover_sets_beyond_detection_p99_ms", percentile(&beyond, 99), ""));
     }
     figures.extend(phases(&outage.failover, outage.cut_at)?);
     ordered.push(watcher.id);

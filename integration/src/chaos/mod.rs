@@ -62,6 +62,9 @@ pub struct Options {
     /// Instances under the power cut, one in four a VM
     #[arg(long, default_value_t = 12)]
     pub instances: usize,
+    /// Each of those has a twin that is ready before the cut
+    #[arg(long)]
+    pub twins: bool,
     /// Seconds without a controller
     #[arg(long, default_value_t = 30)]
     pub outage: u64,
@@ -149,7 +152,8 @@ impl Chaos<'_> {
             Part::Power => {
                 let vms = self.options.instances / 4;
                 let sets = self.options.instances - vms;
-                let (figures, ids) = failover::power_cut(stage, sets, vms, |i| watch.made(i))?;
+                let (figures, ids) =
+                    failover::power_cut(stage, sets, vms, self.options.twins, |i| watch.made(i))?;
                 row.rounds = 1;
                 row.told = figures.iter().map(told).collect::<Vec<_>>().join(", ");
                 stage.lab.restore("h1", |_| {})?;

@@ -24,6 +24,8 @@ pub enum Step {
         volume: bool,
         host: usize,
     },
+    /// Without a volume, on this host, with a twin that is ready on another one.
+    Twinned(usize),
     Delete,
     Stop,
     Start,
@@ -58,7 +60,7 @@ pub struct Scenario {
 const MADE: Step = Step::Create { volume: true, host: 0 };
 const BARE: Step = Step::Create { volume: false, host: 0 };
 
-pub const SCENARIOS: [Scenario; 7] = [
+pub const SCENARIOS: [Scenario; 8] = [
     Scenario {
         name: "create",
         before: &[],
@@ -105,6 +107,14 @@ pub const SCENARIOS: [Scenario; 7] = [
         after: &[Step::Delete],
         commits: &["failover=barring", "failover=moving", "failover=starting", "failover=done", "host"],
         calls: &["ensure", "remove"],
+    },
+    Scenario {
+        name: "twin",
+        before: &[],
+        steps: &[Step::Twinned(0), Step::Fail(0), Step::Return(0), Step::Delete],
+        after: &[],
+        commits: &["twin", "failover=moving", "tombstone"],
+        calls: &["lay out", "ensure", "remove"],
     },
     Scenario {
         name: "volume",
@@ -163,6 +173,14 @@ impl Step {
             Step::Create { .. } => match absent(client.find_instance(IT).await)? {
                 None => Sight::Unordered,
                 Some(it) => done(it.state == InstanceState::Running, told(&it)),
+            },
+            Step::Twinned(_) => match absent(client.find_instance(IT).await)? {
+                None => Sight::Unordered,
+                Some(it) => {
+                    let waits = it.twin.as_ref().is_some_and(|twin| twin.ready);
+                    let sight = Sight::UnderWay(format!("{}, its twin {:?}", it.state, it.twin));
+                    done(waits && it.state == InstanceState::Running, sight)
+                }
             },
             Step::Delete => match absent(client.find_instance(IT).await)? {
                 None => {
@@ -259,17 +277,16 @@ impl Step {
         let said = |text: serde_json::Error| ClientError::Setup { what: text.to_string() };
         match self {
             Step::Create { volume, host } => {
-                let mut request = json!({
-                    "name": IT, "vcpus": 1, "memory_mib": 64, "host": lab.names[host],
-                    "bodies": [
-                        { "set": { "members": [{ "index": 1, "image": crate::alone::furnish::ARCHIVE }] } },
-                        { "vm": { "image": crate::alone::furnish::DISK } },
-                    ],
-                    "networks": [{ "network": super::lab::NETWORK }],
-                });
+                let mut request = it(lab, host);
                 if volume {
                     request["volume"] = json!({ "size_gib": 1 });
                 }
+                let request: InstanceCreate = serde_json::from_value(request).map_err(said)?;
+                client.create_instance(&request).await.map(drop)
+            }
+            Step::Twinned(host) => {
+                let mut request = it(lab, host);
+                request["failover"] = json!("twin");
                 let request: InstanceCreate = serde_json::from_value(request).map_err(said)?;
                 client.create_instance(&request).await.map(drop)
             }
@@ -318,4 +335,16 @@ impl Step {
             Step::DeleteNetwork => client.delete_network(client.find_network(NETWORK).await?.id).await,
         }
     }
+}
+
+/// A set, or a VM when that does not fit, on this host.
+fn it(lab: &Lab, host: usize) -> serde_json::Value {
+    json!({
+        "name": IT, "vcpus": 1, "memory_mib": 64, "host": lab.names[host],
+        "bodies": [
+            { "set": { "members": [{ "index": 1, "image": crate::alone::furnish::ARCHIVE }] } },
+            { "vm": { "image": crate::alone::furnish::DISK } },
+        ],
+        "networks": [{ "network": super::lab::NETWORK }],
+    })
 }

@@ -9,20 +9,54 @@ use uuid::Uuid;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Call {
-    Bodies { kind: BodyKind },
-    Prepare { kind: BodyKind },
+    Bodies {
+        kind: BodyKind,
+    },
+    Prepare {
+        kind: BodyKind,
+    },
+    /// Made, and not started.
+    LayOut(Body),
     Ensure(Body),
-    Stop { kind: BodyKind, instance: InstanceId },
-    Remove { kind: BodyKind, instance: InstanceId, epoch: u64 },
-    Adjust { kind: BodyKind },
+    Stop {
+        kind: BodyKind,
+        instance: InstanceId,
+    },
+    Remove {
+        kind: BodyKind,
+        instance: InstanceId,
+        epoch: u64,
+    },
+    Adjust {
+        kind: BodyKind,
+    },
     Volumes,
-    EnsureVolume { id: Uuid, size_bytes: u64, from: Option<Origin> },
-    Attach { id: Uuid, mounted: bool },
-    IsMounted { id: Uuid },
-    Detach { id: Uuid },
-    Snapshot { of: Uuid, id: Uuid },
-    Read { id: Uuid },
-    Bin { id: Uuid, order: Bin },
+    EnsureVolume {
+        id: Uuid,
+        size_bytes: u64,
+        from: Option<Origin>,
+    },
+    Attach {
+        id: Uuid,
+        mounted: bool,
+    },
+    IsMounted {
+        id: Uuid,
+    },
+    Detach {
+        id: Uuid,
+    },
+    Snapshot {
+        of: Uuid,
+        id: Uuid,
+    },
+    Read {
+        id: Uuid,
+    },
+    Bin {
+        id: Uuid,
+        order: Bin,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,6 +137,7 @@ impl Call {
         match self {
             Call::Bodies { .. } => "bodies",
             Call::Prepare { .. } => "prepare",
+            Call::LayOut(_) => "lay out",
             Call::Ensure(_) => "ensure",
             Call::Stop { .. } => "stop",
             Call::Remove { .. } => "remove",

@@ -144,7 +144,11 @@ impl BodyDriver for MemoryBodies {
         }
     }
 
-    async fn prepare(&self, _: &BodyPlan) -> Result<(), DriverError> {
+    async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+        if plan.twin {
+            let made = Body { state: State::Stopped, ..body(self.kind, plan) };
+            return self.ask(Call::LayOut(made)).await.map(drop);
+        }
         self.ask(Call::Prepare { kind: self.kind }).await.map(drop)
     }
 

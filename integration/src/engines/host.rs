@@ -27,6 +27,7 @@ impl Engine {
         match call {
             Call::Bodies { kind }
             | Call::Prepare { kind }
+            | Call::LayOut(Body { kind, .. })
             | Call::Ensure(Body { kind, .. })
             | Call::Stop { kind, .. }
             | Call::Remove { kind, .. }
@@ -209,6 +210,7 @@ impl HostEngines {
                 Reply::Bodies(held.bodies.values().filter(|b| b.kind == kind).cloned().collect())
             }
             Call::Prepare { .. } | Call::Adjust { .. } => Reply::Done,
+            Call::LayOut(body) => lay_out(held, body),
             Call::Ensure(body) => self.ensure(held, body),
             Call::Stop { kind, instance } => {
                 if let Some(body) = held.bodies.get_mut(&(kind, instance)) {
@@ -305,6 +307,19 @@ impl HostEngines {
         held.bodies.insert(key, body);
         Reply::Done
     }
+}
+
+fn lay_out(held: &mut Held, body: Body) -> Reply {
+    let key = (body.kind, body.instance);
+    match held.bodies.get(&key) {
+        Some(other) if other.epoch != body.epoch || other.state != State::Stopped => {
+            return Reply::Refused(format!("a body of epoch {} is here", other.epoch));
+        }
+        None if held.full => return Reply::Refused("no space left on device".to_owned()),
+        _ => {}
+    }
+    held.bodies.insert(key, body);
+    Reply::Done
 }
 
 fn ensure_volume(held: &mut Held, id: Uuid, size_bytes: u64, from: Option<Origin>) -> Reply {

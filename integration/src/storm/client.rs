@@ -161,6 +161,8 @@ impl StormClient {
             if fresh {
                 request["failover_terms"] = json!({ "local_volume": "fresh" });
             }
+        } else if fresh {
+            request["failover"] = json!("twin");
         }
         let Ok(request) = serde_json::from_value::<InstanceCreate>(request) else { return };
         let made = self.cloud.client.create_instance(&request).await;

@@ -13,6 +13,7 @@ mod placement;
 mod servers;
 mod shared_groups;
 mod sums;
+mod twins;
 mod volume_journeys;
 mod volumes;
 

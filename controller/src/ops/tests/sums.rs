@@ -37,6 +37,9 @@ fn sums(cloud: &Cloud, hosts: &[HostId]) -> Vec<(Claims, Claims)> {
                 add(Some(other(at)), crate::ops::volumes::room(one.size_gib));
             }
         }
+        for place in view.twins.iter().filter_map(|twin| twin.place.as_ref()) {
+            add(Some(place.host), place.claims);
+        }
         view.volumes.iter().for_each(|row| add(Some(row.host), crate::ops::volumes::room(row.size_gib)));
         sum
     };
@@ -59,7 +62,7 @@ async fn claims_add_up() {
                 (!all.is_empty()).then(|| all[pick % all.len()])
             };
             // Refusals are as good as orders here.
-            let what = match (dice.below(14), one) {
+            let what = match (dice.below(15), one) {
                 (0..=1, _) | (_, None) => {
                     let mut wish = json!({"name": format!("i{n}"), "memory_mib": 64});
                     if pick % 2 == 0 {
@@ -67,6 +70,9 @@ async fn claims_add_up() {
                     }
                     if pick % 4 == 0 {
                         wish["failover_terms"] = json!({"local_volume": "fresh"});
+                    }
+                    if pick % 3 == 0 {
+                        wish["failover"] = "twin".into();
                     }
                     format!("create {:?}", cloud.create(wish).await.map(|i| i.id).is_ok())
                 }
@@ -99,7 +105,8 @@ async fn claims_add_up() {
                     cloud.up(hosts[at], names[at]).await;
                     format!("up {} {:?}", names[at], cloud.ops.let_in(hosts[at]).await)
                 }
-                (10..=11, _) => format!("step {:?}", cloud.ops.step_exchanges().await),
+                (10, _) => format!("twins {:?}", cloud.ops.step_twins(true).await),
+                (11..=12, _) => format!("step {:?}", cloud.ops.step_exchanges().await),
                 _ => {
                     cloud.obey(hosts[at]).await;
                     format!("obey {}", names[at])

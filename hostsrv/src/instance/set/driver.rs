@@ -5,10 +5,11 @@ use super::engine::{Engine, Limits};
 use super::images::Images;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings, assemble};
+use super::render::render;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, events, exec, export, logs, ports, start};
+use super::{ENGINE, events, exec, export, logs, ports, start, twin};
 use crate::instance::moves::BodyMoves;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
@@ -27,7 +28,7 @@ use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
@@ -88,6 +89,7 @@ impl SetDriver {
             state_dir,
             privileged_anchor: options.privileged_anchor,
             gate: options.gate,
+            woken: Mutex::default(),
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
@@ -110,18 +112,34 @@ impl SetDriver {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let record = |id: &str| self.shared.restarts.get(id);
         let halted = plan.power != Power::On;
-        let wanted = start::Wanted { names: &names, rescue: plan.rescue.is_some(), halted };
+        let whole = self.wakes(plan, set, &parts).await?;
+        let wanted = start::Wanted { names: &names, rescue: plan.rescue.is_some(), halted, whole };
         let steps = start::decide(wanted, &parts, record, Timestamp::now().as_microsecond());
         let anchor = parts.iter().find(|part| part.is_anchor());
         let replug = anchor.map(|anchor| start::Replug {
             anchor: &anchor.id,
             difference: ports::differ(&anchor.detail.endpoints, &plan.ports),
         });
-        let replug = replug.filter(|replug| !replug.difference.is_empty());
+        // Docker does not tell the networks of what never ran.
+        let replug = replug.filter(|replug| !replug.difference.is_empty() && !whole);
         for (id, until_us) in start::execute(&self.shared, plan, set, &steps, replug.as_ref()).await? {
             self.shared.wake_at(id, until_us);
         }
         if halted { self.halt(plan).await } else { Ok(()) }
+    }
+
+    /// Whether all of the set was made beforehand and waits for this, its first start. One that does not start so is made anew
+    /// at the next try.
+    async fn wakes(&self, plan: &BodyPlan, set: &SetSpec, parts: &[Part]) -> Result<bool, DriverError> {
+        if parts.is_empty() || parts.iter().any(|part| part.state != PartState::Created) {
+            return Ok(false);
+        }
+        let rendered = render(plan, set, &self.shared.facts(plan, set).await?);
+        if !twin::is_whole(parts, &rendered) {
+            return Ok(false);
+        }
+        let mut woken = self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(woken.insert(plan.instance, plan.epoch) != Some(plan.epoch))
     }
 
     /// Pauses the members that run, in reverse order of index.
@@ -196,6 +214,9 @@ impl BodyDriver for SetDriver {
 
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError> {
         let set = set_of(plan)?;
+        if plan.twin {
+            return twin::lay_out(&self.shared, plan, set).await;
+        }
         let networks = self.shared.networks.ensure(&self.shared.engine, &plan.ports);
         let (_held, _facts) = try_join(networks, self.shared.facts(plan, set)).await?;
         Ok(())
@@ -239,6 +260,7 @@ impl BodyDriver for SetDriver {
             removed.into_iter().collect::<Result<(), _>>()?;
         }
         if parts.iter().all(|part| part.tag.epoch <= epoch) {
+            self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).remove(&instance);
             self.shared.places.remove(instance).await?;
         }
         folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch, remains).await?;

@@ -36,6 +36,7 @@ pub mod render;
 mod restarts;
 mod shared;
 mod start;
+mod twin;
 mod volumes;
 
 pub use driver::{SetDriver, SetOptions};

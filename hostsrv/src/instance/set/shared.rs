@@ -15,7 +15,7 @@ use amphi_api::set::SetSpec;
 use bollard::query_parameters::StopContainerOptionsBuilder;
 use futures_util::future::{join_all, try_join, try_join_all};
 use jiff::Timestamp;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Shared {
     pub gate: Option<Arc<dyn PortGate>>,
     /// Containers that are held still for a moment: to be taken for running, and let be.
     pub still: Mutex<HashSet<String>>,
+    /// Sets that were made beforehand and have been started as they were, by epoch: what did not start so is made anew.
+    pub woken: Mutex<HashMap<InstanceId, u64>>,
     /// Containers for which the bell is already set to ring.
     pub waking: Mutex<HashSet<String>>,
 }

@@ -8,6 +8,7 @@ use super::restarts::Record;
 use super::shared::Shared;
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::SetSpec;
+use bollard::models::NetworkConnectRequest;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use futures_util::future::{join, join_all, try_join4};
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct Wanted<'a> {
     pub rescue: bool,
     /// Those that are paused stay so.
     pub halted: bool,
+    /// What never ran is all of it, as ordered: it is started as it is.
+    pub whole: bool,
 }
 
 /// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made.
@@ -66,7 +69,7 @@ pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Recor
                 && part.tag.role.member().is_some_and(|(_, found)| found == name)
         })
     };
-    let Some(anchor) = anchor.filter(|anchor| anchor.state != PartState::Created) else {
+    let Some(anchor) = anchor.filter(|anchor| wanted.whole || anchor.state != PartState::Created) else {
         // Members are tied to their anchor's container by its id.
         let mut all: Vec<&Part> = parts.iter().collect();
         all.sort_by_key(|part| part.is_anchor());
@@ -79,9 +82,9 @@ pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Recor
     };
     let mut plan = StartPlan {
         anchor: match anchor.state {
-            PartState::Ended => Step::Start { id: anchor.id.clone(), again: None },
+            PartState::Ended | PartState::Created => Step::Start { id: anchor.id.clone(), again: None },
             PartState::Paused => Step::Resume { id: anchor.id.clone() },
-            PartState::Running | PartState::Created => Step::Keep,
+            PartState::Running => Step::Keep,
         },
         ..StartPlan::default()
     };
@@ -100,6 +103,7 @@ pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Recor
         };
         let id = part.id.clone();
         plan.members.push(match part.state {
+            PartState::Created if wanted.whole => Step::Start { id, again: None },
             PartState::Created => {
                 plan.remove.push(id);
                 Step::Create
@@ -184,15 +188,7 @@ pub async fn execute(
     let rendered = rendered.as_ref().unwrap_or(&none);
     if steps.anchor == Step::Create {
         create(shared, &rendered.anchor).await?;
-        for (network, request) in &rendered.connects {
-            let doing = format!("connect {} to {network}", request.container);
-            let limit = shared.engine.limits.call;
-            let request = request.clone();
-            shared
-                .engine
-                .call(&doing, limit, |docker| async move { docker.connect_network(network, request).await })
-                .await?;
-        }
+        connect(shared, &rendered.connects).await?;
     }
     if let Some(replug) = replug {
         ports::change(shared, plan, replug.anchor, &replug.difference).await?;
@@ -252,7 +248,24 @@ async fn bring_up(shared: &Shared, step: &Step, created: &str) -> Result<(), Dri
     shared.engine.call(&doing, limit, |docker| async move { docker.start_container(id, None).await }).await
 }
 
-async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverError> {
+/// The anchor joins its further networks, in their order.
+pub async fn connect(
+    shared: &Shared,
+    connects: &[(String, NetworkConnectRequest)],
+) -> Result<(), DriverError> {
+    for (network, request) in connects {
+        let doing = format!("connect {} to {network}", request.container);
+        let limit = shared.engine.limits.call;
+        let request = request.clone();
+        shared
+            .engine
+            .call(&doing, limit, |docker| async move { docker.connect_network(network, request).await })
+            .await?;
+    }
+    Ok(())
+}
+
+pub async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverError> {
     let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
     let doing = format!("create container {}", container.name);
     let body = container.body.clone();

@@ -88,9 +88,14 @@ pub fn sweep(connection: &Connect, cache: &Mutex<TraitCache>, change: u64) -> Re
 
 /// Defines and starts. Anew each time: this heals a definition that was left half made or with another host's paths.
 pub fn make(connection: &Connect, xml: &str, paused: bool) -> Result<(), Error> {
+    start(&define(connection, xml)?, paused)
+}
+
+/// Nothing starts it but an order.
+pub fn define(connection: &Connect, xml: &str) -> Result<Domain, Error> {
     let domain = Domain::define_xml(connection, xml)?;
     domain.set_autostart(false)?;
-    start(&domain, paused)
+    Ok(domain)
 }
 
 /// Starts; with its memory, where that is on disk.

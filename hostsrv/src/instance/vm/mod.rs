@@ -143,6 +143,21 @@ impl VmDriver {
         )
     }
 
+    /// Defines a VM that waits, disks and all, and starts nothing. Its start defines it once more, with its volumes.
+    async fn lay_out(&self, plan: &BodyPlan, files: &BodyFiles, xml: String) -> Result<(), DriverError> {
+        let doing = format!("define the VM of {}", plan.instance);
+        let other = |(epoch, condition): &(u64, Condition)| *epoch != plan.epoch || condition.active();
+        if let Some((epoch, _)) = self.find(plan.instance, &doing).await?.filter(other) {
+            let message = format!("a body of epoch {epoch} is here");
+            return Err(DriverError::EngineRefused { engine: ENGINE, doing, message });
+        }
+        files::settle(&self.state_dir, files, plan).await?;
+        let defined =
+            self.link.call(&doing, CHANGE, move |c: &Connect| domain::define(c, &xml).map(drop)).await;
+        self.forget_traits();
+        defined
+    }
+
     /// Brings a domain that is there where the plan says.
     async fn settle(&self, plan: &BodyPlan, doing: &str) -> Result<(), DriverError> {
         let files = BodyFiles::new(&self.state_dir, plan);
@@ -226,7 +241,11 @@ impl BodyDriver for VmDriver {
     /// Checks the definition by having libvirt translate it into a QEMU command line: defining it would replace the
     /// persistent definition of a running body of an older epoch, which has the same name and UUID.
     async fn prepare(&self, plan: &BodyPlan) -> Result<(), DriverError> {
-        let xml = self.make_ready(plan, &BodyFiles::new(&self.state_dir, plan)).await?;
+        let files = BodyFiles::new(&self.state_dir, plan);
+        let xml = self.make_ready(plan, &files).await?;
+        if plan.twin {
+            return self.lay_out(plan, &files, xml).await;
+        }
         let doing = format!("check the definition of the VM of {}", plan.instance);
         let check = move |c: &Connect| c.domain_xml_to_native("qemu-argv", &xml, 0).map(drop);
         self.link.call(&doing, CHANGE, check).await

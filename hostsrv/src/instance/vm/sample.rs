@@ -56,5 +56,6 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
         user_data: Some("#!/bin/sh\necho hello\n".into()),
         ssh_keys: vec!["ssh-ed25519 AAAA someone@there".into()],
         metadata: BTreeMap::from([("tier".to_owned(), "front".to_owned())]),
+        twin: false,
     }
 }

@@ -141,6 +141,9 @@ pub fn bytes(desired: &InstanceDesired, seen: &Observed<'_>, done: bool) -> Vec<
 
 /// The steps for an instance that is on its way here: made ready once. A body of it that is here already, of whatever
 /// epoch, is somebody else's business: the tombstone's or the epoch's to come.
+///
+/// A twin is made whole, and made again when it is not there any more. What never ran of it goes when its epoch grows, or
+/// when what comes in its place, by a move, is of the other kind: nothing has run here at an epoch that is only expected.
 pub fn expected(
     desired: &InstanceDesired,
     seen: &Observed<'_>,
@@ -148,12 +151,29 @@ pub fn expected(
     confirmed: bool,
 ) -> Vec<Step> {
     let kind = desired.body.kind();
-    let here = seen.bodies.iter().any(|b| b.instance == desired.id);
+    let mine: Vec<&ObservedBody> = seen.bodies.iter().filter(|b| b.instance == desired.id).collect();
     let ready = memory.prepared == Some((kind, desired.epoch));
-    if !confirmed || ready || here || !seen.answered.contains(&kind) {
+    let silent = |k: &BodyKind| !seen.answered.contains(k);
+    if !confirmed || silent(&kind) {
         return Vec::new();
     }
-    vec![Step::PrepareExpected]
+    let as_ordered = |b: &&&ObservedBody| b.epoch == desired.epoch && b.kind == kind;
+    let made = mine.iter().any(|b| as_ordered(&b));
+    if ready && (made || !desired.twin) {
+        return Vec::new();
+    }
+    let waits = |b: &&ObservedBody| {
+        let older = desired.twin && b.epoch < desired.epoch;
+        b.state == ObservedState::Stopped && (older || b.epoch == desired.epoch)
+    };
+    if !mine.iter().all(waits) || memory.begun.kinds.iter().any(silent) {
+        return Vec::new();
+    }
+    let others = mine.iter().filter(|b| !as_ordered(b));
+    let mut steps: Vec<Step> =
+        others.map(|b| Step::Remove { kind: b.kind, epoch: b.epoch, remains: Remains::Roots }).collect();
+    steps.push(Step::PrepareExpected);
+    steps
 }
 
 fn held<'a>(seen: &Observed<'a>, volume: &VolumeDesired) -> Option<&'a crate::storage::ObservedVolume> {

@@ -66,6 +66,7 @@ fn world() -> World {
             arriving_from: None,
             copying: None,
             copied_from: None,
+            twin: false,
         },
         volumes: BTreeMap::from([(volume.id.0, observed_volume(&volume))]),
         volume,
@@ -510,4 +511,34 @@ fn the_last_pass_finds_nothing_running_and_keeps_the_volumes() {
     assert!(bytes(&still));
     assert!(still.plan().is_empty(), "and nobody detaches under it: {:?}", still.plan());
     assert!(super::bytes(&still.desired, &still.seen(), true).is_empty(), "once");
+}
+
+#[test]
+fn a_twin_is_made_whole_and_kept() {
+    use BodyKind::{Set, Vm};
+    use ObservedState::{Running, Stopped};
+    let made = |prepared| Remembered { prepared, ..Remembered::default() };
+    let says = |w: &World, memory: &Remembered| -> Vec<String> {
+        let twin = InstanceDesired { twin: true, ..w.desired.clone() };
+        let seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
+        expected(&twin, &seen, memory, true).iter().map(name).collect()
+    };
+    let (never, ready) = (made(None), made(Some((Set, 5))));
+    let table: Vec<(&str, World, &Remembered, &[&str])> = vec![
+        ("nothing is there", world(), &never, &["prepare what comes"]),
+        ("it is there", world().with(Set, 5, Stopped), &ready, &[]),
+        ("the agent has begun anew", world().with(Set, 5, Stopped), &never, &["prepare what comes"]),
+        ("somebody removed it", world(), &ready, &["prepare what comes"]),
+        ("of an older epoch", world().with(Set, 4, Stopped), &never, &["remove set 4", "prepare what comes"]),
+        ("of the other kind", world().with(Vm, 5, Stopped), &never, &["remove vm 5", "prepare what comes"]),
+        ("a body runs: somebody else's business", world().with(Set, 4, Running), &never, &[]),
+        ("of a newer epoch", world().with(Set, 6, Stopped), &never, &[]),
+    ];
+    for (what, w, memory, steps) in table {
+        assert_eq!(says(&w, memory), steps, "{what}");
+    }
+    // What comes by a move does not touch what stands there of an older epoch.
+    let w = world().with(Set, 4, Stopped);
+    let seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
+    assert!(expected(&w.desired, &seen, &never, true).is_empty());
 }

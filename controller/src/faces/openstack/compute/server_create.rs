@@ -9,7 +9,7 @@ use super::servers::truthy;
 use super::{figure, flag, optional_text, refuse_unknown, text};
 use crate::model::{FlavorCopy, KeyPairKey};
 use crate::ops::aggregates::zones;
-use crate::ops::asked::{QOS_KEY, SCHEDULER_KEY};
+use crate::ops::asked::{FAILOVER_KEY, QOS_KEY, SCHEDULER_KEY, failover_named};
 use crate::ops::identity::Caller;
 use crate::ops::servers::{COUNT_MAX, DeviceSource, DeviceWish, NicWish, NicsWish, ServerWish};
 use crate::ops::{View, flavors};
@@ -445,6 +445,9 @@ fn apply_hints(
     }
     if let Some(text) = optional_text(hints, QOS_KEY)? {
         wish.qos = Some(text.parse().map_err(|why: String| Refusal::field(QOS_KEY, why))?);
+    }
+    if let Some(text) = optional_text(hints, FAILOVER_KEY)? {
+        wish.failover = Some(failover_named(text).map_err(|why| Refusal::field(FAILOVER_KEY, why))?);
     }
     wish.different_host = servers("different_host")?;
     wish.same_host = servers("same_host")?;

@@ -3,7 +3,7 @@
 use super::plan::{NoRoomIs, Plan, launch};
 use super::{bodies, nics, volumes};
 use crate::model::*;
-use crate::ops::asked::{SCHEDULER_KEY, qos_of};
+use crate::ops::asked::{SCHEDULER_KEY, failover_of, qos_of};
 use crate::ops::servers::Origin;
 use crate::ops::{Draft, OpsError, View, groups, quotas, resolve};
 use crate::scheduler::{Policy, Request};
@@ -52,6 +52,7 @@ pub struct ServerWish {
     /// By scheduler hint, in the place of the flavor's.
     pub scheduler: Option<String>,
     pub qos: Option<Qos>,
+    pub failover: Option<FailoverPolicy>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -138,7 +139,7 @@ pub(super) fn decide(
         user_data: wish.user_data.clone(),
         ssh_keys: wish.key.iter().map(|(_, public)| public.trim().to_owned()).collect(),
         metadata: wish.metadata.clone(),
-        failover: FailoverPolicy::AnyKind,
+        failover: wish.failover.map_or_else(|| failover_of(&wish.flavor), Ok)?,
         failover_terms: Default::default(),
         asked: asked(view, origin, wish)?,
         server: traits(

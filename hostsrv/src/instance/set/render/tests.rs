@@ -56,6 +56,7 @@ fn plan(ports: Vec<PortAttachment>, volume: bool, set: serde_json::Value) -> (Bo
         user_data: None,
         ssh_keys: Vec::new(),
         metadata: BTreeMap::new(),
+        twin: false,
     };
     (plan, set)
 }

@@ -27,7 +27,7 @@ fn part(name: &str, state: PartState, started: i64) -> Part {
 }
 
 fn says(parts: &[Part], failures: u32) -> String {
-    let wanted = Wanted { names: &["a", "b"], rescue: false, halted: false };
+    let wanted = Wanted { names: &["a", "b"], rescue: false, halted: false, whole: false };
     let plan = decide(wanted, parts, |_| Record { restarts: failures, failures }, NOW);
     let step = |step: &Step| match step {
         Step::Keep => "keep",
@@ -100,7 +100,7 @@ fn a_failing_member_waits_its_time() {
     {
         assert_eq!(says(&parts, failures), format!("remove [] kill [] {wanted}"), "{failures} failures");
     }
-    let only = |names| Wanted { names, rescue: false, halted: false };
+    let only = |names| Wanted { names, rescue: false, halted: false, whole: false };
     let plan = decide(only(&["b"]), &parts, |_| Record { restarts: 3, failures: 3 }, NOW);
     assert_eq!(plan.members, [Step::Wait { id: "b".to_owned(), until_us: NOW - 1_000_000 + 4_000_000 }]);
     // A clock that was set back does not hold a member for hours.
@@ -118,7 +118,7 @@ fn a_rescue_runs_in_the_place_of_members_that_stay() {
     };
     let (anchor, a) = (part("anchor", Running, 0), |state| part("a", state, 10));
     let step = |rescue, halted, parts: &[Part]| {
-        let wanted = Wanted { names: &["a"], rescue, halted };
+        let wanted = Wanted { names: &["a"], rescue, halted, whole: false };
         decide(wanted, parts, |_| Record::default(), NOW)
     };
     let plan = step(true, false, &[anchor.clone(), a(Running)]);

@@ -1,0 +1,204 @@
+use super::*;
+use amphi_api::failover::{FailoverFate, Twin};
+use amphi_api::host::{Claims, MaintenanceCreate};
+use amphi_api::instance::{BodyKind, ExchangeCreate, InstanceState, MoveCreate};
+use amphi_api::wire::Tombstone;
+
+/// Three hosts, and an instance of both bodies on the first that asks for a twin.
+async fn twinned(change: serde_json::Value) -> (Cloud, [HostId; 3], Instance) {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    let h3 = cloud.host("h3").await;
+    let mut wish = json!({
+        "host": "h1", "failover": "twin",
+        "bodies": [{"vm": {"image": "vm"}}, {"set": {"members": [{"index": 0, "image": "busybox"}]}}],
+    });
+    for (key, part) in change.as_object().unwrap() {
+        wish[key] = part.clone();
+    }
+    let made = cloud.create(wish).await.unwrap();
+    cloud.ops.step_twins(true).await.unwrap();
+    (cloud, [h1, h2, h3], made)
+}
+
+fn twin(cloud: &Cloud, instance: &Instance) -> Twin {
+    cloud.show(instance).twin.unwrap()
+}
+
+async fn settle(cloud: &Cloud, hosts: &[HostId]) {
+    for _ in 0..3 {
+        cloud.ops.step_twins(true).await.unwrap();
+        for host in hosts {
+            if cloud.links.is_linked(*host) {
+                cloud.obey(*host).await;
+            }
+        }
+    }
+}
+
+fn fate(cloud: &Cloud, host: HostId) -> FailoverFate {
+    cloud.ops.failovers(Some(host)).remove(0).instances.remove(0).fate
+}
+
+#[tokio::test]
+async fn a_failover_starts_it_and_another_one_is_made() {
+    let (cloud, hosts, made) = twinned(json!({})).await;
+    let waits = twin(&cloud, &made);
+    assert_eq!((waits.body, waits.ready, waits.why), (Some(BodyKind::Set), false, None), "the quicker start");
+    let there = waits.host.unwrap();
+    assert_ne!(there, hosts[0]);
+    let [expected] = &cloud.ops.desired(there).expected[..] else { panic!("{:?}", cloud.ops.desired(there)) };
+    assert_eq!((expected.twin, expected.epoch, expected.body.kind()), (true, made.epoch + 1, BodyKind::Set));
+    assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1, "its room is kept");
+    let generation = cloud.ops.desired(there).generation;
+    cloud.obey(there).await;
+    assert!(twin(&cloud, &made).ready);
+    assert_eq!(cloud.ops.desired(there).generation, generation, "what is said of it orders nothing");
+
+    let gone = cloud.ops.desired(hosts[0]);
+    cloud.down(hosts[0]).await;
+    cloud.ops.evacuate(hosts[0]).await.unwrap();
+    let FailoverFate::Moved { to, body, epoch, twin: flipped, .. } = fate(&cloud, hosts[0]) else { panic!() };
+    assert_eq!((to, body, epoch, flipped), (there, BodyKind::Set, made.epoch + 1, true));
+    let now = cloud.ops.desired(there);
+    assert_eq!((now.instances.len(), now.expected.len()), (1, 0));
+    assert_eq!(now.instances[0].ports, gone.instances[0].ports);
+    assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1, "the same room");
+
+    settle(&cloud, &hosts).await;
+    let third = hosts.into_iter().find(|h| *h != there && *h != hosts[0]).unwrap();
+    let next = twin(&cloud, &made);
+    assert_eq!((next.host, next.ready), (Some(third), true), "not where the old body is not buried");
+    assert_eq!(cloud.show(&made).state, InstanceState::Running);
+
+    // Without one that is ready its host takes over all the same; without its host, any.
+    cloud.down(third).await;
+    cloud.up(hosts[0], "h1").await;
+    cloud.obey(hosts[0]).await;
+    assert!(cloud.ops.let_in(hosts[0]).await.unwrap());
+    cloud.down(there).await;
+    cloud.ops.evacuate(there).await.unwrap();
+    let FailoverFate::Moved { to, twin: flipped, .. } = fate(&cloud, there) else { panic!() };
+    assert_eq!((to, flipped), (hosts[0], false), "the twin's host was gone too");
+
+    for (host, name) in hosts.iter().zip(["h1", "h2", "h3"]) {
+        cloud.up(*host, name).await;
+    }
+    cloud.ops.delete_instance(P, made.id, VolumeFate::Trash).await.unwrap();
+    settle(&cloud, &hosts).await;
+    cloud.assert_empty();
+    let view = cloud.ops.world().read();
+    assert!(view.twins.is_empty() && view.tombstones.is_empty(), "{:?}", view.tombstones);
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_bars_a_twin_and_says_so() {
+    let (cloud, _, made) = twinned(json!({"volume": {"size_gib": 1}})).await;
+    let none = twin(&cloud, &made);
+    assert!(none.host.is_none() && none.why.unwrap().contains("is on host 'h1' and nowhere else"));
+    let bound = json!({"volume": {"size_gib": 1}, "failover_terms": {"local_volume": "fresh"}});
+    let (cloud, hosts, made) = twinned(bound).await;
+    let there = twin(&cloud, &made).host.unwrap();
+    let blank = cloud.ops.desired(there).volumes[0].id;
+    assert_eq!(cloud.ops.desired(there).expected[0].volume, Some(blank));
+    assert_eq!(cloud.ops.host(there).unwrap().claims.volume_gib, 1);
+    cloud.obey(hosts[0]).await;
+    cloud.obey(there).await;
+    assert!(twin(&cloud, &made).ready);
+    cloud.down(hosts[0]).await;
+    cloud.ops.evacuate(hosts[0]).await.unwrap();
+    let FailoverFate::Moved { fresh_volume: Some(fresh), twin: true, .. } = fate(&cloud, hosts[0]) else {
+        panic!("{:?}", fate(&cloud, hosts[0]))
+    };
+    assert_eq!((Some(fresh.old), fresh.new), (made.volume, blank));
+    assert_eq!(cloud.show(&made).volume, Some(blank));
+    assert_eq!(cloud.ops.host(there).unwrap().claims.volume_gib, 1);
+    settle(&cloud, &hosts).await;
+    // The policy's next blank volume, and none when the instance is gone.
+    assert!(twin(&cloud, &made).ready);
+    cloud.ops.delete_instance(P, made.id, VolumeFate::Keep).await.unwrap();
+    settle(&cloud, &hosts).await;
+    let view = cloud.ops.world().read();
+    let left: Vec<_> = view.volumes.iter().map(|v| v.id).collect();
+    assert_eq!(left, [fresh.old, blank], "both had been somebody's");
+}
+
+#[tokio::test]
+async fn made_anew_when_the_instance_changes() {
+    let (cloud, hosts, made) = twinned(json!({"failover_terms": {"twin_body": "set"}})).await;
+    settle(&cloud, &hosts).await;
+    let there = twin(&cloud, &made).host.unwrap();
+    let to_set = ExchangeCreate { to: BodyKind::Set, body: None };
+    cloud.ops.create_exchange(P, made.id, &to_set).await.unwrap();
+    cloud.obey(hosts[0]).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(cloud.show(&made).epoch, made.epoch + 1);
+    cloud.ops.step_twins(false).await.unwrap();
+    let waits = twin(&cloud, &made);
+    assert_eq!((waits.host, waits.ready), (Some(there), false));
+    assert_eq!(cloud.ops.desired(there).expected[0].epoch, made.epoch + 2);
+    settle(&cloud, &hosts).await;
+    cloud.ops.step_exchanges().await.unwrap();
+    assert!(twin(&cloud, &made).ready);
+
+    // A new address is the twin's too, at once.
+    let generation = cloud.ops.desired(there).generation;
+    cloud.network("other", "10.2.0.0/24").await;
+    let ports = cloud.ops.desired(there).expected[0].ports.clone();
+    assert_eq!((ports.len(), cloud.ops.desired(there).generation), (1, generation));
+
+    // Its host is to be emptied: it goes to another one, and what it was is ordered away.
+    let order = MaintenanceCreate { reason: "new disks".into(), at_a_time: None };
+    cloud.ops.begin_maintenance(there, &order).await.unwrap();
+    cloud.ops.step_twins(true).await.unwrap();
+    let stone = Tombstone::Instance { id: made.id, epoch: made.epoch + 2 };
+    assert_eq!(cloud.ops.desired(there).tombstones, [stone]);
+    assert_eq!(cloud.ops.host(there).unwrap().claims, Claims::default());
+    settle(&cloud, &hosts).await;
+    let third = twin(&cloud, &made);
+    assert!(third.ready && third.host != Some(there) && third.host != Some(hosts[0]), "{third:?}");
+    cloud.ops.end_maintenance(there).await.unwrap();
+
+    // It stops being asked for.
+    let view = cloud.ops.world().read();
+    let row = view.instances.get(made.id).unwrap().clone();
+    drop(view);
+    let plain = crate::model::InstanceRecord {
+        failover: amphi_api::instance::FailoverPolicy::AnyKind,
+        ..(*row.record).clone()
+    };
+    let change = |_: &View| {
+        let mut draft = Draft::default();
+        draft.update(&row, &plain);
+        Ok((draft, ()))
+    };
+    cloud.ops.transact(change).await.unwrap();
+    settle(&cloud, &hosts).await;
+    assert!(cloud.show(&made).twin.is_none());
+    assert_eq!(cloud.ops.host(third.host.unwrap()).unwrap().claims, Claims::default());
+    assert!(cloud.ops.desired(third.host.unwrap()).tombstones.is_empty());
+}
+
+#[tokio::test]
+async fn a_move_may_go_to_it() {
+    let (cloud, hosts, made) =
+        twinned(json!({"bodies": [{"set": {"members": [{"index": 0, "image": "busybox"}]}}]})).await;
+    settle(&cloud, &hosts).await;
+    let there = twin(&cloud, &made).host.unwrap();
+    let name = cloud.ops.host(there).unwrap().name;
+    let to = MoveCreate { to: Some(name), kind: None, live: None, reason: "why not".into() };
+    cloud.ops.create_move(P, made.id, &to).await.unwrap();
+    assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1);
+    let expected = &cloud.ops.desired(there).expected;
+    assert_eq!((expected.len(), expected[0].twin, expected[0].epoch), (1, false, made.epoch + 1));
+    for _ in 0..4 {
+        for host in hosts {
+            cloud.obey(host).await;
+        }
+        cloud.ops.step_exchanges().await.unwrap();
+    }
+    assert_eq!(cloud.show(&made).host, Some(there));
+    settle(&cloud, &hosts).await;
+    let now = twin(&cloud, &made);
+    assert!(now.ready && now.host != Some(there), "{now:?}");
+    assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1);
+}
