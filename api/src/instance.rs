@@ -186,6 +186,15 @@ impl InstanceCreate {
         for (at, body) in self.bodies.iter().enumerate() {
             let place = format!("bodies[{at}]");
             body.check().map_err(|e| e.under(&place))?;
+            if let BodySpec::Set(set) = body {
+                set.check_memory(self.memory_mib).map_err(|e| e.under(&format!("{place}.set")))?;
+                if self.volume.is_none() && set.members.iter().any(|member| !member.mounts.is_empty()) {
+                    return Err(FieldError::new(
+                        "volume",
+                        "members have parts of it ('mounts'), and none is ordered",
+                    ));
+                }
+            }
             if self.bodies[..at].iter().any(|b| b.kind() == body.kind()) {
                 return Err(FieldError::new(place, format!("a second body of kind {}", body.kind())));
             }
@@ -309,7 +318,7 @@ pub struct Fault {
 }
 
 /// One container of a running set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct MemberStatus {
     pub name: String,
     pub index: u32,
@@ -321,6 +330,18 @@ pub struct MemberStatus {
     /// Microseconds since the epoch, as the engine tells it; shows the start order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at_us: Option<i64>,
+    /// What its probes say; none: nobody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// It has ended and, by its restart policy, stays so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub finished: bool,
+    /// The kernel ended something in it that asked for more memory than there was, when it last ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
+    /// Why the host ended it last, or what its probes told last, where they fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The address of an instance on one network.

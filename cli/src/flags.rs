@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 pub struct InstanceFlags {
     /// Virtual CPUs.
     #[arg(long, default_value_t = 1)]
-    vcpus: u32,
+    pub vcpus: u32,
     /// Memory: `512`, `512MiB`, `4GiB`.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
-    memory: u64,
+    pub memory: u64,
     /// Name or id of a network; repeat it for eth1 and so on.
     #[arg(long, value_name = "NETWORK")]
     network: Vec<String>,

@@ -1,6 +1,7 @@
 //! `amphi NOUN VERB`: the command line of the native face. Owns words, tables and exit codes; everything it knows of
 //! the cloud comes through `amphi_api::client`. Refuses: state of its own, and rules that the server does not have.
 
+mod compose;
 mod failure;
 mod flags;
 mod json_file;

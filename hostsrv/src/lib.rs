@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod crossing;
 pub mod docker_plugin;
 pub mod facts;
+pub mod health;
 pub mod images;
 pub mod instance;
 pub mod join;

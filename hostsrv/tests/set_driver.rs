@@ -1,8 +1,12 @@
 //! Sets on a real dockerd.
 
 mod common;
+#[path = "set_driver/described.rs"]
+mod described;
 #[path = "set_driver/drivers.rs"]
 mod drivers;
+#[path = "set_driver/fat.rs"]
+mod fat;
 #[path = "set_driver/stage.rs"]
 mod stage;
 #[path = "set_driver/verbs.rs"]
@@ -538,6 +542,8 @@ async fn bare_containers(plan: &BodyPlan, config_drive: PathBuf) -> Duration {
         member_images: vec![id("busybox"); 2],
         authorized_keys: config_drive.clone(),
         volumes: config_drive.clone(),
+        files: config_drive.clone(),
+        parts: config_drive.clone(),
         config_drive,
     };
     let rendered = render(plan, set, &facts);

@@ -298,8 +298,7 @@ fn member(script: &str) -> BodySpec {
         index: 0,
         image: "busybox".into(),
         command: command.map(str::to_owned).to_vec(),
-        env: Default::default(),
-        options: Default::default(),
+        ..MemberSpec::default()
     };
     BodySpec::Set(SetSpec { members: vec![member], volume_mount: "/data".into(), ..SetSpec::default() })
 }

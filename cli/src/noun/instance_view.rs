@@ -62,6 +62,11 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
     if !i.members.is_empty() {
         text += "\nMembers, in start order:\n";
         text += &members(&i.members);
+        for member in &i.members {
+            if let Some(reason) = &member.reason {
+                text += &format!("{}: {}\n", member.name, crate::table::clean(reason));
+            }
+        }
     }
     text
 }
@@ -87,15 +92,24 @@ fn members(members: &[MemberStatus]) -> String {
     let mut members: Vec<_> = members.iter().collect();
     members.sort_by_key(|m| m.index);
     rows(
-        &["INDEX", "NAME", "STATE", "RESTARTS", "EXIT", "STARTED"],
+        &["INDEX", "NAME", "STATE", "READY", "RESTARTS", "LAST EXIT", "STARTED"],
         members.iter().map(|m| {
             let started = m.started_at_us.and_then(|us| Timestamp::from_microsecond(us).ok());
             vec![
                 m.index.to_string(),
                 m.name.clone(),
-                if m.running { "running" } else { "not running" }.to_owned(),
+                match (m.running, m.finished) {
+                    (true, _) => "running",
+                    (false, true) => "finished",
+                    (false, false) => "not running",
+                }
+                .to_owned(),
+                or_dash(m.ready.map(|ready| if ready { "yes" } else { "no" })),
                 m.restarts.to_string(),
-                or_dash(m.exit_code),
+                match (m.exit_code, m.out_of_memory) {
+                    (Some(code), true) => format!("{code}, out of memory"),
+                    (code, _) => or_dash(code),
+                },
                 or_dash(started),
             ]
         }),
@@ -133,7 +147,8 @@ fn trouble(i: &Instance, now: Timestamp) -> String {
         }
         _ => {}
     }
-    let down: Vec<_> = i.members.iter().filter(|m| !m.running).map(|m| m.name.as_str()).collect();
+    let down: Vec<_> =
+        i.members.iter().filter(|m| !m.running && !m.finished).map(|m| m.name.as_str()).collect();
     if i.state == InstanceState::Running && !down.is_empty() {
         lines.push(format!("NOT RUNNING: member {}", down.join(", ")));
     }
@@ -206,9 +221,9 @@ Changed    2026-01-02T03:04:05Z (10m ago)
 VM image   tiny
 
 Members, in start order:
-INDEX  NAME  STATE    RESTARTS  EXIT  STARTED
-1      db    running  0         -     2026-01-02T03:04:05Z
-2      app   running  1         137   2026-01-02T03:04:06Z
+INDEX  NAME  STATE    READY  RESTARTS  LAST EXIT  STARTED
+1      db    running  -      0         -          2026-01-02T03:04:05Z
+2      app   running  -      1         137        2026-01-02T03:04:06Z
 "
             )
         );

@@ -1,10 +1,13 @@
-//! `amphi set`: check a description without a server, by the server's own rules; make an instance of one.
+//! `amphi set`: check a description without a server, by the server's own rules; make an instance of one, or of what a
+//! Docker Compose file says.
 
+use crate::compose::{self, Around, Size};
 use crate::failure::Failure;
 use crate::flags::InstanceFlags;
 use crate::json_file::JsonFile;
 use crate::noun::instance;
 use crate::session::{Session, say};
+use crate::table::clean;
 use amphi_api::FieldError;
 use amphi_api::instance::BodySpec;
 use amphi_api::set::SetSpec;
@@ -20,6 +23,27 @@ pub enum Command {
     },
     /// Make an instance with a set as its body.
     Create(Box<Create>),
+    /// Make an instance of a Docker Compose file. What could not be carried over is listed on stderr, with the reason.
+    Import(Box<Import>),
+    /// One set in full: members with their readiness, restarts and last end.
+    Show {
+        /// Name or id.
+        set: String,
+    },
+}
+
+#[derive(Args)]
+pub struct Import {
+    /// `compose.yaml`.
+    file: PathBuf,
+    /// The instance's name. Default: the name of the file's folder.
+    #[arg(long)]
+    name: Option<String>,
+    /// Print the description, and make nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    instance: InstanceFlags,
 }
 
 #[derive(Args)]
@@ -41,6 +65,8 @@ impl Command {
                     .map_err(|e| Failure::new(1, format!("cannot be printed: {e}")))?;
                 say(&text)
             }
+            Self::Show { set } => instance::Command::Show { instance: set }.run(session).await,
+            Self::Import(import) => import.run(session).await,
             Self::Create(create) => {
                 let set = load(&create.file)?;
                 let request = create.instance.request(create.name, vec![BodySpec::Set(set)])?;
@@ -48,6 +74,49 @@ impl Command {
             }
         }
     }
+}
+
+/// Largest text that becomes a member's file.
+const FILE_MAX: u64 = 64 << 10;
+
+impl Import {
+    async fn run(self, session: &Session) -> Result<(), Failure> {
+        let shown = self.file.display().to_string();
+        let unreadable = |e: std::io::Error| Failure::new(2, format!("{shown}: cannot be read: {e}"));
+        let most = amphi_api::validate::BODY_MAX as u64;
+        if std::fs::metadata(&self.file).map_err(unreadable)?.len() > most {
+            return Err(Failure::new(4, format!("{shown}: larger than {most} bytes")));
+        }
+        let source = std::fs::read_to_string(&self.file).map_err(unreadable)?;
+        let full = std::fs::canonicalize(&self.file).map_err(unreadable)?;
+        let folder = full.parent().unwrap_or(Path::new("/"));
+        let around =
+            Around { variable: &|name| std::env::var(name).ok(), file: &|path| text_of(&folder.join(path)) };
+        let size = Size { vcpus: self.instance.vcpus, memory_mib: self.instance.memory };
+        let refused = |why: String| Failure::new(4, format!("{shown}: {why}"));
+        let imported = compose::import(&source, size, &around).map_err(refused)?;
+        imported.set.check_memory(size.memory_mib)?;
+        if !imported.left.is_empty() {
+            eprintln!("not carried over from {shown}:");
+            for left in &imported.left {
+                eprintln!("  {}: {}", clean(&left.place), clean(&left.why));
+            }
+        }
+        if self.dry_run {
+            let text = serde_json::to_string_pretty(&imported.set)
+                .map_err(|e| Failure::new(1, format!("cannot be printed: {e}")))?;
+            return say(&text);
+        }
+        let name = self.name.or_else(|| Some(folder.file_name()?.to_str()?.to_owned()));
+        let name = name.ok_or_else(|| Failure::new(2, "the instance needs a name: --name"))?;
+        let request = self.instance.request(name, vec![BodySpec::Set(imported.set)])?;
+        instance::create(session, request).await
+    }
+}
+
+fn text_of(path: &Path) -> Option<String> {
+    let meta = std::fs::metadata(path).ok()?;
+    (meta.is_file() && meta.len() <= FILE_MAX).then(|| std::fs::read_to_string(path).ok()).flatten()
 }
 
 /// A set description out of a file, checked.

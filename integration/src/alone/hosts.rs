@@ -195,9 +195,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         name: name.to_owned(),
         index,
         running,
-        restarts: 0,
-        exit_code: None,
-        started_at_us: None,
+        ..MemberStatus::default()
     };
     let members = match &wanted.body {
         BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),

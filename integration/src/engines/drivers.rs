@@ -80,9 +80,7 @@ fn body(kind: BodyKind, plan: &BodyPlan) -> Body {
         name: name.to_owned(),
         index,
         running: state == State::Running,
-        restarts: 0,
-        exit_code: None,
-        started_at_us: None,
+        ..MemberStatus::default()
     };
     let members = match plan.runs() {
         BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),

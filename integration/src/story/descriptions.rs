@@ -34,8 +34,7 @@ pub fn plain_set(name: &str, host: Option<&str>) -> InstanceCreate {
         index: 1,
         image: "web".to_owned(),
         command: ["/bin/sh", "-c", command].map(str::to_owned).to_vec(),
-        env: Default::default(),
-        options: Default::default(),
+        ..MemberSpec::default()
     };
     let set = SetSpec { anchor: Default::default(), members: vec![member], volume_mount: "/data".to_owned() };
     instance(name, host, BodySpec::Set(set), 64)

@@ -293,8 +293,7 @@ fn rescue_body(
                 image,
                 // Whatever the image would run is not what is wanted now: it has to stay, so that one can look inside.
                 command: ["sh", "-c", "while :; do sleep 3600; done"].map(String::from).to_vec(),
-                env: Default::default(),
-                options: Default::default(),
+                ..MemberSpec::default()
             };
             let volume_mount = match row.body_of(BodyKind::Set).map(|b| &b.spec) {
                 Some(BodySpec::Set(set)) => set.volume_mount.clone(),

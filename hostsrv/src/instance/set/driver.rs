@@ -3,13 +3,14 @@
 
 use super::engine::{Engine, Limits};
 use super::images::Images;
+use super::labels::Life;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings, assemble};
-use super::render::render;
+use super::parts::Parts;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, events, exec, export, logs, ports, start, twin};
+use super::{ENGINE, ending, events, exec, export, logs, ports, start, twin};
 use crate::instance::moves::BodyMoves;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
@@ -85,6 +86,8 @@ impl SetDriver {
             restarts: Restarts::default(),
             bell,
             places: Places::new(&state_dir),
+            parts: Parts::new(&state_dir),
+            health: Arc::default(),
             still: Mutex::default(),
             state_dir,
             privileged_anchor: options.privileged_anchor,
@@ -108,13 +111,19 @@ impl SetDriver {
         }
         let mut members: Vec<&MemberSpec> = set.members.iter().collect();
         members.sort_by_key(|member| member.index);
+        let lives: Vec<Life> = members.iter().map(|member| Life::of(member)).collect();
         let names: Vec<String> = members.into_iter().map(MemberSpec::effective_name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let record = |id: &str| self.shared.restarts.get(id);
         let halted = plan.power != Power::On;
         let whole = self.wakes(plan, set, &parts).await?;
-        let wanted = start::Wanted { names: &names, rescue: plan.rescue.is_some(), halted, whole };
-        let steps = start::decide(wanted, &parts, record, Timestamp::now().as_microsecond());
+        let wanted = start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
+        self.shared.watch(&parts, false);
+        let ready = |part: &Part| self.shared.outlook(part).ready == Some(true);
+        let steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        for part in parts.iter().filter(|part| part.state == PartState::Ended) {
+            self.shared.restarts.note(&part.id, part.detail.exit_code, part.detail.oom_killed);
+        }
         let anchor = parts.iter().find(|part| part.is_anchor());
         let replug = anchor.map(|anchor| start::Replug {
             anchor: &anchor.id,
@@ -204,7 +213,10 @@ impl BodyDriver for SetDriver {
         let parts = self.shared.collect(None).await?;
         let ids: HashSet<&str> = parts.iter().map(|part| part.id.as_str()).collect();
         self.shared.restarts.keep(|id| ids.contains(id));
-        let mut bodies = assemble(&parts, &self.shared.restarts, Timestamp::now().as_microsecond());
+        self.shared.watch(&parts, true);
+        let outlook = |part: &Part| self.shared.outlook(part);
+        let now_us = Timestamp::now().as_microsecond();
+        let mut bodies = assemble(&parts, &self.shared.restarts, &outlook, now_us);
         let volumes = self.shared.places.observe().await?;
         for body in &mut bodies {
             body.volumes = volumes.get(&body.instance).cloned().unwrap_or_default();
@@ -244,8 +256,15 @@ impl BodyDriver for SetDriver {
             }
             // What is left is shared among those that are left, so that one deaf member does not take it all.
             let left = u32::try_from(alive.len() - at).unwrap_or(1);
-            self.shared.end(&part.id, end.saturating_duration_since(Instant::now()) / left).await?;
+            let given = end.saturating_duration_since(Instant::now()) / left;
+            if part.is_anchor() {
+                // Before the volume goes with the anchor.
+                self.shared.parts.clear(instance).await?;
+            }
+            ending::end(&self.shared, part, given).await?;
         }
+        // Of an anchor that had ended before.
+        self.shared.parts.clear(instance).await?;
         parts.iter().for_each(|part| self.shared.restarts.forget_failures(&part.id));
         self.shared.places.clear(instance).await
     }
@@ -261,6 +280,7 @@ impl BodyDriver for SetDriver {
         }
         if parts.iter().all(|part| part.tag.epoch <= epoch) {
             self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).remove(&instance);
+            self.shared.parts.clear(instance).await?;
             self.shared.places.remove(instance).await?;
         }
         folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch, remains).await?;

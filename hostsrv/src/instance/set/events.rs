@@ -51,6 +51,10 @@ async fn listen(shared: &Shared, pause: &mut Duration) -> Result<(), DriverError
 }
 
 fn take(shared: &Shared, event: &EventMessage) {
+    // Commands and probes come and go without changing their container.
+    if event.action.as_deref().is_some_and(|action| action.starts_with("exec_")) {
+        return;
+    }
     if let Some(id) = event.actor.as_ref().and_then(|actor| actor.id.as_deref()) {
         shared.sightings.doubt(id);
     }

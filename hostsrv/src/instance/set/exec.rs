@@ -44,11 +44,25 @@ pub fn shell(member: Option<String>, size: Option<TerminalSize>) -> ExecSpec {
 }
 
 pub async fn open(shared: &Arc<Shared>, part: &Part, spec: &ExecSpec) -> Result<Opened, DriverError> {
-    let doing = format!("run {} in container {}", spec.command.first().map_or("", String::as_str), part.id);
     if part.is_anchor() {
+        let doing = doing(&part.id, spec);
         let message = "nobody logs in to a set's anchor".to_owned();
         return Err(DriverError::EngineRefused { engine: ENGINE, doing, message });
     }
+    begin(shared, &part.id, spec).await
+}
+
+fn doing(container: &str, spec: &ExecSpec) -> String {
+    format!("run {} in container {container}", spec.command.first().map_or("", String::as_str))
+}
+
+/// In a member's container, by id or name.
+pub(super) async fn begin(
+    shared: &Arc<Shared>,
+    container: &str,
+    spec: &ExecSpec,
+) -> Result<Opened, DriverError> {
+    let doing = doing(container, spec);
     let engine = &shared.engine;
     let options = CreateExecOptions {
         attach_stdin: Some(spec.stdin),
@@ -62,7 +76,6 @@ pub async fn open(shared: &Arc<Shared>, part: &Part, spec: &ExecSpec) -> Result<
         detach_keys: Some(NO_DETACH.to_owned()),
         ..CreateExecOptions::default()
     };
-    let container = part.id.as_str();
     let made = engine
         .call(
             &doing,

@@ -1,10 +1,11 @@
-//! Owns a set's files on the host: the config drive as a directory and the injected keys, in the body's folder. Members
-//! see them by bind mounts, read-only. Refuses to write anything into a container or an image.
+//! Owns a set's files on the host: the config drive as a directory, the injected keys and the members' config files, in
+//! the body's folder. Members see them by bind mounts, read-only. Refuses to write anything into a container or an image.
 
 use crate::instance::{BodyPlan, DriverError, config_drive, folders};
 use amphi_api::instance::BodyKind;
+use amphi_api::set::{ConfigFile, SetSpec, permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// As sshd likes them: root's alone.
@@ -31,13 +32,25 @@ impl SetFiles {
         self.folder.join("authorized_keys")
     }
 
+    /// The folder of the members' config files: `<member>/<place in the list>`.
+    pub fn members(&self) -> PathBuf {
+        self.folder.join("files")
+    }
+
     /// Writes what is missing or differs. Files keep their inodes, so that running members see new contents.
-    pub async fn ensure(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+    pub async fn ensure(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
         let files = self.clone();
         let drive = config_drive::files(plan);
         let keys = (!plan.ssh_keys.is_empty()).then(|| plan.ssh_keys.join("\n") + "\n");
-        folders::blocking("write the set's config drive", move || {
-            files.write(&drive, keys.as_deref().map(str::as_bytes))
+        let own: Vec<(String, Vec<ConfigFile>)> = set
+            .members
+            .iter()
+            .filter(|member| !member.files.is_empty())
+            .map(|member| (member.effective_name(), member.files.clone()))
+            .collect();
+        folders::blocking("write the set's config drive and files", move || {
+            files.write(&drive, keys.as_deref().map(str::as_bytes))?;
+            files.write_members(&own)
         })
         .await
     }
@@ -59,6 +72,31 @@ impl SetFiles {
             Some(keys) => write_file(&self.authorized_keys(), keys, KEYS_MODE),
             None => Ok(()),
         }
+    }
+}
+
+impl SetFiles {
+    /// A member's file is root's on the host but for its owner, and below a folder that only root passes through.
+    fn write_members(&self, members: &[(String, Vec<ConfigFile>)]) -> io::Result<()> {
+        for (name, files) in members {
+            let folder = self.members().join(name);
+            make_folder(&folder, 0o700)?;
+            for (at, file) in files.iter().enumerate() {
+                let path = folder.join(at.to_string());
+                // Nobody reads it before its mode says who may.
+                if !path.exists() {
+                    write_file(&path, b"", 0o600)?;
+                }
+                write_file(&path, file.content.as_bytes(), permissions(&file.mode))?;
+                let there = std::fs::metadata(&path)?;
+                if (there.uid(), there.gid()) != (file.uid, file.gid) {
+                    std::os::unix::fs::chown(&path, Some(file.uid), Some(file.gid))?;
+                    // Changing the owner may take bits away.
+                    set_mode(&path, permissions(&file.mode))?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

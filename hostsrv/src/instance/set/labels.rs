@@ -3,6 +3,8 @@
 
 use crate::instance::PortAttachment;
 use amphi_api::InstanceId;
+use amphi_api::set::{Hook, MemberSpec, NextWhen, Probes, RestartPolicy, StopSpec};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 pub const INSTANCE: &str = "amphi.instance";
@@ -15,6 +17,8 @@ pub const INDEX: &str = "amphi.index";
 pub const SPEC: &str = "amphi.spec";
 pub const PROJECT: &str = "amphi.project";
 pub const NAME: &str = "amphi.name";
+/// [`Life`] as JSON, where a member's is not the default.
+pub const LIFE: &str = "amphi.life";
 /// Always `set`.
 pub const KIND: &str = "amphi.kind";
 /// On anchors, the members that belong to the set, and on a rescue's members, those that belong to it: as `INDEX=NAME`
@@ -32,6 +36,41 @@ pub const NETWORK: &str = "amphi.network";
 /// The member name that anchors carry; the API refuses it for members.
 pub const ANCHOR: &str = "anchor";
 
+/// What a member's description says of its life, so that whoever sees the container knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Life {
+    pub restart: RestartPolicy,
+    pub next_when: NextWhen,
+    pub stop: StopSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_stop: Option<Hook>,
+    pub probes: Probes,
+}
+
+impl Life {
+    pub fn of(member: &MemberSpec) -> Life {
+        Life {
+            restart: member.restart,
+            next_when: member.next_when,
+            stop: member.stop.clone(),
+            pre_stop: member.hooks.pre_stop.clone(),
+            probes: member.probes.clone(),
+        }
+    }
+
+    /// None: the default.
+    pub fn write(&self) -> Option<String> {
+        (*self != Life::default()).then(|| serde_json::to_string(self).ok()).flatten()
+    }
+
+    /// The next index waits for its probes.
+    pub fn gates_by_probe(&self) -> bool {
+        self.next_when == NextWhen::Ready
+            && (self.probes.readiness.is_some() || self.probes.startup.is_some())
+    }
+}
+
 /// What a container's labels say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag {
@@ -40,6 +79,7 @@ pub struct Tag {
     pub epoch: u64,
     pub role: Role,
     pub spec: String,
+    pub life: Life,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +126,13 @@ impl Tag {
                 }
             }
         };
-        Some(Tag { instance, epoch: get(EPOCH).parse().unwrap_or(0), role, spec: get(SPEC).to_owned() })
+        Some(Tag {
+            instance,
+            epoch: get(EPOCH).parse().unwrap_or(0),
+            role,
+            spec: get(SPEC).to_owned(),
+            life: serde_json::from_str(get(LIFE)).unwrap_or_default(),
+        })
     }
 }
 
@@ -150,7 +196,13 @@ mod tests {
         let members = vec![(2, "a".to_owned()), (10, "b".to_owned())];
         assert_eq!(
             anchor,
-            Some(Tag { instance, epoch: 3, role: Role::Anchor { members }, spec: "x".to_owned() })
+            Some(Tag {
+                instance,
+                epoch: 3,
+                role: Role::Anchor { members },
+                spec: "x".to_owned(),
+                life: Life::default()
+            })
         );
         let member =
             Tag::read(&labels(&[(INSTANCE, &id), (MEMBER, "web"), (INDEX, "7"), (EPOCH, "?")])).unwrap();

@@ -16,7 +16,9 @@
 
 mod archive;
 mod cgroup;
+mod commands;
 mod driver;
+mod ending;
 mod engine;
 mod events;
 mod exec;
@@ -27,9 +29,11 @@ mod images;
 pub mod labels;
 mod logs;
 mod meter;
+mod member;
 mod mounts;
 mod networks;
 mod observed;
+mod parts;
 mod ports;
 mod processes;
 pub mod render;
@@ -38,6 +42,7 @@ mod shared;
 mod start;
 mod twin;
 mod volumes;
+mod watched;
 
 pub use driver::{SetDriver, SetOptions};
 pub use engine::Limits as SetLimits;

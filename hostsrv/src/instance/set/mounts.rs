@@ -1,14 +1,15 @@
 //! Renders what a set's containers have mounted: the shared volume, the place of further volumes, the config drive and the
 //! keys. Pure. Refuses to mount anything: Docker does, and for further volumes `volumes`.
 
+use super::member::ZONES;
 use super::render::{DRIVER, Facts};
 use crate::instance::{BodyPlan, VolumeAttachment};
-use amphi_api::set::SetSpec;
+use amphi_api::set::{MemberSpec, SetSpec};
 use bollard::models::{
     Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, MountVolumeOptions,
     MountVolumeOptionsDriverConfig,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where members find the config drive: of the places in which cloud-init's ConfigDrive source looks for a directory,
 /// the one outside of cloud-init's own state (`DataSourceConfigDrive.py`; the other is below /var/lib/cloud/seed).
@@ -21,18 +22,53 @@ pub const VOLUMES: &str = "/volumes";
 
 /// The anchor keeps the volumes as long as the set is there, whatever its members do.
 pub fn of_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<Mount> {
-    volume_mount(plan, set).into_iter().chain([further(&facts.volumes)]).collect()
+    shared_volume(plan)
+        .map(|volume| volume_at(volume, &set.volume_mount, false))
+        .into_iter()
+        .chain([further(&facts.volumes)])
+        .collect()
 }
 
-pub fn of_member(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<Mount> {
-    let mut mounts: Vec<Mount> = volume_mount(plan, set).into_iter().collect();
+/// `name`: the member's, never empty. `timezone`: the set's.
+pub fn of_member(
+    plan: &BodyPlan,
+    set: &SetSpec,
+    member: &MemberSpec,
+    name: &str,
+    timezone: Option<&str>,
+    facts: &Facts,
+) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = Vec::new();
+    if let Some(volume) = shared_volume(plan) {
+        if member.mounts.is_empty() {
+            mounts.push(volume_at(volume, &set.volume_mount, false));
+        }
+        for (at, mount) in member.mounts.iter().enumerate() {
+            mounts.push(match mount.sub_path.as_str() {
+                "" => volume_at(volume, &mount.path, mount.read_only),
+                _ => bound(&part(&facts.parts, name, at), &mount.path, mount.read_only),
+            });
+        }
+    }
+    let hidden = mounts.iter().filter_map(|mount| mount.target.as_deref()).any(is_at_keys);
     mounts.push(further(&facts.volumes));
     mounts.push(read_only(&facts.config_drive, CONFIG_DRIVE));
-    let hidden = shared_volume(plan).is_some() && is_at_keys(&set.volume_mount);
     if !plan.ssh_keys.is_empty() && !hidden {
         mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
     }
+    for (at, file) in member.files.iter().enumerate() {
+        mounts.push(read_only(&facts.files.join(name).join(at.to_string()), &file.path));
+    }
+    if let Some(zone) = timezone {
+        let rules = format!("{ZONES}/{zone}");
+        mounts.push(read_only(Path::new(&rules), &rules));
+    }
     mounts
+}
+
+/// Where a directory of the volume is mounted on the host for a member's `at`th mount.
+pub fn part(parts: &Path, name: &str, at: usize) -> PathBuf {
+    parts.join(format!("{name}-{at}"))
 }
 
 /// The one volume that all members have at `volume_mount`: a set starts from no disk, so the volume that a VM would
@@ -64,11 +100,12 @@ fn further(source: &Path) -> Mount {
     }
 }
 
-fn volume_mount(plan: &BodyPlan, set: &SetSpec) -> Option<Mount> {
-    shared_volume(plan).map(|volume| Mount {
-        target: Some(set.volume_mount.clone()),
+fn volume_at(volume: &VolumeAttachment, target: &str, read_only: bool) -> Mount {
+    Mount {
+        target: Some(target.to_owned()),
         source: Some(volume.id.to_string()),
         typ: Some(MountType::VOLUME),
+        read_only: read_only.then_some(true),
         volume_options: Some(MountVolumeOptions {
             // The volume's bytes are the instance's; an image must not fill an empty one.
             no_copy: Some(true),
@@ -79,15 +116,19 @@ fn volume_mount(plan: &BodyPlan, set: &SetSpec) -> Option<Mount> {
             ..Default::default()
         }),
         ..Default::default()
-    })
+    }
 }
 
 fn read_only(source: &Path, target: &str) -> Mount {
+    bound(source, target, true)
+}
+
+fn bound(source: &Path, target: &str, read_only: bool) -> Mount {
     Mount {
         target: Some(target.to_owned()),
         source: Some(source.display().to_string()),
         typ: Some(MountType::BIND),
-        read_only: Some(true),
+        read_only: read_only.then_some(true),
         ..Default::default()
     }
 }

@@ -4,6 +4,8 @@
 use super::engine::Engine;
 use super::labels::{self, Role, Tag};
 use super::restarts::{Record, Restarts};
+use super::start::gate;
+use crate::health::Outlook;
 use crate::instance::{DriverError, ObservedBody, ObservedState};
 use amphi_api::instance::{BodyKind, MemberStatus};
 use amphi_api::{InstanceId, PortId};
@@ -47,6 +49,8 @@ pub struct Detail {
     pub oom_killed: bool,
     /// The network namespace of its process: none where there is none, or where it cannot be seen.
     pub namespace: Option<u64>,
+    /// Of its first process, while it runs.
+    pub pid: Option<i64>,
     /// Networks that the container is in.
     pub endpoints: Vec<Endpoint>,
 }
@@ -88,6 +92,21 @@ impl Part {
                 (Some(own), Some(present)) => own != present,
                 _ => self.detail.started_us < anchor.detail.started_us,
             }
+    }
+
+    /// Whether it was started since this anchor was: what ran before belongs to an earlier run of the set.
+    pub fn is_of_run(&self, anchor: &Part) -> bool {
+        match self.is_alive() {
+            true => !self.is_stale(anchor),
+            false => self.detail.started_us.is_some() && self.detail.started_us >= anchor.detail.started_us,
+        }
+    }
+
+    /// It has ended in this run of the set, and its restart policy leaves it so.
+    pub fn rests(&self, anchor: &Part) -> bool {
+        self.state == PartState::Ended
+            && self.is_of_run(anchor)
+            && !self.tag.life.restart.restarts(self.detail.exit_code.unwrap_or(-1))
     }
 
     /// When it may start again, in microseconds since the epoch. An end that lies in the future was written by
@@ -240,6 +259,7 @@ fn read_detail(state: &ContainerState) -> Detail {
         exit_code: state.exit_code,
         oom_killed: state.oom_killed.unwrap_or(false),
         namespace: state.pid.filter(|pid| *pid > 0).and_then(namespace_of),
+        pid: state.pid.filter(|pid| *pid > 0),
         endpoints: Vec::new(),
     }
 }
@@ -262,18 +282,30 @@ fn read_endpoints(networks: HashMap<String, EndpointSettings>) -> Vec<Endpoint> 
 }
 
 /// The bodies that these parts make, each instance's epochs apart.
-pub fn assemble(parts: &[Part], restarts: &Restarts, now_us: i64) -> Vec<ObservedBody> {
+pub fn assemble(
+    parts: &[Part],
+    restarts: &Restarts,
+    outlook: &dyn Fn(&Part) -> Outlook,
+    now_us: i64,
+) -> Vec<ObservedBody> {
     let mut bodies: BTreeMap<(InstanceId, u64), Vec<&Part>> = BTreeMap::new();
     for part in parts {
         bodies.entry((part.tag.instance, part.tag.epoch)).or_default().push(part);
     }
     bodies
         .into_iter()
-        .map(|((instance, epoch), parts)| body(instance, epoch, &parts, restarts, now_us))
+        .map(|((instance, epoch), parts)| body(instance, epoch, &parts, restarts, outlook, now_us))
         .collect()
 }
 
-fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, now_us: i64) -> ObservedBody {
+fn body(
+    instance: InstanceId,
+    epoch: u64,
+    parts: &[&Part],
+    restarts: &Restarts,
+    outlook: &dyn Fn(&Part) -> Outlook,
+    now_us: i64,
+) -> ObservedBody {
     let anchor = parts.iter().copied().find(|part| part.is_anchor());
     let runs = anchor.filter(|anchor| anchor.is_alive());
     let rescued = parts.iter().any(|part| part.is_rescuer());
@@ -299,18 +331,33 @@ fn body(instance: InstanceId, epoch: u64, parts: &[&Part], restarts: &Restarts, 
         && expected.values().all(|part| part.is_some_and(|part| part.state == PartState::Paused));
     let mut members = Vec::new();
     let mut troubles = Vec::new();
+    let mut waits_for: Option<String> = None;
     for ((index, name), part) in expected {
         let record = part.map(|part| restarts.get(&part.id)).unwrap_or_default();
-        let trouble = runs.filter(|_| !all_paused).and_then(|anchor| trouble(part, anchor, record, now_us));
+        let outlook = part.map(outlook).unwrap_or_default();
+        let rests = runs.zip(part).is_some_and(|(anchor, part)| part.rests(anchor));
+        let trouble = runs.filter(|_| !all_paused).and_then(|anchor| match &waits_for {
+            Some(first) if part.is_none_or(|part| !part.is_alive() && !part.is_of_run(anchor)) => {
+                Some(format!("waits for {first}"))
+            }
+            _ => trouble(part, anchor, record, now_us),
+        });
         let ended = part.filter(|part| part.state == PartState::Ended);
         members.push(MemberStatus {
-            running: alive && trouble.is_none(),
+            running: alive && trouble.is_none() && !rests,
             restarts: record.restarts,
-            exit_code: ended.and_then(|part| part.detail.exit_code),
+            exit_code: ended.map_or(record.exit_code, |part| part.detail.exit_code),
             started_at_us: part.and_then(|part| part.detail.started_us),
             index,
             name: name.clone(),
+            ready: outlook.ready.map(|ready| ready && alive && trouble.is_none()),
+            finished: rests,
+            out_of_memory: ended.map_or(record.out_of_memory, |part| part.detail.oom_killed),
+            reason: outlook.reason,
         });
+        if let Some((anchor, part)) = runs.zip(part).filter(|_| waits_for.is_none()) {
+            waits_for = gate(part, anchor, outlook.ready == Some(true)).map(|to| format!("{name} {to}"));
+        }
         troubles.extend(trouble.map(|trouble| format!("member {name} {trouble}")));
     }
     let state = match runs {
@@ -346,6 +393,11 @@ fn trouble(part: Option<&Part>, anchor: &Part, record: Record, now_us: i64) -> O
         }
         PartState::Running => None,
         PartState::Paused => Some("is paused".to_owned()),
+        PartState::Ended if part.rests(anchor) => {
+            let code = part.detail.exit_code.unwrap_or(-1);
+            let why = if part.detail.oom_killed { ", out of memory" } else { "" };
+            (code != 0).then(|| format!("ended with exit code {code}{why} and is not to start again"))
+        }
         PartState::Ended => {
             let code = part.detail.exit_code.unwrap_or(-1);
             let why = if part.detail.oom_killed { ", out of memory" } else { "" };

@@ -3,17 +3,16 @@
 //! Written for API 1.41 and later. A port's MAC travels as the driver's own option, because where Docker wants it
 //! moved between API versions and further endpoints never had a place for it before 1.44.
 
-use super::labels::{self, network_name};
-use super::mounts;
+use super::labels::{self, Life, network_name};
+use super::{member, mounts};
 use crate::instance::{BodyPlan, PortAttachment};
 use amphi_api::network::METADATA_ADDRESS;
-use amphi_api::set::{MemberSpec, SetSpec};
+use amphi_api::set::{LogSpec, MemberSpec, SetSpec};
 use amphi_api::validate::hostname;
 use amphi_api::wire::BodyDesired;
 use bollard::models::{
-    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, HostConfigLogConfig, Ipam,
-    IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Ipam, IpamConfig,
+    NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -32,8 +31,6 @@ const CPU_PERIOD: i64 = 100_000;
 const SHARES_PER_CPU: u64 = 1024;
 /// Docker refuses a shares value below 2 (runc, cgroup v1).
 const SHARES_MIN: u64 = 2;
-/// Docker refuses a memory limit below 6 MiB.
-const MEMORY_MIN: u64 = 6 << 20;
 
 /// Facts of the host and of its image store that a rendering depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +46,10 @@ pub struct Facts {
     pub authorized_keys: PathBuf,
     /// The host's directory below which further volumes come and go; see [`mounts::VOLUMES`].
     pub volumes: PathBuf,
+    /// Folder of the members' config files: `<member>/<place in the list>`.
+    pub files: PathBuf,
+    /// Folder in which directories of the volume are mounted for members: `<member>-<place in the list>`.
+    pub parts: PathBuf,
 }
 
 /// A set as Docker is told it.
@@ -133,10 +134,13 @@ pub fn render_network(port: &PortAttachment) -> NetworkCreateRequest {
 
 fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
     let host = hostname(&plan.name);
-    let mut dns: Vec<String> = Vec::new();
-    for address in plan.ports.iter().flat_map(|port| &port.dns).map(IpAddr::to_string) {
-        if !dns.contains(&address) {
-            dns.push(address);
+    let anchor = &set.anchor;
+    let mut dns: Vec<String> = anchor.dns.servers.iter().map(IpAddr::to_string).collect();
+    if dns.is_empty() {
+        for address in plan.ports.iter().flat_map(|port| &port.dns).map(IpAddr::to_string) {
+            if !dns.contains(&address) {
+                dns.push(address);
+            }
         }
     }
     // Docker itself writes the name with the address of every port into /etc/hosts, in no fixed order, but after what it
@@ -146,7 +150,7 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
         endpoints_config: Some(HashMap::from([(network_name(port), render_endpoint(port, true))])),
     });
     let sysctls: HashMap<String, String> =
-        set.anchor.sysctls.iter().map(|(key, value)| (dotted(key), value.clone())).collect();
+        anchor.sysctls.iter().map(|(key, value)| (dotted(key), value.clone())).collect();
     let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
     let body = ContainerCreateBody {
         hostname: Some(host.clone()),
@@ -163,8 +167,16 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
             // when one cannot be applied, so no member ever runs without them.
             sysctls: Some(sysctls).filter(|sysctls| !sysctls.is_empty()),
             dns: Some(dns).filter(|dns| !dns.is_empty()),
-            extra_hosts: Some(vec![format!("{host}:{address}")]),
+            dns_search: Some(anchor.dns.search.clone()).filter(|search| !search.is_empty()),
+            dns_options: Some(anchor.dns.options.clone()).filter(|options| !options.is_empty()),
+            extra_hosts: Some(
+                std::iter::once(format!("{host}:{address}"))
+                    .chain(anchor.hosts.iter().map(|(name, address)| format!("{name}:{address}")))
+                    .collect(),
+            ),
+            shm_size: anchor.shm_mib.map(|size| signed(size << 20)),
             mounts: Some(mounts::of_anchor(plan, set, facts)),
+            log_config: Some(member::log_config(&LogSpec::default())),
             ..common_host_config()
         }),
         ..Default::default()
@@ -182,17 +194,25 @@ fn render_member(
     let anchor = format!("container:{}", labels::anchor_name(plan.instance));
     let name = member.effective_name();
     let cpu = u64::from(member.options.cpu.unwrap_or(100));
-    let mem = u64::from(member.options.mem.unwrap_or(100));
-    let memory = signed(((plan.memory_mib << 20) * mem / 100).max(MEMORY_MIN));
+    let at = set.members.iter().position(|other| other.index == member.index);
+    let memory = set.memory_limits(plan.memory_mib)[at.unwrap_or(0)];
+    let memory = signed(memory);
     let centi_cpus = u64::from(plan.vcpus) * cpu;
-    let env = member.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let timezone = own(plan).unwrap_or(set).anchor.timezone.as_deref();
     let mut command = member.command.iter().cloned();
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
-        env: Some(env),
+        env: Some(member::env(member, timezone)),
         entrypoint: command.next().map(|program| vec![program]),
-        cmd: (!member.command.is_empty()).then(|| command.collect()),
-        labels: Some(member_labels(plan, set, &name, member.index)),
+        cmd: match (member.command.is_empty(), member.args.is_empty()) {
+            (false, _) => Some(command.collect()),
+            (true, false) => Some(member.args.clone()),
+            (true, true) => None,
+        },
+        user: member.user.clone(),
+        working_dir: member.directory.clone(),
+        stop_signal: member.stop.signal.as_deref().map(member::signal),
+        labels: Some(member_labels(plan, set, member, &name)),
         host_config: Some(HostConfig {
             network_mode: Some(anchor.clone()),
             ipc_mode: Some(anchor),
@@ -204,7 +224,13 @@ fn render_member(
             // Equal to the memory: no swap at all.
             memory_swap: Some(memory),
             memory_swappiness: Some(0),
-            mounts: Some(mounts::of_member(plan, set, facts)),
+            mounts: Some(mounts::of_member(plan, set, member, &name, timezone, facts)),
+            ulimits: member::ulimits(member),
+            cap_add: member::capabilities(&member.capabilities.add),
+            cap_drop: member::capabilities(&member.capabilities.drop),
+            readonly_rootfs: member.read_only.then_some(true),
+            tmpfs: member::tmpfs(member),
+            log_config: Some(member::log_config(&member.log)),
             ..common_host_config()
         }),
         ..Default::default()
@@ -226,11 +252,6 @@ fn common_host_config() -> HostConfig {
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
-        }),
-        // Bounded, so that a talkative member does not fill the host's disk; json-file can be tailed.
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
-            config: Some(pairs([("max-size", "10m".to_owned()), ("max-file", "2".to_owned())])),
         }),
         ..Default::default()
     }
@@ -309,13 +330,14 @@ fn labels_of<const N: usize>(
     all
 }
 
-fn member_labels(plan: &BodyPlan, set: &SetSpec, name: &str, index: u32) -> HashMap<String, String> {
-    let index = (labels::INDEX, index.to_string());
-    if plan.rescue.is_none() {
-        return labels_of(plan, name, [index]);
+fn member_labels(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, name: &str) -> HashMap<String, String> {
+    let mut all = labels_of(plan, name, [(labels::INDEX, member.index.to_string())]);
+    if plan.rescue.is_some() {
+        let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
+        all.extend(pairs([(labels::RESCUE, "yes".to_owned()), (labels::MEMBERS, members)]));
     }
-    let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
-    labels_of(plan, name, [index, (labels::RESCUE, "yes".to_owned()), (labels::MEMBERS, members)])
+    all.extend(Life::of(member).write().map(|life| (labels::LIFE.to_owned(), life)));
+    all
 }
 
 fn labelled(name: String, mut body: ContainerCreateBody) -> Rendered {
@@ -365,12 +387,12 @@ fn dotted(key: &str) -> String {
     }
 }
 
-fn pairs<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
+pub(super) fn pairs<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Memory and CPU figures are far below 2^63.
-fn signed(value: u64) -> i64 {
+pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

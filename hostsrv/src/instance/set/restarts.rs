@@ -25,6 +25,9 @@ pub struct Record {
     pub restarts: u32,
     /// Of them, those in a row with less than [`STEADY`] between start and end.
     pub failures: u32,
+    /// How it ended the last time that it started again after.
+    pub exit_code: Option<i64>,
+    pub out_of_memory: bool,
 }
 
 impl Record {
@@ -49,6 +52,13 @@ impl Restarts {
         let record = all.entry(container.to_owned()).or_default();
         record.restarts = record.restarts.saturating_add(1);
         record.failures = if ran >= STEADY { 1 } else { record.failures.saturating_add(1) };
+    }
+
+    /// How it ended before it starts again.
+    pub fn note(&self, container: &str, exit_code: Option<i64>, out_of_memory: bool) {
+        let mut all = self.lock();
+        let record = all.entry(container.to_owned()).or_default();
+        (record.exit_code, record.out_of_memory) = (exit_code, out_of_memory);
     }
 
     /// An ordered stop: what comes next is no restart.
@@ -87,13 +97,13 @@ mod tests {
         for _ in 0..3 {
             restarts.count("a", short);
         }
-        assert_eq!(restarts.get("a"), Record { restarts: 3, failures: 3 });
+        assert_eq!(restarts.get("a"), Record { restarts: 3, failures: 3, ..Record::default() });
         assert_eq!(restarts.get("a").delay(short), Duration::from_secs(4));
         assert_eq!(restarts.get("a").delay(STEADY), Duration::ZERO);
         restarts.count("a", STEADY);
-        assert_eq!(restarts.get("a"), Record { restarts: 4, failures: 1 });
+        assert_eq!(restarts.get("a"), Record { restarts: 4, failures: 1, ..Record::default() });
         restarts.forget_failures("a");
-        assert_eq!(restarts.get("a"), Record { restarts: 4, failures: 0 });
+        assert_eq!(restarts.get("a"), Record { restarts: 4, failures: 0, ..Record::default() });
         restarts.keep(|id| id != "a");
         assert_eq!(restarts.get("a"), Record::default());
     }

@@ -1,14 +1,18 @@
 //! What the driver's calls and its tasks share: the parts of this module, and which containers are held still or waited for.
 //! Refuses to decide which of them should run.
 
+use super::ENGINE;
 use super::engine::Engine;
 use super::files::SetFiles;
 use super::images::Images;
+use super::member::ZONES;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings};
+use super::parts::Parts;
 use super::render::Facts;
 use super::restarts::Restarts;
 use super::volumes::Places;
+use crate::health::Health;
 use crate::instance::{Bell, BodyPlan, DriverError, PortAttachment, PortGate};
 use amphi_api::InstanceId;
 use amphi_api::set::SetSpec;
@@ -16,7 +20,7 @@ use bollard::query_parameters::StopContainerOptionsBuilder;
 use futures_util::future::{join_all, try_join, try_join_all};
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +33,8 @@ pub struct Shared {
     pub restarts: Restarts,
     pub bell: Bell,
     pub places: Places,
+    pub parts: Parts,
+    pub health: Arc<Health>,
     pub state_dir: PathBuf,
     pub privileged_anchor: bool,
     pub gate: Option<Arc<dyn PortGate>>,
@@ -72,6 +78,15 @@ impl Shared {
 
     /// Images loaded and named as Docker names them.
     pub async fn facts(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Facts, DriverError> {
+        if let Some(zone) = &set.anchor.timezone
+            && !Path::new(ZONES).join(zone).is_file()
+        {
+            return Err(DriverError::EngineRefused {
+                engine: ENGINE,
+                doing: format!("make instance {}", plan.instance),
+                message: format!("this host's {ZONES} has no time zone '{zone}'"),
+            });
+        }
         let members = plan.runs().images().iter().take(set.members.len()).map(async |image| {
             let cached = plan.images.get(&image.id).ok_or_else(|| DriverError::ImageBroken {
                 image: image.id,
@@ -88,6 +103,8 @@ impl Shared {
             config_drive: self.files(plan).config_drive(),
             authorized_keys: self.files(plan).authorized_keys(),
             volumes: self.places.of(plan.instance),
+            files: self.files(plan).members(),
+            parts: self.parts.of(plan.instance),
         })
     }
 

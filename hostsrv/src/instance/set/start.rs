@@ -1,16 +1,20 @@
 //! Decides what brings a set from what is there to running, and does it. The decision is pure. Refuses to stop or
 //! remove anything that runs in the anchor's present namespaces.
 
+use super::ENGINE;
+use super::commands::{self, Ran};
+use super::labels::Life;
 use super::observed::{Part, PartState};
 use super::ports;
 use super::render::{Rendered, RenderedSet, render};
 use super::restarts::Record;
 use super::shared::Shared;
 use crate::instance::{BodyPlan, DriverError};
-use amphi_api::set::SetSpec;
+use amphi_api::set::{MemberSpec, NextWhen, SetSpec};
 use bollard::models::NetworkConnectRequest;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use futures_util::future::{join, join_all, try_join4};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What to do, in this order.
@@ -44,6 +48,10 @@ pub enum Step {
         id: String,
         until_us: i64,
     },
+    /// One before it is not as far as the set's description wants it.
+    Hold,
+    /// It has ended, and by its restart policy that is that.
+    Rest,
 }
 
 /// What should run.
@@ -51,6 +59,8 @@ pub enum Step {
 pub struct Wanted<'a> {
     /// The members' in start order.
     pub names: &'a [&'a str],
+    /// Parallel to the names.
+    pub lives: &'a [Life],
     /// They are a rescue's: the set's own stop and stay.
     pub rescue: bool,
     /// Those that are paused stay so.
@@ -59,8 +69,51 @@ pub struct Wanted<'a> {
     pub whole: bool,
 }
 
-/// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made.
-pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Record, now_us: i64) -> StartPlan {
+/// What the members after this one wait for, if anything: as in "waits for db to be ready". `ready`: its probes hold.
+/// Only those wait that have not been started since the anchor was; who starts again starts.
+pub fn gate(part: &Part, anchor: &Part, ready: bool) -> Option<&'static str> {
+    let of_run = part.is_of_run(anchor) && !part.is_stale(anchor);
+    match part.tag.life.next_when {
+        NextWhen::Started => None,
+        NextWhen::Finished => {
+            (!(of_run && part.rests(anchor) && part.detail.exit_code == Some(0))).then_some("to finish")
+        }
+        // One that has done its work and stays so was ready once.
+        NextWhen::Ready if of_run && part.rests(anchor) => None,
+        NextWhen::Ready if part.tag.life.gates_by_probe() && !(of_run && part.is_alive() && ready) => {
+            Some("to be ready")
+        }
+        NextWhen::Ready => None,
+    }
+}
+
+/// Whether one that is only now to be made holds up those after it.
+fn holds_up(life: &Life) -> bool {
+    life.next_when == NextWhen::Finished || life.gates_by_probe()
+}
+
+/// Holds the members that come after one that is not as far as they want it; who was started in this run is let be.
+fn hold(plan: &mut StartPlan, wanted: Wanted<'_>, closed: impl Fn(usize) -> bool) {
+    let mut held = false;
+    for (at, life) in wanted.lives.iter().enumerate() {
+        let Some(step) = plan.members.get_mut(at) else { return };
+        if held && matches!(step, Step::Create | Step::Start { again: None, .. }) {
+            *step = Step::Hold;
+        }
+        let begins = matches!(step, Step::Create | Step::Start { .. } | Step::Hold);
+        held |= if begins { holds_up(life) } else { closed(at) };
+    }
+}
+
+/// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made. `ready`: a part's
+/// probes hold.
+pub fn decide(
+    wanted: Wanted<'_>,
+    parts: &[Part],
+    ready: impl Fn(&Part) -> bool,
+    record: impl Fn(&str) -> Record,
+    now_us: i64,
+) -> StartPlan {
     let names = wanted.names;
     let anchor = parts.iter().find(|part| part.is_anchor());
     let member = |name: &str| {
@@ -73,12 +126,14 @@ pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Recor
         // Members are tied to their anchor's container by its id.
         let mut all: Vec<&Part> = parts.iter().collect();
         all.sort_by_key(|part| part.is_anchor());
-        return StartPlan {
+        let mut plan = StartPlan {
             remove: all.into_iter().map(|part| part.id.clone()).collect(),
             kill: Vec::new(),
             anchor: Step::Create,
             members: names.iter().map(|_| Step::Create).collect(),
         };
+        hold(&mut plan, wanted, |_| false);
+        return plan;
     };
     let mut plan = StartPlan {
         anchor: match anchor.state {
@@ -117,12 +172,24 @@ pub fn decide(wanted: Wanted<'_>, parts: &[Part], record: impl Fn(&str) -> Recor
             PartState::Paused if wanted.halted => Step::Keep,
             PartState::Paused => Step::Resume { id },
             PartState::Ended if anchor_ended => Step::Start { id, again: None },
+            PartState::Ended if part.rests(anchor) => Step::Rest,
+            // It has not been started since its anchor was.
+            PartState::Ended if !part.is_of_run(anchor) && wanted.lives.iter().any(holds_up) => {
+                Step::Start { id, again: None }
+            }
             PartState::Ended => match part.due_us(record(&part.id), now_us) {
                 until_us if until_us > now_us => Step::Wait { id, until_us },
                 _ => Step::Start { id, again: Some(part.ran()) },
             },
         });
     }
+    let closed = |at: usize| {
+        names
+            .get(at)
+            .and_then(|name| member(name))
+            .is_some_and(|part| gate(part, anchor, ready(part)).is_some())
+    };
+    hold(&mut plan, wanted, closed);
     plan
 }
 
@@ -151,7 +218,7 @@ pub struct Replug<'a> {
 
 /// Carries the plan out. Answers what has to wait: container ids with their times.
 pub async fn execute(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     plan: &BodyPlan,
     set: &SetSpec,
     steps: &StartPlan,
@@ -178,7 +245,7 @@ pub async fn execute(
     };
     let files = async {
         match steps.starts() {
-            true => shared.files(plan).ensure(plan).await,
+            true => shared.files(plan).ensure(plan, set).await,
             false => Ok(()),
         }
     };
@@ -198,9 +265,14 @@ pub async fn execute(
     if replug.is_some_and(|replug| !replug.difference.leave.is_empty()) {
         shared.networks.sweep(&shared.engine).await?;
     }
-    // Members can be made as soon as their anchor has an id; they cannot start before it runs.
-    let made = steps.members.iter().zip(&rendered.members).filter(|(step, _)| **step == Step::Create);
-    let made = join_all(made.map(|(_, member)| create(shared, &member.container)));
+    // Members can be made as soon as their anchor has an id; they cannot start before it runs. One that has a part of the
+    // volume cannot be made before the volume is mounted, which is the anchor's doing.
+    let parted = set.members.iter().any(|member| !member.mounts.is_empty());
+    let members = || {
+        let made = steps.members.iter().zip(&rendered.members).filter(|(step, _)| **step == Step::Create);
+        join_all(made.map(|(_, member)| create(shared, &member.container)))
+    };
+    let made = async { if parted { Vec::new() } else { members().await } };
     let anchor = super::labels::anchor_name(plan.instance);
     // Both to their end, whatever the other says: a call cut short would leave its container half made.
     let anchor = async {
@@ -214,6 +286,12 @@ pub async fn execute(
     let (anchor, made) = join(anchor, made).await;
     anchor?;
     made.into_iter().collect::<Result<(), _>>()?;
+    if parted {
+        shared.parts.ensure(plan, set).await?;
+        members().await.into_iter().collect::<Result<(), _>>()?;
+    }
+    let mut described: Vec<&MemberSpec> = set.members.iter().collect();
+    described.sort_by_key(|member| member.index);
     let mut waiting = Vec::new();
     for (at, step) in steps.members.iter().enumerate() {
         if let Step::Wait { id, until_us } = step {
@@ -222,15 +300,45 @@ pub async fn execute(
         }
         let name = rendered.members.get(at).map(|member| member.container.name.as_str()).unwrap_or_default();
         bring_up(shared, step, name).await?;
+        if let Some(member) = described.get(at) {
+            post_start(shared, step, name, member).await?;
+        }
     }
     Ok(waiting)
+}
+
+/// What runs inside a member right after its start. One that fails there is ended: it has failed.
+async fn post_start(
+    shared: &Arc<Shared>,
+    step: &Step,
+    created: &str,
+    member: &MemberSpec,
+) -> Result<(), DriverError> {
+    let id = match step {
+        Step::Create => created,
+        Step::Start { id, .. } => id,
+        _ => return Ok(()),
+    };
+    let Some(hook) = &member.hooks.post_start else { return Ok(()) };
+    let why = match commands::run_hook(shared, id, hook).await {
+        Ok(Ran::Well) => return Ok(()),
+        Ok(Ran::Badly(why)) => why,
+        Err(error) => error.to_string(),
+    };
+    shared.health.note_end(id, &format!("its post_start failed: {why}"));
+    kill(shared, id).await?;
+    Err(DriverError::EngineRefused {
+        engine: ENGINE,
+        doing: format!("start member {}", member.effective_name()),
+        message: format!("its post_start failed: {why}"),
+    })
 }
 
 /// Starts or resumes one container. `created`: its name where it was made just now.
 async fn bring_up(shared: &Shared, step: &Step, created: &str) -> Result<(), DriverError> {
     let limit = shared.engine.limits.start;
     let id = match step {
-        Step::Keep | Step::Wait { .. } => return Ok(()),
+        Step::Keep | Step::Wait { .. } | Step::Hold | Step::Rest => return Ok(()),
         Step::Create => created,
         Step::Start { id, .. } => id,
         Step::Resume { id } => {

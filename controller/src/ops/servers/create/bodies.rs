@@ -40,6 +40,9 @@ pub(super) fn of(
         let disk_gib = (local && !row.format.is_container()).then_some(wish.flavor.disk_gib);
         resolve::enough_for(row, wish.flavor.ram_mib, disk_gib)?;
         if row.format == ImageFormat::SetDescription {
+            if let Some(set) = described {
+                set.check_memory(wish.flavor.ram_mib).map_err(|e| e.under("imageRef"))?;
+            }
             let (body, images) = resolve::body_of_image(view, project, id, None, described)?;
             images.into_iter().for_each(|image| draft.guard(image));
             whole = Some(body);

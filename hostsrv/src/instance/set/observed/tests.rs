@@ -1,4 +1,5 @@
 use super::*;
+use crate::instance::set::labels::Life;
 use crate::instance::set::restarts::STEADY;
 
 const NOW: i64 = 1_000_000_000_000;
@@ -15,11 +16,20 @@ fn part(name: &str, state: PartState, started_us: i64) -> Part {
         finished_us: ended.then_some(NOW - 500_000),
         exit_code: Some(if ended { 3 } else { 0 }),
         oom_killed: false,
-        namespace: None,
-        endpoints: Vec::new(),
+        ..Detail::default()
     };
-    let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 4, role, spec: String::new() };
+    let tag = Tag {
+        instance: InstanceId(uuid::Uuid::nil()),
+        epoch: 4,
+        role,
+        spec: String::new(),
+        life: Default::default(),
+    };
     Part { id: format!("id-{name}"), tag, state, detail }
+}
+
+fn quiet(_: &Part) -> Outlook {
+    Outlook::default()
 }
 
 #[test]
@@ -81,7 +91,7 @@ fn parts_make_bodies() {
         ),
     ];
     for (parts, state, running, trouble) in table {
-        let bodies = assemble(&parts, &Restarts::default(), NOW);
+        let bodies = assemble(&parts, &Restarts::default(), &quiet, NOW);
         assert_eq!(bodies.len(), 1);
         let body = &bodies[0];
         assert_eq!((body.epoch, body.state, body.trouble.as_deref()), (4, state, trouble));
@@ -98,12 +108,16 @@ fn a_failing_member_says_when_it_starts_again() {
     restarts.count("id-b", short);
     let started = NOW - 600_000;
     let parts = [part(labels::ANCHOR, PartState::Running, 100), part("b", PartState::Ended, started)];
-    let body = &assemble(&parts, &restarts, NOW)[0];
+    let body = &assemble(&parts, &restarts, &quiet, NOW)[0];
     let trouble = body.trouble.clone().unwrap_or_default();
     // Ended half a second ago after two failures: 2 s after that end, in whole seconds.
     assert!(trouble.contains("after 2 restarts; it is to start again at 1970-01-12T13:46:42Z"), "{trouble}");
     assert_eq!((body.members[1].restarts, body.members[1].exit_code), (2, Some(3)));
-    assert_eq!(assemble(&parts, &restarts, NOW + 1_000_000)[0].trouble, body.trouble, "the text stays");
+    assert_eq!(
+        assemble(&parts, &restarts, &quiet, NOW + 1_000_000)[0].trouble,
+        body.trouble,
+        "the text stays"
+    );
     let steady = part("b", PartState::Ended, NOW - 500_000 - i64::try_from(STEADY.as_micros()).unwrap());
     assert!(steady.due_us(restarts.get("id-b"), NOW) <= NOW);
 }
@@ -112,7 +126,8 @@ fn a_failing_member_says_when_it_starts_again() {
 fn epochs_are_kept_apart() {
     let mut old = part(labels::ANCHOR, PartState::Running, 100);
     old.tag.epoch = 3;
-    let bodies = assemble(&[old, part(labels::ANCHOR, PartState::Created, 0)], &Restarts::default(), NOW);
+    let bodies =
+        assemble(&[old, part(labels::ANCHOR, PartState::Created, 0)], &Restarts::default(), &quiet, NOW);
     assert_eq!(bodies.iter().map(|body| body.epoch).collect::<Vec<_>>(), [3, 4]);
 }
 
@@ -133,4 +148,56 @@ fn what_was_asked_before_a_doubt_is_not_kept() {
     assert_eq!(sightings.get("a", PartState::Ended), None);
     sightings.lose();
     assert_eq!(sightings.get("a", PartState::Running), None);
+}
+
+/// `a` has a readiness probe or is to finish first; `b` comes after it.
+#[test]
+fn who_waits_says_for_whom() {
+    use amphi_api::set::{NextWhen, RestartPolicy};
+    let anchor = part(labels::ANCHOR, PartState::Running, 100);
+    let probed = Life {
+        probes: serde_json::from_value(serde_json::json!({"readiness": {"tcp": {"port": 1}}})).unwrap(),
+        ..Life::default()
+    };
+    let job = Life { restart: RestartPolicy::OnFailure, next_when: NextWhen::Finished, ..Life::default() };
+    let a = |state, life: &Life, exit_code| {
+        let mut part = part("a", state, 200);
+        (part.tag.life, part.detail.exit_code) = (life.clone(), Some(exit_code));
+        part
+    };
+    let early = part("b", PartState::Ended, 50);
+    let says = |a: Part, b: Option<Part>, ready: Option<bool>| {
+        let outlook = move |part: &Part| Outlook { ready: ready.filter(|_| part.id == "id-a"), reason: None };
+        let parts: Vec<Part> = [anchor.clone(), a].into_iter().chain(b).collect();
+        let body = assemble(&parts, &Restarts::default(), &outlook, NOW).remove(0);
+        let a = &body.members[0];
+        (body.state, a.ready, a.finished, body.trouble.unwrap_or_default())
+    };
+    use ObservedState::{Degraded, Running};
+    let waits = "member b waits for a to be ready".to_owned();
+    assert_eq!(
+        says(a(PartState::Running, &probed, 0), None, Some(false)),
+        (Degraded, Some(false), false, waits.clone())
+    );
+    let got = says(a(PartState::Running, &probed, 0), Some(early.clone()), Some(false));
+    assert_eq!(
+        got,
+        (Degraded, Some(false), false, waits),
+        "what ran before the anchor counts as not started"
+    );
+    let later = part("b", PartState::Running, 300);
+    let got = says(a(PartState::Running, &probed, 0), Some(later.clone()), Some(false));
+    assert_eq!(got, (Running, Some(false), false, String::new()), "who runs is let be");
+    let got = says(a(PartState::Ended, &job, 0), Some(later.clone()), None);
+    assert_eq!(got, (Running, None, true, String::new()), "a job that is done is no trouble");
+    assert_eq!(says(a(PartState::Running, &job, 0), None, None).3, "member b waits for a to finish");
+    let failed = says(a(PartState::Ended, &job, 3), None, None).3;
+    assert!(failed.starts_with("member a ended with exit code 3 after 0 restarts"), "{failed}");
+    assert!(failed.ends_with("member b waits for a to finish"), "{failed}");
+    let never = Life { restart: RestartPolicy::Never, ..Life::default() };
+    let got = says(a(PartState::Ended, &never, 3), Some(later), None);
+    assert_eq!(
+        (got.0, got.3.as_str()),
+        (Degraded, "member a ended with exit code 3 and is not to start again")
+    );
 }

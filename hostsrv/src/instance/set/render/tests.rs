@@ -69,6 +69,8 @@ fn facts(members: usize, privileged_anchor: bool) -> Facts {
         config_drive: "/s/instances/i/set-7/config-drive".into(),
         authorized_keys: "/s/instances/i/set-7/authorized_keys".into(),
         volumes: "/s/attached/i".into(),
+        files: "/s/instances/i/set-7/files".into(),
+        parts: "/s/parts/i".into(),
     }
 }
 
@@ -180,4 +182,44 @@ fn a_network_without_gateway_and_one_of_ipv6() {
     assert_eq!(render_network(&six).enable_ipv6, Some(true));
     let endpoint = render_endpoint(&six, true).ipam_config.unwrap();
     assert_eq!((endpoint.ipv4_address, endpoint.ipv6_address.as_deref()), (None, Some("fd00:7::5")));
+}
+
+#[test]
+fn a_member_with_every_option() {
+    let (plan, set) = plan(
+        vec![port(5, Some("10.0.7.1"))],
+        true,
+        serde_json::json!({
+            "anchor": {"dns": {"servers": ["10.0.7.53"], "search": ["svc.example"], "options": ["ndots:2"]},
+                       "hosts": {"db.example": "10.0.7.9"}, "timezone": "Europe/Berlin", "shm_mib": 128},
+            "members": [
+                {"index": 1, "name": "db", "image": "x", "args": ["--fast"], "env": {"A": "1"}, "directory": "/srv",
+                 "user": "999:999", "options": {"cpu": 50, "heap_mib": 100, "headroom": 50},
+                 "ulimits": {"nofile": {"soft": 1024, "hard": 4096}, "core": {"soft": 0, "hard": -1}},
+                 "capabilities": {"add": ["CAP_NET_ADMIN", "SYS_NICE"], "drop": ["NET_RAW"]},
+                 "read_only": true,
+                 "tmpfs": [{"path": "/run", "size_mib": 16, "mode": "0755", "exec": true}, {"path": "/tmp"}],
+                 "files": [{"path": "/etc/db.conf", "content": "secret", "mode": "0440", "uid": 999, "gid": 999}],
+                 "mounts": [{"path": "/var/lib/db", "sub_path": "db"}, {"path": "/all", "read_only": true}],
+                 "log": {"max_size_mib": 50, "max_files": 3},
+                 "restart": "on_failure",
+                 "hooks": {"pre_stop": {"command": ["/bin/flush"], "timeout_s": 5}},
+                 "stop": {"signal": "RTMIN+3", "grace_s": 30},
+                 "probes": {"readiness": {"tcp": {"port": 5432}}}},
+                {"index": 2, "name": "rest", "image": "y", "env": {"TZ": "UTC"}},
+            ],
+        }),
+    );
+    let rendered = render(&plan, &set, &facts(2, false));
+    insta::assert_json_snapshot!("every_option_anchor", golden(&rendered.anchor.body));
+    let member = golden(&rendered.members[0].container.body);
+    assert!(!member.to_string().contains("secret"), "what a file holds is nobody's business in Docker");
+    insta::assert_json_snapshot!("every_option_member", member);
+    let rest = &rendered.members[1].container.body;
+    assert_eq!(rest.env.as_deref(), Some(&["TZ=UTC".to_owned()][..]), "a member's own word counts");
+    assert_eq!(
+        rest.host_config.as_ref().and_then(|host| host.memory),
+        Some(874 << 20),
+        "150 of 1024 MiB are the heap's"
+    );
 }

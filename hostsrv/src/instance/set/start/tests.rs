@@ -22,13 +22,26 @@ fn part(name: &str, state: PartState, started: i64) -> Part {
         },
         Running | Paused => Detail { started_us: Some(started_us), ..Detail::default() },
     };
-    let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 1, role, spec: String::new() };
+    let tag = Tag {
+        instance: InstanceId(uuid::Uuid::nil()),
+        epoch: 1,
+        role,
+        spec: String::new(),
+        life: Default::default(),
+    };
     Part { id: name.to_owned(), tag, state, detail }
 }
 
 fn says(parts: &[Part], failures: u32) -> String {
-    let wanted = Wanted { names: &["a", "b"], rescue: false, halted: false, whole: false };
-    let plan = decide(wanted, parts, |_| Record { restarts: failures, failures }, NOW);
+    let lives = [Life::default(), Life::default()];
+    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false, whole: false };
+    let plan = decide(
+        wanted,
+        parts,
+        |_| false,
+        |_| Record { restarts: failures, failures, ..Record::default() },
+        NOW,
+    );
     let step = |step: &Step| match step {
         Step::Keep => "keep",
         Step::Create => "create",
@@ -36,6 +49,8 @@ fn says(parts: &[Part], failures: u32) -> String {
         Step::Start { again: Some(_), .. } => "again",
         Step::Resume { .. } => "resume",
         Step::Wait { .. } => "wait",
+        Step::Hold => "hold",
+        Step::Rest => "rest",
     };
     let members: Vec<&str> = plan.members.iter().map(step).collect();
     format!(
@@ -100,12 +115,25 @@ fn a_failing_member_waits_its_time() {
     {
         assert_eq!(says(&parts, failures), format!("remove [] kill [] {wanted}"), "{failures} failures");
     }
-    let only = |names| Wanted { names, rescue: false, halted: false, whole: false };
-    let plan = decide(only(&["b"]), &parts, |_| Record { restarts: 3, failures: 3 }, NOW);
+    let lives = [Life::default()];
+    let only = |names| Wanted { names, lives: &lives, rescue: false, halted: false, whole: false };
+    let plan = decide(
+        only(&["b"]),
+        &parts,
+        |_| false,
+        |_| Record { restarts: 3, failures: 3, ..Record::default() },
+        NOW,
+    );
     assert_eq!(plan.members, [Step::Wait { id: "b".to_owned(), until_us: NOW - 1_000_000 + 4_000_000 }]);
     // A clock that was set back does not hold a member for hours.
     let future = [part("anchor", Running, 0), part("a", Ended, 9000)];
-    let plan = decide(only(&["a"]), &future, |_| Record { restarts: 9, failures: 9 }, NOW);
+    let plan = decide(
+        only(&["a"]),
+        &future,
+        |_| false,
+        |_| Record { restarts: 9, failures: 9, ..Record::default() },
+        NOW,
+    );
     assert!(matches!(plan.members[0], Step::Start { .. }));
 }
 
@@ -118,8 +146,9 @@ fn a_rescue_runs_in_the_place_of_members_that_stay() {
     };
     let (anchor, a) = (part("anchor", Running, 0), |state| part("a", state, 10));
     let step = |rescue, halted, parts: &[Part]| {
-        let wanted = Wanted { names: &["a"], rescue, halted, whole: false };
-        decide(wanted, parts, |_| Record::default(), NOW)
+        let lives = [Life::default()];
+        let wanted = Wanted { names: &["a"], lives: &lives, rescue, halted, whole: false };
+        decide(wanted, parts, |_| false, |_| Record::default(), NOW)
     };
     let plan = step(true, false, &[anchor.clone(), a(Running)]);
     assert_eq!((plan.kill, plan.remove, plan.members), (vec!["a".to_owned()], vec![], vec![Step::Create]));
@@ -130,4 +159,83 @@ fn a_rescue_runs_in_the_place_of_members_that_stay() {
     assert!(matches!(&plan.members[0], Step::Start { id, .. } if id == "a"), "{:?}", plan.members);
     let plan = step(false, true, &[anchor, a(Paused)]);
     assert_eq!(plan.members, [Step::Keep], "what is halted by order stays so");
+}
+
+/// `a` is described so, `b` comes after it; what becomes of both.
+fn gated(life: &Life, parts: &[Part], exit_code: i64, ready: bool) -> String {
+    let mut parts = parts.to_vec();
+    for part in parts.iter_mut().filter(|part| part.id == "a") {
+        (part.tag.life, part.detail.exit_code) = (life.clone(), Some(exit_code));
+    }
+    let lives = [life.clone(), Life::default()];
+    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false };
+    let plan = decide(wanted, &parts, |part| ready && part.id == "a", |_| Record::default(), NOW);
+    let step = |step: &Step| match step {
+        Step::Keep => "keep",
+        Step::Create => "create",
+        Step::Start { again: None, .. } => "start",
+        Step::Start { again: Some(_), .. } => "again",
+        Step::Resume { .. } => "resume",
+        Step::Wait { .. } => "wait",
+        Step::Hold => "hold",
+        Step::Rest => "rest",
+    };
+    plan.members.iter().map(step).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_next_index_waits() {
+    use amphi_api::set::RestartPolicy;
+    let probed = Life {
+        probes: serde_json::from_value(serde_json::json!({"readiness": {"tcp": {"port": 1}}})).unwrap(),
+        ..Life::default()
+    };
+    let loose = Life { next_when: NextWhen::Started, ..probed.clone() };
+    let job = Life { restart: RestartPolicy::OnFailure, next_when: NextWhen::Finished, ..Life::default() };
+    let anchor = |state| part("anchor", state, 0);
+    let (a, b) = (|state, at| part("a", state, at), |state, at| part("b", state, at));
+    let table: Vec<(&str, &Life, Vec<Part>, i64, bool, &str)> = vec![
+        ("nothing is there", &probed, vec![], 0, false, "create hold"),
+        ("nothing is there, nobody waits", &loose, vec![], 0, false, "create create"),
+        ("not ready", &probed, vec![anchor(Running), a(Running, 10)], 0, false, "keep hold"),
+        ("ready", &probed, vec![anchor(Running), a(Running, 10)], 0, true, "keep create"),
+        ("b fell", &probed, vec![anchor(Running), a(Running, 10), b(Ended, 20)], 0, false, "keep again"),
+        ("b ran before", &probed, vec![anchor(Running), a(Running, 10), b(Ended, -9)], 0, false, "keep hold"),
+        (
+            "b ran before, ready",
+            &probed,
+            vec![anchor(Running), a(Running, 10), b(Ended, -9)],
+            0,
+            true,
+            "keep start",
+        ),
+        ("the anchor ended", &probed, vec![anchor(Ended), a(Ended, 10), b(Ended, 11)], 0, true, "start hold"),
+        ("a runs in dead namespaces", &probed, vec![anchor(Running), a(Running, -9)], 0, true, "again hold"),
+        (
+            "a fell, b runs",
+            &probed,
+            vec![anchor(Running), a(Ended, 10), b(Running, 20)],
+            1,
+            false,
+            "again keep",
+        ),
+        ("the job runs", &job, vec![anchor(Running), a(Running, 10)], 0, false, "keep hold"),
+        ("the job is done", &job, vec![anchor(Running), a(Ended, 10)], 0, false, "rest create"),
+        ("the job failed", &job, vec![anchor(Running), a(Ended, 10)], 2, false, "again hold"),
+        ("the job was done last time", &job, vec![anchor(Running), a(Ended, -9)], 0, false, "start hold"),
+    ];
+    for (what, life, parts, exit_code, ready, expected) in table {
+        assert_eq!(gated(life, &parts, exit_code, ready), expected, "{what}");
+    }
+    for (restart, exit_code, expected) in [
+        (RestartPolicy::Always, 0, "again keep"),
+        (RestartPolicy::OnFailure, 0, "rest keep"),
+        (RestartPolicy::OnFailure, 1, "again keep"),
+        (RestartPolicy::Never, 0, "rest keep"),
+        (RestartPolicy::Never, 1, "rest keep"),
+    ] {
+        let life = Life { restart, ..Life::default() };
+        let parts = [anchor(Running), a(Ended, 10), b(Running, 20)];
+        assert_eq!(gated(&life, &parts, exit_code, false), expected, "{restart:?} {exit_code}");
+    }
 }
