@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Attach, Attached, BinOrder, LvmDriver, ObservedVolume, Quiesce, StorageError, StorageFacts, VolumeDriver,
-    VolumeSpec,
+    Attach, Attached, BinOrder, Filesystem, LvmDriver, ObservedVolume, Quiesce, StorageError, StorageFacts,
+    VolumeDriver, VolumeSpec,
 };
 use crate::qemu_img::DiskFormat;
 
@@ -143,6 +143,10 @@ impl VolumeDriver for Groups {
         quiesce: &Quiesce,
     ) -> Result<(), StorageError> {
         self.of(id).await?.export(id, to, format, quiesce).await
+    }
+
+    async fn set_filesystem(&self, id: Uuid, fs: Option<Filesystem>) -> Result<(), StorageError> {
+        self.of(id).await?.set_filesystem(id, fs).await
     }
 
     async fn set_bin(&self, id: Uuid, order: BinOrder) -> Result<(), StorageError> {

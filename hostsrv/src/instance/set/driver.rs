@@ -7,6 +7,7 @@ use super::labels::Life;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings, assemble};
 use super::parts::Parts;
+use super::render::render;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;

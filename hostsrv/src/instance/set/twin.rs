@@ -41,7 +41,11 @@ pub async fn lay_out(shared: &Shared, plan: &BodyPlan, set: &SetSpec) -> Result<
     }
     let networks = shared.networks.ensure(&shared.engine, &plan.ports);
     let (_held, facts) = try_join(networks, shared.facts(plan, set)).await?;
-    let rendered = render(plan, set, &facts);
+    let mut rendered = render(plan, set, &facts);
+    if set.members.iter().any(|member| !member.mounts.is_empty()) {
+        // A member that has a part of the volume cannot be made before the anchor has mounted that, which is its start.
+        rendered.members.clear();
+    }
     if is_whole(&parts, &rendered) {
         return Ok(());
     }
@@ -53,7 +57,7 @@ pub async fn lay_out(shared: &Shared, plan: &BodyPlan, set: &SetSpec) -> Result<
         create(shared, &rendered.anchor).await?;
         connect(shared, &rendered.connects).await
     };
-    try_join3(shared.files(plan).ensure(plan), shared.places.sync(plan), anchor).await?;
+    try_join3(shared.files(plan).ensure(plan, set), shared.places.sync(plan), anchor).await?;
     let made = join_all(rendered.members.iter().map(|member| create(shared, &member.container))).await;
     made.into_iter().collect()
 }
@@ -66,7 +70,13 @@ mod tests {
     use amphi_api::InstanceId;
 
     fn part(role: Role, spec: &str, state: PartState) -> Part {
-        let tag = Tag { instance: InstanceId(uuid::Uuid::nil()), epoch: 3, role, spec: spec.to_owned() };
+        let tag = Tag {
+            instance: InstanceId(uuid::Uuid::nil()),
+            epoch: 3,
+            role,
+            spec: spec.to_owned(),
+            life: Default::default(),
+        };
         Part { id: spec.to_owned(), tag, state, detail: Default::default() }
     }
 

@@ -168,7 +168,7 @@ fn gated(life: &Life, parts: &[Part], exit_code: i64, ready: bool) -> String {
         (part.tag.life, part.detail.exit_code) = (life.clone(), Some(exit_code));
     }
     let lives = [life.clone(), Life::default()];
-    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false };
+    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false, whole: false };
     let plan = decide(wanted, &parts, |part| ready && part.id == "a", |_| Record::default(), NOW);
     let step = |step: &Step| match step {
         Step::Keep => "keep",
