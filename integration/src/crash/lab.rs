@@ -56,7 +56,7 @@ pub fn words(death: &str) -> Vec<String> {
 
 /// One host: its agent in this process, or in one of its own where it is to be killed.
 enum Body {
-    Tasks { home: Home, engines: Arc<HostEngines>, agent: Option<Agent>, boots: u32 },
+    Tasks { home: Home, engines: Arc<HostEngines>, agent: Option<Box<Agent>>, boots: u32 },
     Process(Box<Host>),
 }
 
@@ -85,7 +85,7 @@ impl Body {
         match self {
             Body::Tasks { agent: Some(_), .. } => Ok(()),
             Body::Tasks { home, engines, agent, .. } => {
-                *agent = Some(Agent::start(home, &EnginePort::Here(engines.clone()))?);
+                *agent = Some(Box::new(Agent::start(home, &EnginePort::Here(engines.clone()))?));
                 Ok(())
             }
             Body::Process(host) => host.start(),

@@ -7,11 +7,11 @@ impl Dice {
     /// A sequence of its own for each part of a storm.
     pub fn new(seed: u64, part: u64) -> Self {
         let mut dice = Self(seed ^ part.wrapping_mul(0xD6E8_FEB8_6659_FD93));
-        dice.next();
+        dice.roll();
         dice
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -21,7 +21,7 @@ impl Dice {
 
     /// Below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.roll() % end
     }
 
     pub fn within(&mut self, low: u64, high: u64) -> u64 {
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_seed_decides() {
-        let rolls = |seed, part| (0..4).map(move |_| 0).scan(Dice::new(seed, part), |d, _| Some(d.next()));
+        let rolls = |seed, part| (0..4).map(move |_| 0).scan(Dice::new(seed, part), |d, _| Some(d.roll()));
         assert!(rolls(1, 2).eq(rolls(1, 2)));
         assert!(!rolls(1, 2).eq(rolls(1, 3)) && !rolls(1, 2).eq(rolls(2, 2)));
     }
