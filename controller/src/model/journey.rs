@@ -168,7 +168,7 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             }
             let allowed = hosts.journey.deadline_s.map(|s| SignedDuration::from_secs(i64::from(s)));
             let trouble = copy.fault.as_ref().or(hosts.journey.fault.as_ref());
-            match lasting(sight, trouble, exchange.phase_since) {
+            match lasting(sight, trouble, both_up(exchange.phase_since, hosts)) {
                 Some(fault) => ExchangeStep::Fail(fault),
                 None => match allowed.filter(|d| sight.now.duration_since(exchange.phase_since) >= *d) {
                     Some(limit) => ExchangeStep::Fail(late(sight, "its bytes were not copied", limit)),
@@ -215,7 +215,7 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
                 }
                 let differ = copy.fault.as_ref().filter(|f| f.code == BYTES_DIFFER).cloned();
                 let trouble = copy.fault.as_ref().or(hosts.journey.fault.as_ref());
-                let fault = differ.or_else(|| lasting(sight, trouble, exchange.phase_since));
+                let fault = differ.or_else(|| lasting(sight, trouble, both_up(exchange.phase_since, hosts)));
                 return fault.map_or(ExchangeStep::Wait, ExchangeStep::Fail);
             }
             let trouble = hosts.read_fault.or(hosts.journey.fault.as_ref());
@@ -284,6 +284,11 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
         }
         ExchangePhase::Done | ExchangePhase::Failed => ExchangeStep::Wait,
     }
+}
+
+/// Since when both hosts answer: what could not be sent before says nothing.
+fn both_up(since: Timestamp, hosts: &JourneySight) -> Timestamp {
+    [hosts.from_up_since, hosts.to_up_since].into_iter().flatten().fold(since, Timestamp::max)
 }
 
 /// The new host has been away for too long.

@@ -119,6 +119,12 @@ impl Reconciler {
             let mut every = tokio::time::interval(TELL);
             loop {
                 every.tick().await;
+                // Bytes go over again: what kept them from it is past.
+                if progress.read.load(Ordering::Relaxed) > 0
+                    && let Some(memory) = self.memory().get_mut(&Item::Bytes(id))
+                {
+                    memory.fault = None;
+                }
                 self.bell.notify_one();
             }
         };
