@@ -148,9 +148,9 @@ fn bytes_go_ahead_of_a_cold_move() {
 
     let mut at = "h2";
     for (victim, phase) in [
+        ("to", Phase::CopyingAhead),
         ("controller", Phase::CopyingAhead),
         ("from", Phase::CopyingAhead),
-        ("to", Phase::CopyingAhead),
         ("from", Phase::Copying),
         ("controller", Phase::Copying),
     ] {
