@@ -3,7 +3,7 @@
 
 use crate::instance::figures::Figure;
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,7 +74,10 @@ const COMMON: &[&str] = &["name", "figures", "except", "projects", "labels"];
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum To {
     /// Serves `GET /metrics` to whoever comes; keep the address inside.
-    Prometheus { listen: SocketAddr },
+    Prometheus {
+        #[serde(deserialize_with = "listen")]
+        listen: SocketAddr,
+    },
     /// A Zabbix server's or proxy's trapper port (10051).
     Zabbix {
         /// `host:port`.
@@ -114,6 +117,11 @@ pub enum To {
     },
 }
 
+fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(from)?;
+    let error = |_| serde::de::Error::custom(format!("listen: must be ADDRESS:PORT, is '{text}'"));
+    text.parse().map_err(error)
+}
 fn zabbix_host() -> String {
     "{name}".into()
 }
