@@ -212,9 +212,7 @@ fn start_zabbix(host: &mut PrivateHost) {
     let config = host.path("zabbix_server.conf");
     let text = "DBHost=/run/zabbix\nDBName=zabbix\nDBUser=zabbix\nListenIP=127.0.0.1\nListenPort=20051\n\
                 LogType=console\nPidFile=/run/zabbix/server.pid\nSocketDir=/run/zabbix\nAllowRoot=1\n\
-                FpingLocation=/bin/true\nStartPollers=1\nStartPingers=0\nStartDiscoverers=0\nStartHTTPPollers=0\n\
-                StartTrappers=2\nStartDBSyncers=1\nStartPreprocessors=1\nStartLLDProcessors=1\n\
-                StartPollersUnreachable=0\nStartAlerters=1\nStartEscalators=1\n";
+                FpingLocation=/bin/true\nStartTrappers=2\nStartDBSyncers=1\n";
     std::fs::write(&config, text).expect("its configuration");
     std::fs::set_permissions("/run/zabbix", std::fs::Permissions::from_mode(0o777)).expect("permissions");
     host.start("zabbix_server", Command::new("zabbix_server").arg("-f").arg("-c").arg(&config));

@@ -58,6 +58,10 @@ pub struct JourneyRecord {
     /// When the old body was ordered to end.
     #[serde(default)]
     pub left_at: Option<Timestamp>,
+    /// The old host has said that nothing runs, and has heard by then that nothing shall: it starts nothing of it any more,
+    /// whatever becomes of it.
+    #[serde(default)]
+    pub stopped: bool,
     /// Its bytes go from host to host in passes; none: through the controller, or with a body that runs.
     #[serde(default)]
     pub copy: Option<CopyRecord>,
@@ -106,6 +110,11 @@ pub struct JourneySight<'a> {
     pub read: u32,
     /// Why one cannot be read.
     pub read_fault: Option<&'a Fault>,
+}
+
+/// Nothing of the body runs.
+pub fn is_still(body: &InstanceObserved) -> bool {
+    matches!(body.state, BodyState::Stopped | BodyState::Absent)
 }
 
 /// The next step of a move.
@@ -182,8 +191,7 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             }
             let Some(waited) = waited(hosts.from_up_since) else { return ExchangeStep::Wait };
             let fault = current.and_then(|o| o.fault.as_ref());
-            let still = |o: &InstanceObserved| matches!(o.state, BodyState::Stopped | BodyState::Absent);
-            if current.is_some_and(still) && fault.is_none() {
+            if hosts.journey.stopped && current.is_some_and(is_still) && fault.is_none() {
                 return ExchangeStep::Copy;
             }
             match lasting(sight, fault, exchange.phase_since) {

@@ -156,6 +156,7 @@ pub(super) fn ordered(
             volumes,
             read: 0,
             left_at: None,
+            stopped: false,
             copy,
             deadline_s,
         }),

@@ -123,6 +123,18 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let place = TwinPlace { ready: seen.ready, fault: seen.fault.clone(), ..place.clone() };
         draft.update(row, &TwinRecord { place: Some(place), ..(*row.record).clone() });
     }
+    for row in view.journeys_of(host).filter(|e| e.phase == ExchangePhase::Stopping) {
+        let Some(journey) = row.journey.as_ref().filter(|j| j.from == host && !j.stopped) else { continue };
+        let epoch = view.instances.get(row.instance).map(|i| i.epoch);
+        let seen = status.instances.iter().find(|i| i.id == row.instance && Some(i.epoch) == epoch);
+        let seen = seen.map(InstanceObserved::from);
+        // A host that lost its power says that nothing runs, and would start it again by the order that it remembers.
+        let heard = status.generation >= view.generation(host);
+        if heard && seen.as_ref().is_some_and(is_still) && !is_full(&draft) {
+            let journey = Some(JourneyRecord { stopped: true, ..journey.clone() });
+            draft.update(row, &ExchangeRecord { journey, ..(*row.record).clone() });
+        }
+    }
     for seen in status.instances.iter().filter_map(|i| i.copying.as_ref()) {
         let Some(row) = view.exchanges.get(seen.exchange).filter(|_| !is_full(&draft)) else { continue };
         let last = row.phase == ExchangePhase::Copying;

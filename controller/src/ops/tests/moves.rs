@@ -396,6 +396,10 @@ async fn volumes_go_along_while_the_body_holds_still() {
     assert_eq!(cloud.ops.desired(h1).instances[0].power, Power::Off);
     cloud.ops.step_exchanges().await.unwrap();
     assert_eq!(phase(&cloud, &one), Phase::Stopping, "not while it runs");
+    let power_lost = HostStatus { generation: cloud.ops.desired(h1).generation - 1, ..cloud.obedient(h1) };
+    cloud.ops.status(h1, power_lost).await.unwrap();
+    cloud.ops.step_exchanges().await.unwrap();
+    assert_eq!(phase(&cloud, &one), Phase::Stopping, "not by the word of a host that has not heard of it");
     cloud.obey(h1).await;
     cloud.ops.step_exchanges().await.unwrap();
     assert_eq!(phase(&cloud, &one), Phase::Copying);
