@@ -56,7 +56,7 @@ fn step(scene: &Scene) -> ExchangeStep {
         volumes: Vec::new(),
         read: 0,
         left_at: None,
-        stopped: true,
+        stopped: false,
         copy: None,
         deadline_s: scene.deadline,
     };

@@ -3,7 +3,7 @@ use amphi_api::ErrorCode;
 use amphi_api::instance::{
     BodyKind, Exchange, ExchangePhase as Phase, Fault, InstanceState, MoveCause, MoveCreate,
 };
-use amphi_api::wire::ExpectedStatus;
+use amphi_api::wire::{ExpectedStatus, HostStatus};
 use jiff::SignedDuration;
 
 fn to(change: serde_json::Value) -> MoveCreate {
