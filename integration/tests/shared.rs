@@ -145,9 +145,9 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
         watch.goes(instance.id);
         stage.delete(instance.id)?;
     }
+    volume_is(&stage, later.id, "nobody's", |v| v.state == VolumeState::Available)?;
+    stage.ask(stage.client.delete_volume(later.id))?;
     for one in [&for_set, &for_vm, &later] {
-        volume_is(&stage, one.id, "nobody's", |v| v.state == VolumeState::Available)?;
-        stage.ask(stage.client.delete_volume(one.id))?;
         volume_is(&stage, one.id, "in the bin", |v| v.state == VolumeState::Trashed && v.fault.is_none())?;
     }
     ensure!(watch.broken().is_empty() && watch.looks() > 50, "{:?}", watch.broken());
