@@ -22,7 +22,7 @@ impl Arguments {
             if let Ok(id) = which.parse::<FailoverId>()
                 && let Some(one) = failovers.iter().find(|f| f.id == id)
             {
-                return session.show(one, |f| detail(f));
+                return session.show(one, detail);
             }
             let host = client.find_host(which).await?;
             failovers.retain(|f| f.host == host.id);

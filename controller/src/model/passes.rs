@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn passes_go_on_while_they_help() {
-        let table: [(&[(u64, u64)], bool, &str); 10] = [
+        type Line<'a> = (&'a [(u64, u64)], bool, &'a str);
+        let table: [Line; 10] = [
             (&[], false, "none yet"),
             (&[(4000, 40_000)], false, "all of it, slowly"),
             (&[(300, 900)], true, "all of it within a second"),

@@ -163,7 +163,8 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let arrived = journey.arrived || seen.present;
         let same_fault =
             journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        if !is_full(&draft) && !(arrived == journey.arrived && same_fault) && !draft.writes(&row.key()) {
+        let news = arrived != journey.arrived || !same_fault;
+        if news && !is_full(&draft) && !draft.writes(&row.key()) {
             let journey = Some(VolumeJourney { arrived, fault: seen.fault.clone(), ..journey.clone() });
             draft.update(row, &VolumeRecord { journey, ..(*row.record).clone() });
         }

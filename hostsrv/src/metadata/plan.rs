@@ -78,8 +78,11 @@ mod tests {
     const A: NetworkId = NetworkId(Uuid::from_u128(0xa));
     const B: NetworkId = NetworkId(Uuid::from_u128(0xb));
 
-    fn held(networks: &[(NetworkId, u32, &[(u8, &str)])]) -> Held {
-        let one = |(network, mtu, neighbours): &(NetworkId, u32, &[(u8, &str)])| {
+    /// A network, its MTU, its neighbours' last numbers and MACs.
+    type Line<'a> = (NetworkId, u32, &'a [(u8, &'a str)]);
+
+    fn held(networks: &[Line]) -> Held {
+        let one = |(network, mtu, neighbours): &Line| {
             let by_address =
                 neighbours.iter().map(|(n, mac)| (Ipv4Addr::new(10, 0, 0, *n), (*mac).to_owned()));
             (*network, Neighbours { mtu: *mtu, by_address: by_address.collect() })

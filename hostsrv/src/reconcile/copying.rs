@@ -19,13 +19,16 @@ use std::time::{Duration, Instant};
 /// How often the controller is told how far a pass is.
 const TELL: Duration = Duration::from_secs(2);
 
+/// Held by whoever writes.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// The passes of this process. Lost with it, which costs reading everything once more.
 #[derive(Default)]
 pub(super) struct Copying {
     roads: OnceLock<(Passages, PathBuf)>,
     passes: Mutex<BTreeMap<InstanceId, UnderWay>>,
     /// Who writes to a part that comes here: one at a time.
-    pub(super) taken: Mutex<BTreeMap<(InstanceId, Part), Arc<tokio::sync::Mutex<()>>>>,
+    pub(super) taken: Mutex<BTreeMap<(InstanceId, Part), Turn>>,
 }
 
 /// A pass that is under way or has ended.

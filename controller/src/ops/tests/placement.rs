@@ -24,10 +24,8 @@ async fn classes_share_a_host_and_bad_names_are_refused() {
         let made = cloud.create(json!({"host": "h1", "qos": qos, "vcpus": vcpus, "memory_mib": 16})).await;
         assert_eq!(made.is_ok(), fits, "{qos} of {vcpus}: {made:?}");
     }
-    let view = cloud.ops.world().read();
-    let claims = view.claims_of(h1);
+    let claims = cloud.ops.world().read().claims_of(h1);
     assert_eq!((claims.vcpus, claims.classed.vcpus, claims.classed.cpu_milli), (9, 8, 2800));
-    drop(view);
     let mark = aggregates::HostMark { best_effort: Some(true), ..Default::default() };
     cloud.ops.mark_host(h1, &mark).await.unwrap();
     cloud.create(json!({"host": "h1", "qos": "best_effort", "vcpus": 4})).await.unwrap();

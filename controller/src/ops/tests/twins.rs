@@ -159,9 +159,7 @@ async fn made_anew_when_the_instance_changes() {
     cloud.ops.end_maintenance(there).await.unwrap();
 
     // It stops being asked for.
-    let view = cloud.ops.world().read();
-    let row = view.instances.get(made.id).unwrap().clone();
-    drop(view);
+    let row = cloud.ops.world().read().instances.get(made.id).unwrap().clone();
     let plain = crate::model::InstanceRecord {
         failover: amphi_api::instance::FailoverPolicy::AnyKind,
         ..(*row.record).clone()

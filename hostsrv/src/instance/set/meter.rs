@@ -95,7 +95,10 @@ fn look(containers: &Path, known: &mut HashMap<String, Known>) -> std::io::Resul
     let entries = match std::fs::read_dir(containers) {
         Ok(entries) => entries,
         // Docker has made no container yet.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(known.clear()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            known.clear();
+            return Ok(());
+        }
         Err(error) => return Err(error),
     };
     let mut seen = Vec::new();

@@ -21,7 +21,7 @@ const KINDS: sys::virDomainStatsTypes = sys::VIR_DOMAIN_STATS_CPU_TOTAL
 #[async_trait]
 impl Meter for VmDriver {
     async fn read(&self) -> Result<Vec<Reading>, DriverError> {
-        let all = self.link.call("measure VMs", LOOK, |c| Ok(statistics(c)?)).await?;
+        let all = self.link.call("measure VMs", LOOK, statistics).await?;
         Ok(all.iter().flat_map(|(instance, stats)| readings(*instance, stats)).collect())
     }
 }

@@ -36,7 +36,8 @@ impl Sink for Zabbix {
         if let Some(rule) = discovery {
             let found = found(settings, round, host, rule);
             // Sent when it changes, and now and then, since Zabbix may not have had the host yet.
-            if self.found.replace(found.clone()) != Some(found.clone()) || self.rounds % DISCOVERY_ROUNDS == 0
+            if self.found.replace(found.clone()) != Some(found.clone())
+                || self.rounds.is_multiple_of(DISCOVERY_ROUNDS)
             {
                 values.extend(found);
             }

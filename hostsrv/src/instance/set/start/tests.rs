@@ -194,7 +194,8 @@ fn the_next_index_waits() {
     let job = Life { restart: RestartPolicy::OnFailure, next_when: NextWhen::Finished, ..Life::default() };
     let anchor = |state| part("anchor", state, 0);
     let (a, b) = (|state, at| part("a", state, at), |state, at| part("b", state, at));
-    let table: Vec<(&str, &Life, Vec<Part>, i64, bool, &str)> = vec![
+    type Line<'a> = (&'a str, &'a Life, Vec<Part>, i64, bool, &'a str);
+    let table: Vec<Line> = vec![
         ("nothing is there", &probed, vec![], 0, false, "create hold"),
         ("nothing is there, nobody waits", &loose, vec![], 0, false, "create create"),
         ("not ready", &probed, vec![anchor(Running), a(Running, 10)], 0, false, "keep hold"),
