@@ -287,7 +287,11 @@ impl VolumeDriver for Volumes {
         Ok(())
     }
 
-    async fn set_filesystem(&self, _: Uuid, _: Option<amphi_hostsrv::storage::Filesystem>) -> Result<(), StorageError> {
+    async fn set_filesystem(
+        &self,
+        _: Uuid,
+        _: Option<amphi_hostsrv::storage::Filesystem>,
+    ) -> Result<(), StorageError> {
         Ok(())
     }
 

@@ -128,7 +128,8 @@ impl Arguments {
 fn progress(one: &Exchange) -> String {
     let copy = one.journey.as_ref().and_then(|j| j.copy.as_ref());
     let Some(now) = copy.and_then(|copy| copy.now.as_ref()) else { return word(one.phase) };
-    let stop = copy.and_then(|c| c.estimated_stop_ms).map(|ms| format!(", stop of about {}", milliseconds(ms)));
+    let stop =
+        copy.and_then(|c| c.estimated_stop_ms).map(|ms| format!(", stop of about {}", milliseconds(ms)));
     format!(
         "{}, pass {}: {} of {} MiB read, {} sent{}",
         word(one.phase),

@@ -137,14 +137,12 @@ fn waits(view: &View, row: &InstanceRecord) -> bool {
 
 /// Whether one of its volumes is on its host. What no record knows is its host's to miss.
 fn is_here(view: &View, row: &InstanceRecord, volume: VolumeId) -> bool {
-    view.volumes
-        .get(volume)
-        .is_none_or(|volume| match (&volume.journey, view.group_at(volume.host)) {
-            // Another host may be making it.
-            (None, Some(_)) => volume.made,
-            (None, None) => true,
-            (Some(_), _) => volume.made && Some(volume.host) == row.host,
-        })
+    view.volumes.get(volume).is_none_or(|volume| match (&volume.journey, view.group_at(volume.host)) {
+        // Another host may be making it.
+        (None, Some(_)) => volume.made,
+        (None, None) => true,
+        (Some(_), _) => volume.made && Some(volume.host) == row.host,
+    })
 }
 
 /// Whether it is stopped so that its volumes can be read.

@@ -289,7 +289,7 @@ fn members_wait_for_each_other_and_are_asked() {
         assert!(refused.to_string().contains("post_start failed: exit code 4: no such table"), "{refused}");
         eventually("the member is ended", || match stage.observe() {
             Some(body) if !body.members[0].running => Ok(()),
-            other => Err(other),
+            other => Err(format!("{other:?}")),
         });
     });
 }

@@ -191,12 +191,8 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         Power::Suspended => BodyState::Suspended,
     };
     let running = state == BodyState::Running;
-    let member = |name: &str, index| MemberStatus {
-        name: name.to_owned(),
-        index,
-        running,
-        ..MemberStatus::default()
-    };
+    let member =
+        |name: &str, index| MemberStatus { name: name.to_owned(), index, running, ..MemberStatus::default() };
     let members = match &wanted.body {
         BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),
         BodyDesired::Vm { .. } => Vec::new(),

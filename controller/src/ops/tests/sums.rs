@@ -80,7 +80,13 @@ async fn claims_add_up() {
                     format!("delete {:?}", cloud.ops.delete_instance(P, one, VolumeFate::Trash).await)
                 }
                 (3..=5, Some(one)) => {
-                    let wish = MoveCreate { to: None, kind: None, live: None, reason: "why not".into(), ..MoveCreate::default() };
+                    let wish = MoveCreate {
+                        to: None,
+                        kind: None,
+                        live: None,
+                        reason: "why not".into(),
+                        ..MoveCreate::default()
+                    };
                     format!("move {:?}", cloud.ops.create_move(P, one, &wish).await.map(|e| e.id))
                 }
                 (6, Some(_)) => {

@@ -118,7 +118,8 @@ impl SetDriver {
         let record = |id: &str| self.shared.restarts.get(id);
         let halted = plan.power != Power::On;
         let whole = self.wakes(plan, set, &parts).await?;
-        let wanted = start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
+        let wanted =
+            start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
         self.shared.watch(&parts, false);
         let ready = |part: &Part| self.shared.outlook(part).ready == Some(true);
         let steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());

@@ -164,8 +164,13 @@ async fn migrate_live(call: Call) -> Answer {
     let map = object(&call, known)?;
     let (origin, id) = origin(&call)?;
     let host = optional_text(&map, "host")?.map(str::to_owned);
-    let wish =
-        MoveCreate { to: host, kind: None, live: Some(true), reason: "ordered by os-migrateLive".into(), ..MoveCreate::default() };
+    let wish = MoveCreate {
+        to: host,
+        kind: None,
+        live: Some(true),
+        reason: "ordered by os-migrateLive".into(),
+        ..MoveCreate::default()
+    };
     call.state.ops.create_move(origin.project, id, &wish).await.map_err(refused)?;
     Ok(accepted())
 }
