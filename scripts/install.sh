@@ -10,7 +10,7 @@ packages=(
   lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives
   busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
   user-mode-linux                                       # the device-mapper lane
-  iproute2 ethtool iperf3 iputils-ping curl jq          # the lab and its tests
+  iproute2 ethtool iperf3 iputils-ping curl jq openssh-client   # the lab and its tests
   libfaketime                                           # clocks that go wrong
   python3 python3-venv                                  # OpenStack's clients
   prometheus zabbix-server-pgsql postgresql              # who takes figures, for tests
