@@ -252,6 +252,7 @@ impl<'a> Exodus<'a> {
     fn take_room(&mut self, host: HostId, claims: amphi_api::host::Claims) {
         for sight in self.sights.iter_mut().filter(|sight| sight.id == host) {
             sight.claims = sight.claims.plus(claims);
+            sight.starting += 1;
         }
     }
 }

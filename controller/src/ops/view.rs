@@ -520,6 +520,11 @@ impl View {
                         self.fleet.count_images(host, &images, true);
                     }
                 }
+                let (was, is) = (before.as_ref().and_then(|b| b.starting_on()), now.starting_on());
+                if was != is {
+                    was.into_iter().for_each(|host| self.fleet.count_starting(host, false));
+                    is.into_iter().for_each(|host| self.fleet.count_starting(host, true));
+                }
                 if let Some(host) = before.as_ref().and_then(|b| b.host) {
                     drop_from(&mut self.instances_on, &host, &id);
                 }
@@ -671,6 +676,9 @@ impl View {
                     }
                     if let Some((host, images)) = made_of(&old) {
                         self.fleet.count_images(host, &images, false);
+                    }
+                    if let Some(host) = old.starting_on() {
+                        self.fleet.count_starting(host, false);
                     }
                     self.twinned.remove(&old.id);
                     self.tally(Some(instance_part(&old)), None, sum_instance);

@@ -6,8 +6,8 @@ use amphi_api::HostId;
 use std::collections::BTreeMap;
 
 /// How much one member of a softly bound group weighs: more than all other weights together, which differ by less
-/// than 3.4, so that a soft rule gives way to nothing but to a lack of room.
-const MEMBER_WEIGHT: f64 = 4.0;
+/// than 4.4, so that a soft rule gives way to nothing but to a lack of room.
+const MEMBER_WEIGHT: f64 = 5.0;
 
 /// A server group as placement sees it; the instance that is being placed is not counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,7 @@ mod tests {
             zone: "nova",
             metadata: &[],
             images: None,
+            starting: 0,
         });
         let table: &[(GroupPolicy, [u32; 3], u32, Option<u128>)] = &[
             (Affinity, [0, 0, 0], 1, Some(2)),

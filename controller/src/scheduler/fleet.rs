@@ -41,6 +41,7 @@ pub struct Fleet {
     /// By scheduler: the greatest standing score first (negated), then the lowest id.
     orders: Orders,
     images: HashMap<HostId, BTreeMap<ImageId, u32>>,
+    starting: HashMap<HostId, u32>,
     /// The same orders of the hosts that have an image.
     holders: HashMap<ImageId, Orders>,
     /// Hosts that run sets, and those that run VMs.
@@ -132,6 +133,16 @@ impl Fleet {
         }
     }
 
+    /// A body is ordered on the host, or is no longer waited for.
+    pub fn count_starting(&mut self, host: HostId, comes: bool) {
+        let count = self.starting.entry(host).or_default();
+        *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            self.starting.remove(&host);
+        }
+        self.weigh(host);
+    }
+
     pub fn sights(&self) -> impl Iterator<Item = HostSight<'_>> {
         self.hosts.values().map(|entry| self.sight(entry))
     }
@@ -149,6 +160,7 @@ impl Fleet {
             zone: &entry.zone,
             metadata: &entry.metadata,
             images: self.images.get(&host.id),
+            starting: self.starting.get(&host.id).copied().unwrap_or(0),
         }
     }
 

@@ -102,6 +102,7 @@ mod tests {
             zone: "nova",
             metadata: &metadata,
             images: None,
+            starting: 0,
         };
         type Row = (&'static [(&'static str, &'static str)], Option<&'static str>);
         let table: &[Row] = &[

@@ -50,6 +50,8 @@ pub struct HostSight<'a> {
     pub metadata: &'a [(String, String)],
     /// How many bodies here are made of each image: what they are made of is in the host's cache.
     pub images: Option<&'a BTreeMap<ImageId, u32>>,
+    /// Bodies that are ordered here and do not run yet.
+    pub starting: u32,
 }
 
 /// What is asked.

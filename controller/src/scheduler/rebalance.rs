@@ -149,6 +149,7 @@ mod tests {
                     zone: "nova",
                     metadata: &[],
                     images: None,
+                    starting: 0,
                 });
             }
             let plan = level(sights, movable, &Policy::default(), *most);

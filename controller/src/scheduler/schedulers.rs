@@ -17,7 +17,7 @@ pub struct Scheduler {
     pub asked: &'static [(&'static str, f64, Asked)],
 }
 
-/// What an image in the cache is worth: less than a third of an empty host's CPUs.
+/// What an image in the cache is worth: less than a third of an empty host's CPUs, and six starts that wait there.
 const IMAGES: f64 = 0.3;
 
 pub const SCHEDULERS: &[Scheduler] = &[
@@ -28,6 +28,9 @@ pub const SCHEDULERS: &[Scheduler] = &[
             ("free_cpu", 1.0, weights::free_cpu),
             ("free_memory", 1.0, weights::free_memory),
             ("free_volume", 1.0, weights::free_volume),
+            // A failover's hundred go to many hosts, though one alone may have their image: it would start them one
+            // after the other.
+            ("starting", -1.0, weights::starting),
         ],
         asked: &[("images", IMAGES, weights::images), ("group", 1.0, affinity::together)],
     },

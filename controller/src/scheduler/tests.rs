@@ -44,6 +44,7 @@ fn sight(number: u128, spec: Option<&HostSpec>, claims: Claims) -> HostSight<'_>
         zone: "nova",
         metadata: &[],
         images: None,
+        starting: 0,
     }
 }
 
@@ -317,12 +318,31 @@ fn ten_thousand_hosts_are_weighed_quickly() {
     assert_eq!(found.host, id(0));
 }
 
+#[test]
+fn what_is_about_to_start_spreads_whatever_is_in_the_cache() {
+    let good = spec(64, 65_536, 1000);
+    let image = ImageId::new();
+    let held = BTreeMap::from([(image, 1)]);
+    let mut hosts: Vec<_> = (0..4).map(|n| sight(n, Some(&good), Claims::default())).collect();
+    hosts[2].images = Some(&held);
+    let request = Request { images: vec![image], ..ask() };
+    for _ in 0..40 {
+        let to = place(&hosts, &request, &Policy::default()).unwrap().host;
+        let host = hosts.iter_mut().find(|host| host.id == to).unwrap();
+        host.claims.vcpus += 1;
+        host.starting += 1;
+    }
+    let got: Vec<_> = hosts.iter().map(|host| host.starting).collect();
+    assert!(got.iter().all(|n| (8..=15).contains(n)), "{got:?}");
+}
+
 /// One step of a fleet's life: a host, and what becomes of it.
 #[derive(Clone, Debug)]
 enum Turn {
     Claims(u128, u32, u64, u64),
     Record(u128, bool, bool, bool),
     Image(u128, usize, bool),
+    Starting(u128, bool),
     Gone(u128),
     Ask(u32, u64, u64, usize, usize, usize, bool),
 }
@@ -334,6 +354,7 @@ fn turn(hosts: u128) -> impl Strategy<Value = Turn> {
         (host.clone(), any::<bool>(), any::<bool>(), any::<bool>())
             .prop_map(|(h, u, d, e)| Turn::Record(h, u, d, e)),
         (host.clone(), 0usize..3, any::<bool>()).prop_map(|(h, i, c)| Turn::Image(h, i, c)),
+        (host.clone(), any::<bool>()).prop_map(|(h, c)| Turn::Starting(h, c)),
         host.prop_map(Turn::Gone),
         (0u32..5, 0u64..2000, 0u64..4, 0usize..3, 0usize..3, 0usize..5, any::<bool>())
             .prop_map(|(v, m, g, b, i, p, s)| Turn::Ask(v, m, g, b, i, p, s)),
@@ -369,6 +390,7 @@ proptest! {
                         fleet.count_images(id(host), &images[image..=image], comes);
                     }
                 }
+                Turn::Starting(host, comes) => fleet.count_starting(id(host), comes),
                 Turn::Gone(host) => fleet.remove(id(host)),
                 Turn::Ask(vcpus, memory_mib, volume_gib, bodies, image, policy, pack) => {
                     let bodies = [vec![BodyKind::Set, BodyKind::Vm], vec![BodyKind::Set], vec![]][bodies].clone();

@@ -28,6 +28,14 @@ pub(super) fn free_volume(host: &HostSight, _: &Policy) -> f64 {
     })
 }
 
+/// Starts that a host has before it, beyond which one more makes no difference.
+const STARTS: u32 = 20;
+
+/// How much the host is about to start anyway: what comes now waits behind it.
+pub(super) fn starting(host: &HostSight, _: &Policy) -> f64 {
+    f64::from(host.starting.min(STARTS)) / f64::from(STARTS)
+}
+
 /// How many of the images are in the host's cache already, of all.
 pub(super) fn images(host: &HostSight, request: &Request) -> f64 {
     let Some(here) = host.images else { return 0.0 };

@@ -16,6 +16,7 @@ pub use traits::{Attachment, FlavorCopy, Leaving, Lock, Resize, ServerTraits, Sh
 use super::Record;
 use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, BodySpec, FailoverPolicy, Lost, Power};
+use amphi_api::wire::BodyState;
 use amphi_api::{ExchangeId, HostId, ImageId, InstanceId, PortId, ProjectId, SecurityGroupId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,14 @@ impl InstanceRecord {
     /// What was observed of the present epoch; what came of an older one does not count.
     pub fn current(&self) -> Option<&InstanceObserved> {
         self.observed.as_ref().filter(|o| o.epoch == self.epoch)
+    }
+
+    /// The host that has its body yet to start; what fails there is not waited for.
+    pub fn starting_on(&self) -> Option<HostId> {
+        let waits = |o: &InstanceObserved| {
+            matches!(o.state, BodyState::Absent | BodyState::Starting) && o.fault.is_none()
+        };
+        self.host.filter(|_| self.power.wants_body() && self.current().is_none_or(waits))
     }
 
     pub fn body_of(&self, kind: BodyKind) -> Option<&BodyRecord> {
