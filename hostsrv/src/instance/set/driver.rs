@@ -32,6 +32,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// Most of a member's output that is handed on, in bytes; the oldest goes first.
@@ -94,6 +95,7 @@ impl SetDriver {
             privileged_anchor: options.privileged_anchor,
             gate: options.gate,
             woken: Mutex::default(),
+            starts: Semaphore::new(start::abreast()),
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();

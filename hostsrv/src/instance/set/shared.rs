@@ -23,6 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// What the driver's calls and its tasks share.
 pub struct Shared {
@@ -42,6 +43,8 @@ pub struct Shared {
     pub still: Mutex<HashSet<String>>,
     /// Sets that were made beforehand and have been started as they were, by epoch: what did not start so is made anew.
     pub woken: Mutex<HashMap<InstanceId, u64>>,
+    /// Sets that are started side by side; the others wait their turn, in the order in which they came.
+    pub starts: Semaphore,
     /// Containers for which the bell is already set to ring.
     pub waking: Mutex<HashSet<String>>,
 }
