@@ -29,6 +29,8 @@ const DOCKER: [&str; 3] = ["/usr/bin/docker", "-H", "unix:///run/docker.sock"];
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Fails a host over, and starts a set, on a busy machine.
 const FAILED_OVER: Duration = Duration::from_secs(90);
+/// What one more address adds to that: a VM without hardware's help boots for ten seconds of a CPU.
+const EACH: Duration = Duration::from_secs(5);
 
 pub struct Stage {
     pub lab: Lab,
@@ -211,7 +213,8 @@ impl Stage {
         let (cut, cut_at) = (uptime_ms()?, jiff::Timestamp::now());
         breaking()?;
         let failover = self.failover(host, before)?;
-        let answered = until("every address answers from elsewhere", FAILED_OVER, || {
+        let limit = FAILED_OVER + EACH * addresses.len() as u32;
+        let answered = until("every address answers from elsewhere", limit, || {
             let mut all = Vec::new();
             for address in addresses {
                 match probe.answered_after(address, cut)? {

@@ -11,6 +11,8 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
 };
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use crate::lab::Lab;
 
 /// What every member runs.
@@ -55,13 +57,40 @@ impl Bare {
         }
         let took = began.elapsed();
         for name in ["bare-two", "bare-one", "bare-anchor"] {
-            let options = RemoveContainerOptionsBuilder::new().force(true).build();
-            self.docker
-                .remove_container(name, Some(options))
-                .await
-                .with_context(|| format!("remove {name}"))?;
+            self.remove(name).await?;
         }
         Ok(took)
+    }
+
+    /// Creates and starts so many times the anchor and one member, so many times side by side; when each ran, counted from
+    /// the beginning, the first one first. They are removed afterwards.
+    pub async fn at_once(&self, sets: usize, members: usize, abreast: usize) -> Result<Vec<Duration>> {
+        let began = Instant::now();
+        let one = |set: usize| async move {
+            let anchor = format!("bare-{set}-anchor");
+            let network_mode = Some("none".to_owned());
+            let ipc_mode = Some("shareable".to_owned());
+            self.start(&anchor, HostConfig { network_mode, ipc_mode, ..limits() }).await?;
+            let beside = Some(format!("container:{anchor}"));
+            for member in 0..members {
+                let host = HostConfig { network_mode: beside.clone(), ipc_mode: beside.clone(), ..limits() };
+                self.start(&format!("bare-{set}-{member}"), host).await?;
+            }
+            Ok::<_, anyhow::Error>(began.elapsed())
+        };
+        let took = stream::iter((0..sets).map(one)).buffer_unordered(abreast).try_collect().await?;
+        for set in 0..sets {
+            let names = (0..members).map(|member| format!("bare-{set}-{member}"));
+            for name in names.chain([format!("bare-{set}-anchor")]) {
+                self.remove(&name).await?;
+            }
+        }
+        Ok(took)
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        self.docker.remove_container(name, Some(options)).await.with_context(|| format!("remove {name}"))
     }
 
     async fn start(&self, name: &str, host: HostConfig) -> Result<()> {

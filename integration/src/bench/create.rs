@@ -3,24 +3,26 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use futures_util::future::try_join_all;
 
 use super::bare::Bare;
 use super::{Bench, Figure, HOST, median, runs, set};
 
+const AT_ONCE: usize = 20;
 const LIMIT: Duration = Duration::from_secs(120);
 /// Between two looks at the record; what it adds is in the figure.
 const POLL: Duration = Duration::from_millis(10);
 
 pub(super) fn measure(bench: &Bench, rounds: usize) -> Result<Vec<Figure>> {
     // The first one brings the image to the host.
-    bench.runtime.block_on(one(bench, "warm"))?;
+    bench.runtime.block_on(one(bench, "warm", true))?;
     let warm = bench.runtime.block_on(bench.client.find_instance("warm"))?;
     let bare = bench.runtime.block_on(Bare::beside(bench.lab, HOST, &format!("amphi-{}-one", warm.id)))?;
     bench.runtime.block_on(bare.create())?;
     let (mut ours, mut plain, mut posts) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
         let name = format!("round-{round}");
-        let (post, all) = bench.runtime.block_on(one(bench, &name))?;
+        let (post, all) = bench.runtime.block_on(one(bench, &name, true))?;
         bench.delete(&name, true)?;
         let beside = bench.runtime.block_on(bare.create())?;
         println!(
@@ -34,18 +36,39 @@ pub(super) fn measure(bench: &Bench, rounds: usize) -> Result<Vec<Figure>> {
         plain.push(milliseconds(beside));
         posts.push(milliseconds(post));
     }
+    let (ours_at_once, bare_at_once) = at_once(bench, &bare)?;
     bench.delete("warm", true)?;
     Ok(vec![
         Figure { name: "set_create_ms_p50", value: median(&ours), goal: "below 3000" },
         Figure { name: "bare_create_ms_p50", value: median(&plain), goal: "" },
         Figure { name: "set_create_ratio", value: median(&ours) / median(&plain), goal: "at most 1.3" },
         Figure { name: "controller_create_ms_p50", value: median(&posts), goal: "below 15" },
+        Figure { name: "sets_20_at_once_ms", value: milliseconds(ours_at_once), goal: "" },
+        Figure { name: "bare_20_at_once_ms", value: milliseconds(bare_at_once), goal: "" },
+        Figure {
+            name: "sets_20_at_once_ratio",
+            value: milliseconds(ours_at_once) / milliseconds(bare_at_once),
+            goal: "at most 1.2",
+        },
     ])
 }
 
+/// So many sets of two members without a volume, ordered at once, and the same containers by plain Docker, as many side by
+/// side as the agent does; how long each took altogether.
+fn at_once(bench: &Bench, bare: &Bare) -> Result<(Duration, Duration)> {
+    let abreast = std::thread::available_parallelism()?.get().max(2) * 2;
+    let plain = bench.runtime.block_on(bare.at_once(AT_ONCE, 2, abreast))?;
+    let names: Vec<String> = (0..AT_ONCE).map(|n| format!("at-once-{n}")).collect();
+    let began = Instant::now();
+    bench.runtime.block_on(try_join_all(names.iter().map(|name| one(bench, name, false))))?;
+    let ours = began.elapsed();
+    names.iter().try_for_each(|name| bench.delete(name, false))?;
+    Ok((ours, plain.into_iter().max().unwrap_or_default()))
+}
+
 /// Orders a set; how long the order took, and how long until it ran.
-async fn one(bench: &Bench<'_>, name: &str) -> Result<(Duration, Duration)> {
-    let request = set(name, true, 64)?;
+async fn one(bench: &Bench<'_>, name: &str, volume: bool) -> Result<(Duration, Duration)> {
+    let request = set(name, volume, 64)?;
     let began = Instant::now();
     let ordered = bench.client.create_instance(&request).await?;
     let post = began.elapsed();

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use amphi_api::InstanceId;
 use amphi_api::failover::{Failover, FailoverFate};
-use amphi_api::instance::{FailoverPolicy, Instance};
+use amphi_api::instance::{BodyKind, FailoverPolicy, Instance};
 use anyhow::{Context, Result, ensure};
 
 use super::Figure;
+use super::bare::Bare;
 use crate::failing::{PEER, Stage, address, request, set, vm};
 use crate::lab::{Layout, UnitStatus};
 
@@ -24,9 +25,31 @@ pub(super) fn measure(layout: Layout, program: &Path, unit: impl FnMut(&UnitStat
         stage.host_is_back(host)?;
     }
     stage.warm(&["h1", "h2", PEER])?;
-    let (figures, _) = power_cut(&stage, sets, vms, false, |_| {})?;
+    let (mut figures, _) = power_cut(&stage, sets, vms, false, |_| {})?;
+    figures.extend(engine_alone(&stage, sets)?);
     stage.down()?;
     Ok(figures)
+}
+
+/// As many containers as the sets of the dead host have, started at once by plain Docker on one of the hosts that took them:
+/// what of a failover is the engine's.
+fn engine_alone(stage: &Stage, sets: usize) -> Result<Vec<Figure>> {
+    let failover = stage.failover("h1", None)?;
+    let moved = failover.instances.iter().find_map(|item| match &item.fate {
+        FailoverFate::Moved { to_name, body: BodyKind::Set, .. } => Some((to_name, item.instance)),
+        _ => None,
+    });
+    let Some((host, instance)) = moved else { return Ok(Vec::new()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let took = runtime.block_on(async {
+        let bare = Bare::beside(&stage.lab, host, &format!("amphi-{instance}-only")).await?;
+        bare.at_once(sets, 1, std::thread::available_parallelism()?.get().max(2) * 2).await
+    })?;
+    let took: Vec<u64> = took.iter().map(|one| one.as_millis() as u64).collect();
+    Ok(vec![
+        figure("bare_containers_p50_ms", percentile(&took, 50), "as many, by plain Docker"),
+        figure("bare_containers_p99_ms", percentile(&took, 99), ""),
+    ])
 }
 
 /// Cuts the power of h1 under so many sets and VMs, on a stage whose hosts are warm and promise enough room. Answers who
