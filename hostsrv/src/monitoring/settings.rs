@@ -83,7 +83,7 @@ pub enum To {
         /// `host:port`.
         server: String,
         /// The Zabbix host that an instance's figures belong to. Default `{name}`.
-        #[serde(default = "zabbix_host")]
+        #[serde(default = "by_name")]
         host: String,
         /// The item's key. Default `amphi.{figure}[{member},{device}]`.
         #[serde(default = "zabbix_key")]
@@ -97,7 +97,7 @@ pub enum To {
     Falcon {
         url: String,
         /// Default `{name}`.
-        #[serde(default = "zabbix_host")]
+        #[serde(default = "by_name")]
         endpoint: String,
     },
     Statsd {
@@ -122,7 +122,7 @@ fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     let error = |_| serde::de::Error::custom(format!("listen: must be ADDRESS:PORT, is '{text}'"));
     text.parse().map_err(error)
 }
-fn zabbix_host() -> String {
+fn by_name() -> String {
     "{name}".into()
 }
 fn zabbix_key() -> String {

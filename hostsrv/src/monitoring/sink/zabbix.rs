@@ -36,11 +36,10 @@ impl Sink for Zabbix {
         if let Some(rule) = discovery {
             let found = found(settings, round, host, rule);
             // Sent when it changes, and now and then, since Zabbix may not have had the host yet.
-            if self.found.replace(found.clone()) != Some(found.clone())
-                || self.rounds.is_multiple_of(DISCOVERY_ROUNDS)
-            {
-                values.extend(found);
+            if self.found.as_ref() != Some(&found) || self.rounds.is_multiple_of(DISCOVERY_ROUNDS) {
+                values.extend(found.iter().map(|one| stamped(one, round)));
             }
+            self.found = Some(found);
         }
         self.rounds += 1;
         let mut refused = Vec::new();
@@ -85,9 +84,16 @@ fn found(settings: &SinkSettings, round: &Round, host: &str, rule: &str) -> Vec<
             "{#DEVICE}": sample.device,
         }));
     }
-    let clock = round.at.as_second();
-    let value = |(host, all): (String, Vec<Value>)| json!({"host": host, "key": rule, "value": Value::Array(all).to_string(), "clock": clock, "ns": 0});
+    let value = |(host, all): (String, Vec<Value>)| json!({"host": host, "key": rule, "value": Value::Array(all).to_string()});
     hosts.into_iter().map(value).collect()
+}
+
+/// Its moment comes last: what is found is compared without it.
+fn stamped(value: &Value, round: &Round) -> Value {
+    let mut value = value.clone();
+    value["clock"] = round.at.as_second().into();
+    value["ns"] = 0.into();
+    value
 }
 
 fn message(values: &[Value], round: &Round) -> Vec<u8> {
@@ -159,6 +165,9 @@ mod tests {
             "{value}"
         );
         assert_eq!(value.as_array().map(Vec::len), Some(2));
+        let later = Round { at: round.at + jiff::SignedDuration::from_secs(10), ..round };
+        assert_eq!(found(&settings, &later, "{name}", "amphi.discovery"), all, "nothing came or went");
+        assert_eq!(stamped(&all[0], &later)["clock"], json!(later.at.as_second()));
     }
 
     #[tokio::test]
