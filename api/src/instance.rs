@@ -317,6 +317,14 @@ pub struct Fault {
     pub since: Timestamp,
 }
 
+impl Fault {
+    /// The same trouble, or none, in both. One that lasts is told with each look: its moment is no news.
+    pub fn same(one: &Option<Self>, other: &Option<Self>) -> bool {
+        let said = |fault: &Option<Self>| fault.as_ref().map(|f| (f.code.clone(), f.message.clone()));
+        said(one) == said(other)
+    }
+}
+
 /// One container of a running set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct MemberStatus {

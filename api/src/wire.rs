@@ -100,6 +100,24 @@ pub struct HostDesired {
     pub shut_out: bool,
 }
 
+impl HostDesired {
+    /// Nothing at all, of generation 1: to begin with.
+    pub fn empty(host: HostId) -> Self {
+        Self {
+            host,
+            generation: 1,
+            instances: Vec::new(),
+            expected: Vec::new(),
+            volumes: Vec::new(),
+            snapshots: Vec::new(),
+            exports: Vec::new(),
+            tombstones: Vec::new(),
+            groups: Vec::new(),
+            shut_out: false,
+        }
+    }
+}
+
 /// A host's part in a shared volume group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupDesired {
@@ -413,6 +431,13 @@ pub enum BodyState {
     Suspended,
     Stopping,
     Stopped,
+}
+
+impl BodyState {
+    /// Nothing of it runs, and nothing of it is in memory.
+    pub fn is_still(self) -> bool {
+        matches!(self, Self::Stopped | Self::Absent)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

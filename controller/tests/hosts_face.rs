@@ -76,19 +76,8 @@ impl HostSide for Records {
         let tombstones = (0..strangers)
             .map(|epoch| amphi_api::wire::Tombstone::Instance { id: InstanceId::new(), epoch })
             .collect();
-        let (instances, volumes, snapshots) = (vec![], vec![], vec![]);
-        Arc::new(HostDesired {
-            host,
-            generation,
-            shut_out: false,
-            instances,
-            expected: vec![],
-            volumes,
-            snapshots,
-            exports: self.exports.lock().unwrap().clone(),
-            groups: vec![],
-            tombstones,
-        })
+        let exports = self.exports.lock().unwrap().clone();
+        Arc::new(HostDesired { generation, exports, tombstones, ..HostDesired::empty(host) })
     }
     fn desired_generation(&self, _: HostId) -> watch::Receiver<u64> {
         self.desired.subscribe()

@@ -351,18 +351,7 @@ impl Host {
         let (sets, vms) = (engine(), engine());
         let volumes = Arc::new(Volumes { calls: calls.clone(), ..Volumes::default() });
         let dir = tempfile::tempdir().unwrap();
-        let desired = HostDesired {
-            host: HostId::new(),
-            generation: 0,
-            shut_out: false,
-            instances: vec![],
-            expected: vec![],
-            volumes: vec![],
-            snapshots: vec![],
-            exports: Vec::new(),
-            groups: vec![],
-            tombstones: vec![],
-        };
+        let desired = HostDesired { generation: 0, ..HostDesired::empty(HostId::new()) };
         let sink = Arc::new(Sink::default());
         let (reconciler, task) = start(dir.path(), &dir.path().join("run"), &sets, &vms, &volumes, &sink);
         Self { sets, vms, volumes, sink, calls, reconciler, dir, task, desired }

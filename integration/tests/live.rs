@@ -23,15 +23,13 @@ fn runs_on(stage: &Stage, host: &str, one: &Instance) -> bool {
     !told.stdout.trim().is_empty()
 }
 
+fn live(to: &str) -> MoveCreate {
+    let reason = "a test".into();
+    MoveCreate { to: Some(to.into()), live: Some(true), reason, ..MoveCreate::default() }
+}
+
 fn order(stage: &Stage, one: &Instance, to: &str) -> Exchange {
-    let wish = MoveCreate {
-        to: Some(to.into()),
-        kind: None,
-        live: Some(true),
-        reason: "a test".into(),
-        ..MoveCreate::default()
-    };
-    stage.ask(stage.client.create_move(one.id, &wish)).expect("ordered")
+    stage.ask(stage.client.create_move(one.id, &live(to))).expect("ordered")
 }
 
 /// Follows a move to its end; at no look does the guest run on both hosts.
@@ -151,14 +149,7 @@ fn a_vm_goes_over_while_it_runs() {
         stage.buried(to, vm.id).expect("buried");
         let deadline = Instant::now() + PATIENCE;
         let one = loop {
-            let wish = MoveCreate {
-                to: Some(to.into()),
-                kind: None,
-                live: Some(true),
-                reason: "a test".into(),
-                ..MoveCreate::default()
-            };
-            match stage.ask(stage.client.create_move(vm.id, &wish)) {
+            match stage.ask(stage.client.create_move(vm.id, &live(to))) {
                 Ok(one) => break one,
                 Err(error) => assert!(Instant::now() < deadline, "{error:#}"),
             }

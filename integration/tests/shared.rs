@@ -120,14 +120,7 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     ensure!(in_member(&stage, &there, data.id, "cat /data/word")? == "kept\nmore");
 
     println!("a planned move back copies nothing");
-    let to = MoveCreate {
-        to: Some(keeper.clone()),
-        kind: None,
-        live: None,
-        reason: "a test".into(),
-        ahead: None,
-        deadline_s: None,
-    };
+    let to = MoveCreate { to: Some(keeper.clone()), reason: "a test".into(), ..MoveCreate::default() };
     let order = stage.ask(stage.client.create_move(data.id, &to))?;
     let done = until("the move", PATIENCE, || {
         let seen = stage.ask(stage.client.exchange(order.id))?;

@@ -1,8 +1,8 @@
 //! A health check as a readiness probe.
 
+use super::Import;
 use super::text::{Tree, entries, list, str_of};
 use super::words::seconds;
-use super::{Import, scalar};
 use amphi_api::set::Probe;
 
 /// None: there is none, or it is switched off. Compose's own defaults count where nothing is said.
@@ -31,7 +31,7 @@ pub fn read(place: &str, tree: &Tree, import: &mut Import) -> Option<Probe> {
     };
     for (key, value) in entries(tree) {
         let place = format!("{place}.healthcheck.{key}");
-        let time = || scalar(value).as_deref().and_then(seconds);
+        let time = || str_of(value).as_deref().and_then(seconds);
         match key.as_str() {
             "test" | "disable" => {}
             "interval" => probe.period_s = time().unwrap_or(30).clamp(1, 3600),

@@ -15,7 +15,7 @@ mod tests;
 use amphi_api::set::{NextWhen, RestartPolicy, SetSpec};
 use service::{Condition, Service};
 use std::collections::{BTreeMap, BTreeSet};
-use text::{Tree, entries, str_of};
+use text::entries;
 
 /// Something of the file that is not in the description.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,9 +185,4 @@ fn reach(services: &[Service], import: &mut Import) {
             }
         }
     }
-}
-
-/// A value's text, or nothing.
-fn scalar(tree: &Tree) -> Option<String> {
-    str_of(tree)
 }

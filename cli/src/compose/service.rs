@@ -2,7 +2,7 @@
 
 use super::text::{Tree, entries, list, pairs, str_of};
 use super::words::{bytes, seconds, split};
-use super::{Import, Size, deploy, health, places, scalar};
+use super::{Import, Size, deploy, health, places};
 use amphi_api::set::{Capabilities, LogSpec, MemberSpec, RestartPolicy, StopSpec, Ulimit};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,16 +108,16 @@ impl Service {
                     }
                 }
             }
-            "working_dir" => member.directory = scalar(value),
-            "user" => member.user = scalar(value),
+            "working_dir" => member.directory = str_of(value),
+            "user" => member.user = str_of(value),
             "read_only" => member.read_only = value.as_bool().unwrap_or(false),
-            "stop_signal" => member.stop.signal = scalar(value),
+            "stop_signal" => member.stop.signal = str_of(value),
             "stop_grace_period" => {
-                let grace = scalar(value).as_deref().and_then(seconds).map(|s| s.min(600));
+                let grace = str_of(value).as_deref().and_then(seconds).map(|s| s.min(600));
                 member.stop = StopSpec { grace_s: grace, ..member.stop.clone() };
             }
             "restart" => {
-                let said = scalar(value).unwrap_or_default();
+                let said = str_of(value).unwrap_or_default();
                 self.said_restart = true;
                 member.restart = match said.split(':').next().unwrap_or_default() {
                     "no" | "false" => RestartPolicy::Never,
@@ -226,7 +226,7 @@ fn log(value: &Tree, place: &str, member: &mut MemberSpec, import: &mut Import) 
     }
     let mut log = LogSpec::default();
     for (key, value) in entries(&value["options"]) {
-        let text = scalar(value).unwrap_or_default();
+        let text = str_of(value).unwrap_or_default();
         match (key.as_str(), bytes(&text), text.parse::<u32>()) {
             ("max-size", Some(size), _) => {
                 log.max_size_mib = u32::try_from(size.div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, 1024);
@@ -262,7 +262,7 @@ fn set_wide(key: &str, value: &Tree, place: &str, import: &mut Import) {
         "dns_search" => add(&mut anchor.dns.search, list(value)),
         "dns_opt" => add(&mut anchor.dns.options, list(value)),
         "shm_size" => {
-            let size = scalar(value).as_deref().and_then(bytes).map(|bytes| bytes.div_ceil(1 << 20).max(1));
+            let size = str_of(value).as_deref().and_then(bytes).map(|bytes| bytes.div_ceil(1 << 20).max(1));
             anchor.shm_mib = anchor.shm_mib.max(size);
         }
         "extra_hosts" => {

@@ -12,7 +12,6 @@
 use super::exchange::{ExchangeSight, ExchangeStep, FAULT_PATIENCE, lasting};
 use super::journey::{JourneySight, fault};
 use amphi_api::instance::Fault;
-use amphi_api::wire::BodyState;
 
 pub(super) fn crossing_step(sight: &ExchangeSight, hosts: &JourneySight) -> ExchangeStep {
     let (exchange, journey, now) = (sight.exchange, hosts.journey, sight.now);
@@ -31,7 +30,7 @@ pub(super) fn crossing_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exch
         return if long(since) { recall(silent()) } else { ExchangeStep::Wait };
     };
     let to_gone = hosts.to_up_since.is_none() && long(exchange.phase_since.max(hosts.to_since));
-    let gone = matches!(current.state, BodyState::Stopped | BodyState::Absent) && current.fault.is_none();
+    let gone = current.state.is_still() && current.fault.is_none();
     if !told.under_way && gone && told.away && journey.landed {
         return ExchangeStep::Land;
     }

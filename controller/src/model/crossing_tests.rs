@@ -4,7 +4,7 @@ use super::super::instance::{BodyRecord, InstanceRecord};
 use super::super::journey::JourneyRecord;
 use super::*;
 use amphi_api::instance::{BodyKind, BodySpec, ExchangePhase, MoveCause, VmSpec};
-use amphi_api::wire::LeavingStatus;
+use amphi_api::wire::{BodyState, LeavingStatus};
 use amphi_api::{ExchangeId, HostId, InstanceId, ProjectId};
 use jiff::Timestamp;
 
@@ -204,13 +204,9 @@ fn no_word_decides_too_early() {
             let heard = scene.told.is_some();
             let (under_way, recalled, away) = told;
             match step(&scene) {
-                ExchangeStep::Land => assert!(
-                    heard
-                        && away
-                        && !under_way
-                        && scene.landed
-                        && matches!(state, BodyState::Stopped | BodyState::Absent)
-                ),
+                ExchangeStep::Land => {
+                    assert!(heard && away && !under_way && scene.landed && state.is_still())
+                }
                 ExchangeStep::Fail(_) => assert!(heard && recalled && !under_way),
                 ExchangeStep::Recall(_) => assert!(!scene.recalled),
                 ExchangeStep::Wait => {}

@@ -254,7 +254,7 @@ pub(super) fn settled(instance: &InstanceRecord, current: Option<&InstanceObserv
             && o.kind == instance.body
             && match instance.power {
                 Power::On => o.state == BodyState::Running,
-                Power::Off => matches!(o.state, BodyState::Stopped | BodyState::Absent),
+                Power::Off => o.state.is_still(),
                 Power::Paused => o.state == BodyState::Paused,
                 Power::Suspended => o.state == BodyState::Suspended,
             }

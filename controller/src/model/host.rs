@@ -70,6 +70,11 @@ impl HostRecord {
     pub fn is_up(&self) -> bool {
         self.state == HostState::Up
     }
+
+    /// Neither fenced and not yet let in again, nor said to be down by an operator.
+    pub fn is_in(&self) -> bool {
+        self.barred_since.is_none() && !self.forced_down
+    }
 }
 
 impl HostRecord {

@@ -15,7 +15,6 @@ use super::crossing::crossing_step;
 use super::exchange::{
     ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE, lasting, late, settled,
 };
-use super::instance::InstanceObserved;
 use super::passes::CopyRecord;
 use amphi_api::instance::{ExchangePhase, Fault, MoveCause, Power};
 use amphi_api::wire::BodyState;
@@ -112,11 +111,6 @@ pub struct JourneySight<'a> {
     pub read_fault: Option<&'a Fault>,
 }
 
-/// Nothing of the body runs.
-pub fn is_still(body: &InstanceObserved) -> bool {
-    matches!(body.state, BodyState::Stopped | BodyState::Absent)
-}
-
 /// The next step of a move.
 pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> ExchangeStep {
     let exchange = sight.exchange;
@@ -191,7 +185,7 @@ pub(super) fn move_step(sight: &ExchangeSight, hosts: &JourneySight) -> Exchange
             }
             let Some(waited) = waited(hosts.from_up_since) else { return ExchangeStep::Wait };
             let fault = current.and_then(|o| o.fault.as_ref());
-            if hosts.journey.stopped && current.is_some_and(is_still) && fault.is_none() {
+            if hosts.journey.stopped && current.is_some_and(|o| o.state.is_still()) && fault.is_none() {
                 return ExchangeStep::Copy;
             }
             match lasting(sight, fault, exchange.phase_since) {

@@ -49,7 +49,7 @@ pub use instance::{
     Resize, ServerState, ServerTraits, Shelved, Task, VmState, fault_of, server_fault, server_state,
     state_of, vm_state,
 };
-pub use journey::{JourneyRecord, JourneySight, VolumeMove, is_still};
+pub use journey::{JourneyRecord, JourneySight, VolumeMove};
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
 pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,

@@ -73,12 +73,9 @@ impl CopyRecord {
                 sent_bytes: seen.sent_bytes,
             });
         }
-        // A fault that lasts is told with each look; its moment is no news.
-        let same = |a: &Option<Fault>, b: &Option<Fault>| {
-            a.as_ref().map(|f| &f.message) == b.as_ref().map(|f| &f.message)
-        };
-        let news =
-            record.passes != self.passes || record.now != self.now || !same(&record.fault, &self.fault);
+        let news = record.passes != self.passes
+            || record.now != self.now
+            || !Fault::same(&record.fault, &self.fault);
         news.then_some(record)
     }
 

@@ -8,7 +8,7 @@ use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::HostId;
-use amphi_api::instance::ExchangePhase;
+use amphi_api::instance::{ExchangePhase, Fault};
 use amphi_api::wire::{BodyState, ExpectedStatus, ExportStatus, HostStatus, Tombstone};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -68,14 +68,14 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
     let mut draft = Draft::default();
     // Something has to wait for the next round: its record is written in this one.
     let mut again = false;
+    // The host has seen what is desired now: it has let go of what is no longer in it.
+    let fresh = status.generation >= view.generation(host);
     for seen in &status.instances {
         let Some(row) = view.instances.get(seen.id) else { continue };
         if row.host != Some(host) || seen.epoch != row.epoch || is_full(&draft) {
             continue;
         }
         let observed = InstanceObserved::from(seen);
-        // A host that has seen the present desired state has also let go of what is no longer in it.
-        let fresh = status.generation >= view.generation(host);
         let same = row.observed.as_ref().is_some_and(|before| before.says_the_same(&observed));
         if same && (row.leaving.is_empty() || !fresh) {
             continue;
@@ -116,8 +116,8 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let Some(place) = row.placed_on(host) else { continue };
         let said = |e: &&ExpectedStatus| e.id == row.instance && e.epoch == place.epoch;
         let Some(seen) = status.expected.iter().find(said) else { continue };
-        let same_fault = place.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        if is_full(&draft) || (place.ready == seen.ready && same_fault) {
+        let same = place.ready == seen.ready && Fault::same(&place.fault, &seen.fault);
+        if is_full(&draft) || same {
             continue;
         }
         let place = TwinPlace { ready: seen.ready, fault: seen.fault.clone(), ..place.clone() };
@@ -127,10 +127,8 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let Some(journey) = row.journey.as_ref().filter(|j| j.from == host && !j.stopped) else { continue };
         let epoch = view.instances.get(row.instance).map(|i| i.epoch);
         let seen = status.instances.iter().find(|i| i.id == row.instance && Some(i.epoch) == epoch);
-        let seen = seen.map(InstanceObserved::from);
         // A host that lost its power says that nothing runs, and would start it again by the order that it remembers.
-        let heard = status.generation >= view.generation(host);
-        if heard && seen.as_ref().is_some_and(is_still) && !is_full(&draft) {
+        if fresh && seen.is_some_and(|i| i.state.is_still()) && !is_full(&draft) {
             let journey = Some(JourneyRecord { stopped: true, ..journey.clone() });
             draft.update(row, &ExchangeRecord { journey, ..(*row.record).clone() });
         }
@@ -161,9 +159,7 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         let Some(journey) = row.journey.as_ref().filter(|j| j.shipped) else { continue };
         let Some(seen) = status.volumes.iter().find(|v| v.id == row.id) else { continue };
         let arrived = journey.arrived || seen.present;
-        let same_fault =
-            journey.fault.as_ref().map(|f| &f.message) == seen.fault.as_ref().map(|f| &f.message);
-        let news = arrived != journey.arrived || !same_fault;
+        let news = arrived != journey.arrived || !Fault::same(&journey.fault, &seen.fault);
         if news && !is_full(&draft) && !draft.writes(&row.key()) {
             let journey = Some(VolumeJourney { arrived, fault: seen.fault.clone(), ..journey.clone() });
             draft.update(row, &VolumeRecord { journey, ..(*row.record).clone() });
@@ -215,7 +211,7 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         }
     }
     for row in view.volume_groups.iter().filter(|g| g.keeper == Some(host) && g.retiring) {
-        if status.generation >= view.generation(host) && !is_full(&draft) {
+        if fresh && !is_full(&draft) {
             draft.update(row, &row.released());
         }
     }
@@ -237,8 +233,8 @@ fn fill(journey: &mut JourneyRecord, status: &HostStatus) {
 
 /// The same but for the moment at which a lasting fault was last seen.
 fn says_the_same(now: &JourneyRecord, before: &JourneyRecord) -> bool {
-    let fault = |journey: &JourneyRecord| journey.fault.as_ref().map(|f| f.message.clone());
-    fault(now) == fault(before) && *now == JourneyRecord { fault: now.fault.clone(), ..before.clone() }
+    Fault::same(&now.fault, &before.fault)
+        && *now == JourneyRecord { fault: now.fault.clone(), ..before.clone() }
 }
 
 /// What the host says of an image's bytes: they are there, or why not. The task of the instance that they come from ends

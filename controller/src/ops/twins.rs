@@ -5,7 +5,7 @@
 
 use super::asked::request_of;
 use super::exodus::blank;
-use super::move_ends::epoch_elsewhere;
+use super::move_ends::{epoch_elsewhere, stone};
 use super::orders::{entomb, instance_claims};
 use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View};
@@ -96,7 +96,7 @@ fn beyond_reach<'a>(view: &'a View, row: &InstanceRecord) -> Vec<&'a Row<VolumeR
 fn is_fit(view: &View, host: HostId, now: Timestamp) -> bool {
     view.hosts.get(host).is_some_and(|host| {
         let here = host.is_up() || now.duration_since(host.state_since) < AWAY;
-        here && host.barred_since.is_none() && !host.forced_down && host.closed_because().is_none()
+        here && host.is_in() && host.closed_because().is_none()
     })
 }
 
@@ -201,10 +201,6 @@ fn clear(view: &View, draft: &mut Draft, twin: &TwinRecord, now: Timestamp) {
     }
 }
 
-fn stone(host: HostId, id: InstanceId) -> TombstoneKey {
-    TombstoneKey::of(host, Tombstone::Instance { id, epoch: 0 })
-}
-
 /// The twin that a failover starts: where it can be counted on, and with what the instance may go on with elsewhere.
 pub(super) fn flips<'a>(
     view: &'a View,
@@ -216,7 +212,7 @@ pub(super) fn flips<'a>(
     let twin = view.twins.get(row.id).filter(|_| row.failover == FailoverPolicy::Twin)?;
     let place = twin.record.place.as_ref()?;
     let host = view.hosts.get(place.host)?;
-    let fit = host.is_up() && host.barred_since.is_none() && !host.forced_down && place.host != dead;
+    let fit = host.is_up() && host.is_in() && place.host != dead;
     let same = bodies.contains(&place.body) && place.volume.is_some() == fresh;
     let clear = view.tombstones.get(stone(place.host, row.id)).is_none();
     (fit && same && clear).then_some((twin, place))
@@ -237,8 +233,7 @@ pub(super) fn room_for_move(
 ) -> Option<HostId> {
     let place = view.twins.get(row.id)?.record.place.as_ref()?;
     let host = view.hosts.get(place.host)?;
-    let open =
-        host.is_up() && host.barred_since.is_none() && !host.forced_down && host.closed_because().is_none();
+    let open = host.is_up() && host.is_in() && host.closed_because().is_none();
     let same = place.body == kind && place.volume.is_none() && place.claims == instance_claims(row);
     (open && same && to.is_none_or(|to| to == place.host)).then_some(place.host)
 }

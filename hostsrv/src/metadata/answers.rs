@@ -234,18 +234,8 @@ mod tests {
         let two = instance("two", "10.1.0.6/24", None);
         let mut elsewhere = instance("elsewhere", "10.1.0.8/24", None);
         elsewhere.ports[0].network = NetworkId(Uuid::from_u128(5));
-        let desired = HostDesired {
-            host: HostId::new(),
-            generation: 1,
-            shut_out: false,
-            expected: Vec::new(),
-            instances: vec![one, two, elsewhere],
-            volumes: Vec::new(),
-            snapshots: Vec::new(),
-            exports: Vec::new(),
-            groups: Vec::new(),
-            tombstones: Vec::new(),
-        };
+        let desired =
+            HostDesired { instances: vec![one, two, elsewhere], ..HostDesired::empty(HostId::new()) };
         for (address, name) in [
             ("10.1.0.5", Some("one")),
             ("10.1.0.7", Some("one")),

@@ -222,18 +222,7 @@ mod tests {
     use amphi_api::wire::{ExportDesired, ExportSource};
 
     fn desired(host: HostId, generation: u64) -> HostDesired {
-        HostDesired {
-            exports: Vec::new(),
-            host,
-            generation,
-            shut_out: false,
-            instances: vec![],
-            expected: vec![],
-            volumes: vec![],
-            snapshots: vec![],
-            tombstones: vec![],
-            groups: vec![],
-        }
+        HostDesired { generation, ..HostDesired::empty(host) }
     }
 
     #[test]

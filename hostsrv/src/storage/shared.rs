@@ -108,18 +108,7 @@ mod tests {
     use amphi_api::{HostId, VolumeId};
 
     fn desired(groups: Vec<GroupDesired>) -> HostDesired {
-        HostDesired {
-            host: HostId::new(),
-            generation: 1,
-            instances: vec![],
-            expected: vec![],
-            volumes: vec![],
-            snapshots: vec![],
-            exports: vec![],
-            tombstones: vec![],
-            groups,
-            shut_out: false,
-        }
+        HostDesired { groups, ..HostDesired::empty(HostId::new()) }
     }
 
     #[test]

@@ -56,16 +56,8 @@ impl Host {
     fn may(&self, id: VolumeGroupId, keeper: Option<u64>, held: &[(Uuid, u64)]) {
         let held = held.iter().map(|(id, epoch)| (VolumeId(*id), *epoch)).collect();
         let desired = HostDesired {
-            host: HostId::new(),
-            generation: 1,
-            instances: vec![],
-            expected: vec![],
-            volumes: vec![],
-            snapshots: vec![],
-            exports: vec![],
-            tombstones: vec![],
             groups: vec![GroupDesired { id, keeper, kept: Default::default(), held }],
-            shut_out: false,
+            ..HostDesired::empty(HostId::new())
         };
         shared::write(&self.files.run_dir, self.files.boot().expect("a boot"), &desired).expect("written");
     }

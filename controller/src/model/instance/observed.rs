@@ -58,11 +58,8 @@ impl From<&InstanceStatus> for InstanceObserved {
 impl InstanceObserved {
     /// The same but for the moment at which a lasting fault was last seen.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let same_fault = |a: &Option<Fault>, b: &Option<Fault>| {
-            a.as_ref().map(|f| (&f.code, &f.message)) == b.as_ref().map(|f| (&f.code, &f.message))
-        };
-        same_fault(&self.fault, &other.fault)
-            && same_fault(&self.next_fault, &other.next_fault)
+        Fault::same(&self.fault, &other.fault)
+            && Fault::same(&self.next_fault, &other.next_fault)
             && *self
                 == Self { fault: self.fault.clone(), next_fault: self.next_fault.clone(), ..other.clone() }
     }

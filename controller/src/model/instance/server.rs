@@ -216,7 +216,7 @@ impl InstanceRecord {
                 && o.restarts >= self.restarts
                 && match self.power {
                     Power::On => o.state == BodyState::Running && o.rescued == self.rescue.is_some(),
-                    Power::Off => matches!(o.state, BodyState::Stopped | BodyState::Absent),
+                    Power::Off => o.state.is_still(),
                     Power::Paused => o.state == BodyState::Paused,
                     // A set's memory stays where it is: it is paused.
                     Power::Suspended => matches!(o.state, BodyState::Suspended | BodyState::Paused),

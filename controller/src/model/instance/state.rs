@@ -30,7 +30,7 @@ pub fn state_of(record: &InstanceRecord, host_up: bool) -> InstanceState {
         }
         Power::On if !record.built => InstanceState::Building,
         Power::On => InstanceState::Starting,
-        Power::Off if matches!(body, BodyState::Stopped | BodyState::Absent) => InstanceState::Stopped,
+        Power::Off if body.is_still() => InstanceState::Stopped,
         Power::Off => InstanceState::Stopping,
         Power::Paused if record.settled() => InstanceState::Paused,
         Power::Suspended if record.settled() => InstanceState::Suspended,

@@ -17,7 +17,7 @@ use crate::ops::volumes::room;
 use crate::ops::{Draft, Ops, OpsError, Row, View, sights};
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::volume::VolumeState;
-use amphi_api::wire::{BodyState, Tombstone};
+use amphi_api::wire::Tombstone;
 use amphi_api::{HostId, InstanceId, VolumeId};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -243,9 +243,7 @@ fn detach(
 /// Out of the instance: at once where no body holds it, else when the host has let go.
 pub(super) fn leave(view: &View, draft: &mut Draft, record: &mut InstanceRecord, leaving: Leaving) {
     let held = match record.current() {
-        Some(seen) => {
-            !matches!(seen.state, BodyState::Stopped | BodyState::Absent) || record.power.wants_body()
-        }
+        Some(seen) => !seen.state.is_still() || record.power.wants_body(),
         None => record.power.wants_body(),
     };
     // A volume of a shared group may be mounted without a body: its host says when it is not.

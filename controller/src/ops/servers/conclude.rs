@@ -5,7 +5,6 @@ use crate::ops::Draft;
 use crate::ops::View;
 use crate::ops::orders::{instance_claims, resize_claims};
 use amphi_api::instance::Power;
-use amphi_api::wire::BodyState;
 use jiff::Timestamp;
 
 /// Takes the task off the record and does what its end brings.
@@ -51,7 +50,7 @@ pub(super) fn migration_is(view: &View, draft: &mut Draft, resize: &Resize, stat
 /// What was detached and is out of the body now: it leaves the record, and goes free. True when something went.
 pub(in crate::ops) fn freed(view: &View, draft: &mut Draft, record: &mut InstanceRecord) -> bool {
     let Some(seen) = record.current() else { return false };
-    let bare = matches!(seen.state, BodyState::Stopped | BodyState::Absent);
+    let bare = seen.state.is_still();
     let plugged = |leaving: &Leaving| match leaving {
         Leaving::Volume(id) => seen.plugged_volumes.contains(id),
         Leaving::Port(id) => seen.plugged_ports.contains(id),

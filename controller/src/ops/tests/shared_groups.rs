@@ -114,14 +114,7 @@ async fn a_shared_volume_is_made_by_the_keeper_and_taken_over_by_whoever_has_its
     cloud.obey(h2).await;
 
     // A planned move copies nothing.
-    let to = MoveCreate {
-        to: Some("h1".into()),
-        kind: None,
-        live: None,
-        reason: "a test".into(),
-        ahead: None,
-        deadline_s: None,
-    };
+    let to = MoveCreate { to: Some("h1".into()), reason: "a test".into(), ..MoveCreate::default() };
     let order = cloud.ops.create_move(P, made.id, &to).await.unwrap();
     assert!(order.journey.unwrap().volumes.is_none());
     cloud.ops.cancel_exchange(P, order.id).await.unwrap();

@@ -183,14 +183,7 @@ async fn a_move_may_go_to_it() {
     settle(&cloud, &hosts).await;
     let there = twin(&cloud, &made).host.unwrap();
     let name = cloud.ops.host(there).unwrap().name;
-    let to = MoveCreate {
-        to: Some(name),
-        kind: None,
-        live: None,
-        reason: "why not".into(),
-        ahead: None,
-        deadline_s: None,
-    };
+    let to = MoveCreate { to: Some(name), reason: "why not".into(), ..MoveCreate::default() };
     cloud.ops.create_move(P, made.id, &to).await.unwrap();
     assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1);
     let expected = &cloud.ops.desired(there).expected;

@@ -8,7 +8,7 @@ use crate::instance::{DriverError, folders};
 use amphi_api::InstanceId;
 use async_trait::async_trait;
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -37,6 +37,12 @@ struct Running {
     pid: i32,
     /// Where the set's shared volume appears in it.
     volume: Option<String>,
+}
+
+impl Running {
+    fn tells(&self, device: Option<String>, (figure, value): (Figure, f64)) -> Reading {
+        Reading { instance: self.instance, member: self.member.clone(), device, figure, value }
+    }
 }
 
 #[derive(Deserialize)]
@@ -101,7 +107,7 @@ fn look(containers: &Path, known: &mut HashMap<String, Known>) -> std::io::Resul
         }
         Err(error) => return Err(error),
     };
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for entry in entries.flatten() {
         let Ok(id) = entry.file_name().into_string() else { continue };
         let file = entry.path().join(FILE);
@@ -111,7 +117,7 @@ fn look(containers: &Path, known: &mut HashMap<String, Known>) -> std::io::Resul
             let runs = std::fs::read(&file).ok().and_then(|bytes| running(&bytes));
             known.insert(id.clone(), Known { written, runs });
         }
-        seen.push(id);
+        seen.insert(id);
     }
     known.retain(|id, _| seen.contains(id));
     Ok(())
@@ -136,42 +142,28 @@ fn running(bytes: &[u8]) -> Option<Running> {
 
 fn measure(of: &Running) -> Vec<Reading> {
     let proc = PathBuf::from(format!("/proc/{}", of.pid));
-    let one = |device: Option<String>, (figure, value): (Figure, f64)| Reading {
-        instance: of.instance,
-        member: of.member.clone(),
-        device,
-        figure,
-        value,
-    };
     let Some(_) = of.member else { return anchor(of, &proc) };
     let groups = std::fs::read_to_string(proc.join("cgroup")).ok();
     let groups = groups.and_then(|text| Groups::parse(&text, Path::new("/sys/fs/cgroup")));
     // A process that is gone has no groups; its container's file will say so soon.
     let Some(groups) = groups else { return Vec::new() };
-    std::iter::once((Figure::Up, 1.0)).chain(groups.read()).map(|reading| one(None, reading)).collect()
+    std::iter::once((Figure::Up, 1.0)).chain(groups.read()).map(|reading| of.tells(None, reading)).collect()
 }
 
 /// What is the set's as a whole: its network and its volume.
 fn anchor(of: &Running, proc: &Path) -> Vec<Reading> {
-    let one = |device: Option<String>, (figure, value): (Figure, f64)| Reading {
-        instance: of.instance,
-        member: None,
-        device,
-        figure,
-        value,
-    };
     let Ok(network) = std::fs::read_to_string(proc.join("net/dev")) else { return Vec::new() };
-    let mut all = vec![one(None, (Figure::Up, 1.0))];
+    let mut all = vec![of.tells(None, (Figure::Up, 1.0))];
     for (name, figures) in interfaces(&network) {
-        all.extend(figures.map(|reading| one(Some(name.clone()), reading)));
+        all.extend(figures.map(|reading| of.tells(Some(name.clone()), reading)));
     }
     if let Some(destination) = &of.volume {
         let at = proc.join("root").join(destination.trim_start_matches('/'));
         if let Ok(stat) = nix::sys::statvfs::statvfs(&at) {
             let block = stat.fragment_size() as f64;
             let (size, free) = (stat.blocks() as f64 * block, stat.blocks_free() as f64 * block);
-            all.push(one(None, (Figure::Volume, size)));
-            all.push(one(None, (Figure::VolumeUsed, size - free)));
+            all.push(of.tells(None, (Figure::Volume, size)));
+            all.push(of.tells(None, (Figure::VolumeUsed, size - free)));
         }
     }
     all

@@ -432,16 +432,8 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
 
     let volume = Tombstone::Volume { id: w.volume.id };
     let desired = HostDesired {
-        groups: Vec::new(),
-        exports: Vec::new(),
-        host: HostId::new(),
-        generation: 1,
-        shut_out: false,
-        instances: vec![],
-        expected: vec![],
-        volumes: vec![],
-        snapshots: vec![],
         tombstones: vec![Tombstone::Instance { id, epoch: 4 }, Tombstone::Instance { id, epoch: 3 }, volume],
+        ..HostDesired::empty(HostId::new())
     };
     let begun = |_| begun.clone();
     let idle = BTreeSet::new();

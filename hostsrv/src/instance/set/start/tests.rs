@@ -42,7 +42,18 @@ fn says(parts: &[Part], failures: u32) -> String {
         |_| Record { restarts: failures, failures, ..Record::default() },
         NOW,
     );
-    let step = |step: &Step| match step {
+    let members: Vec<&str> = plan.members.iter().map(word).collect();
+    format!(
+        "remove [{}] kill [{}] {} {}",
+        plan.remove.join(" "),
+        plan.kill.join(" "),
+        word(&plan.anchor),
+        members.join(" ")
+    )
+}
+
+fn word(step: &Step) -> &'static str {
+    match step {
         Step::Keep => "keep",
         Step::Create => "create",
         Step::Start { again: None, .. } => "start",
@@ -51,15 +62,7 @@ fn says(parts: &[Part], failures: u32) -> String {
         Step::Wait { .. } => "wait",
         Step::Hold => "hold",
         Step::Rest => "rest",
-    };
-    let members: Vec<&str> = plan.members.iter().map(step).collect();
-    format!(
-        "remove [{}] kill [{}] {} {}",
-        plan.remove.join(" "),
-        plan.kill.join(" "),
-        step(&plan.anchor),
-        members.join(" ")
-    )
+    }
 }
 
 #[test]
@@ -170,17 +173,7 @@ fn gated(life: &Life, parts: &[Part], exit_code: i64, ready: bool) -> String {
     let lives = [life.clone(), Life::default()];
     let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false, whole: false };
     let plan = decide(wanted, &parts, |part| ready && part.id == "a", |_| Record::default(), NOW);
-    let step = |step: &Step| match step {
-        Step::Keep => "keep",
-        Step::Create => "create",
-        Step::Start { again: None, .. } => "start",
-        Step::Start { again: Some(_), .. } => "again",
-        Step::Resume { .. } => "resume",
-        Step::Wait { .. } => "wait",
-        Step::Hold => "hold",
-        Step::Rest => "rest",
-    };
-    plan.members.iter().map(step).collect::<Vec<_>>().join(" ")
+    plan.members.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
