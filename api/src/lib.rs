@@ -5,6 +5,7 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod error;
+pub mod events;
 pub mod failover;
 pub mod host;
 pub mod ids;
@@ -12,6 +13,7 @@ pub mod image;
 pub mod instance;
 pub mod lean;
 pub mod lease;
+pub mod looking;
 pub mod network;
 pub mod placement;
 pub mod set;

@@ -1,11 +1,12 @@
 //! What can be opened in a body, and the words spoken over it. A stream is a WebSocket: from the client to the controller
-//! (`GET /v1/instances/{id}/exec|console|screen|logs`), and from the host to the controller (`GET /hosts/v1/streams/{id}`)
+//! (`GET /v1/instances/{id}/exec|console|screen|logs|files|tools`), and from the host to the controller (`GET /hosts/v1/streams/{id}`)
 //! once the controller has told the host to open it; the controller joins the two.
 //!
 //! Binary messages carry bytes: the first one is the channel ([`STDIN`] from the client, [`STDOUT`] and [`STDERR`] to it),
 //! the rest is theirs. Text messages carry words as JSON: [`ToBody`] and [`FromBody`]. The last word is
 //! [`FromBody::Ended`] or [`FromBody::Failed`]; a stream that ends without one was cut off.
 
+use crate::looking::{CopySpec, ToolsSpec};
 use crate::validate::label;
 use crate::{FieldError, InstanceId};
 use jiff::Timestamp;
@@ -54,6 +55,10 @@ pub enum StreamTarget {
     Screen,
     /// A member's output, or what a VM wrote on its console.
     Logs(LogsSpec),
+    /// Files of a set's member, as a tar archive.
+    Copy(CopySpec),
+    /// A command in a container of its own that sees a member's processes, network and memory.
+    Tools(Box<ToolsSpec>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +90,9 @@ pub struct LogsSpec {
     pub since: Option<Timestamp>,
     /// Begin with the last so many lines. None: all that is kept.
     pub tail: Option<u32>,
+    /// Each line begins with its time (RFC 3339) and a blank. A VM's console has no times.
+    #[serde(default)]
+    pub timestamps: bool,
 }
 
 /// Of a terminal, in characters.

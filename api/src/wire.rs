@@ -5,6 +5,7 @@
 use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
+use crate::looking::UseRow;
 use crate::set::SetSpec;
 use crate::streams::StreamOpen;
 use crate::{
@@ -67,12 +68,15 @@ pub enum FromHost {
 pub enum Ask {
     /// The last `lines` of a VM's serial console, or of a member's output (the first member's when none is named).
     ConsoleLog { instance: InstanceId, member: Option<String>, lines: u32 },
+    /// What the bodies here use.
+    Figures,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     ConsoleLog { text: String },
+    Figures { rows: Vec<UseRow> },
 }
 
 /// Everything a host should hold.

@@ -96,7 +96,15 @@ enum Noun {
     /// A VM's serial console, or a shell in a set's member.
     Console(noun::looking_in::Console),
     /// A member's output, or what a VM wrote on its console.
-    Logs(noun::looking_in::Logs),
+    Logs(noun::logs::Logs),
+    /// Copy files out of a set's member, or into it.
+    Cp(noun::copying::Copy),
+    /// What has happened: orders, states, faults, restarts, failovers.
+    Events(noun::events::Events),
+    /// What members and VMs use: CPU, memory, I/O, network.
+    Top(noun::top::Top),
+    /// Run a command of another image beside a set's member.
+    Tools(noun::tools::Tools),
     /// Volumes.
     #[command(subcommand)]
     Volume(noun::volume::Command),
@@ -149,6 +157,10 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Exec(arguments) => arguments.run(session).await,
         Noun::Console(arguments) => arguments.run(session).await,
         Noun::Logs(arguments) => arguments.run(session).await,
+        Noun::Cp(arguments) => arguments.run(session).await,
+        Noun::Top(arguments) => arguments.run(session).await,
+        Noun::Events(arguments) => arguments.run(session).await,
+        Noun::Tools(arguments) => arguments.run(session).await,
         Noun::Volume(command) => command.run(session).await,
         Noun::Snapshot(command) => command.run(session).await,
         Noun::RecycleBin(command) => command.run(session).await,
@@ -199,5 +211,18 @@ mod tests {
         assert!(parse(&["exec", "-it", "web", "--", "sh", "-c", "ls"]));
         assert!(parse(&["exec", "web", "ls", "-l", "--json"]));
         assert!(!parse(&["exec", "web"]));
+        assert!(
+            parse(&["logs", "web", "-m", "a", "-m", "b", "-f", "-t"]) && parse(&["logs", "web", "--all"])
+        );
+        assert!(!parse(&["logs", "web", "--all", "-m", "a"]));
+        assert!(
+            parse(&["cp", "web:a:/etc", "."])
+                && parse(&["cp", "-", "web:/data"])
+                && !parse(&["cp", "web:/etc"])
+        );
+        assert!(parse(&["top"]) && parse(&["top", "web", "--once", "--sort", "memory"]));
+        assert!(!parse(&["top", "--sort", "colour"]));
+        assert!(parse(&["tools", "-it", "web", "-m", "a", "--image", "tools", "--", "strace", "-p", "1"]));
+        assert!(!parse(&["tools", "web", "--", "sh"]));
     }
 }

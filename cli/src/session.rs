@@ -27,6 +27,10 @@ impl Session {
         self.client.get().ok_or_else(|| Failure::new(1, "no client"))
     }
 
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// How long to wait for an order; `None` means not at all.
     pub fn wait(&self) -> Option<Duration> {
         self.wait

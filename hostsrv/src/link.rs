@@ -2,6 +2,7 @@
 //! Owns reconnecting. Refuses to interpret: a desired state goes to the reconciler as it came.
 
 use crate::credentials::{Credentials, read_text};
+use crate::instance::gauge::Gauge;
 use crate::reconcile::Reconciler;
 use crate::reconcile::ledger::LedgerError;
 use crate::streams;
@@ -72,6 +73,8 @@ pub struct Voice {
     pub spec: watch::Receiver<Arc<HostSpec>>,
     /// Engines with their present trouble, and the bytes free in the volume group.
     pub health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
+    /// What its bodies use.
+    pub gauge: Gauge,
 }
 
 /// Stays connected for as long as the process lives. `on_welcome` hears where OVN's southbound database is.
@@ -144,7 +147,7 @@ async fn session(
                 match message.context("the controller closed the link")?? {
                     Message::Text(text) => {
                         let message = serde_json::from_str(&text).context("a message that this agent cannot read")?;
-                        welcomed |= receive(message, boot, papers, reconciler, &answers, on_welcome)?;
+                        welcomed |= receive(message, boot, papers, reconciler, &voice.gauge, &answers, on_welcome)?;
                         continue;
                     }
                     Message::Close(_) => bail!("the controller closed the link"),
@@ -195,6 +198,7 @@ fn receive(
     boot: Uuid,
     papers: &Arc<Papers>,
     reconciler: &Arc<Reconciler>,
+    gauge: &Gauge,
     answers: &mpsc::Sender<FromHost>,
     on_welcome: &impl Fn(String),
 ) -> anyhow::Result<bool> {
@@ -215,9 +219,9 @@ fn receive(
             }
         }
         ToHost::Ask { id, ask } => {
-            let (reconciler, answers) = (reconciler.clone(), answers.clone());
+            let (reconciler, gauge, answers) = (reconciler.clone(), gauge.clone(), answers.clone());
             tokio::spawn(async move {
-                let answer = answer(&reconciler, ask).await;
+                let answer = answer(&reconciler, &gauge, ask).await;
                 // A full or closed channel means that the link is going: the controller's own deadline answers.
                 let _ = answers.send(FromHost::Answer { id, answer }).await;
             });
@@ -230,10 +234,11 @@ fn receive(
     Ok(false)
 }
 
-async fn answer(reconciler: &Reconciler, ask: Ask) -> Result<Answer, Fault> {
+async fn answer(reconciler: &Reconciler, gauge: &Gauge, ask: Ask) -> Result<Answer, Fault> {
     let fault =
         |code: &str, message: String| Fault { code: code.into(), message, since: jiff::Timestamp::now() };
     match ask {
+        Ask::Figures => Ok(Answer::Figures { rows: gauge.read().await }),
         Ask::ConsoleLog { instance, member, lines } => {
             let status = reconciler.status().borrow().clone();
             let kind = status.instances.iter().find(|i| i.id == instance).map(|i| i.kind);

@@ -8,6 +8,7 @@ use amphi_hostsrv::config::Config;
 use amphi_hostsrv::facts::{Facts, Sources};
 use amphi_hostsrv::images::ImageCache;
 use amphi_hostsrv::instance::figures::Meter;
+use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver};
@@ -119,6 +120,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let passages = crossing::Passages::new(&config.pki_dir(), &config.run_dir)?;
     let vms = Arc::new(vms.with_passages(passages));
     let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
+    let gauge = Gauge::new(meters.clone());
     let vms: Arc<dyn BodyDriver> = vms;
     let blobs = Arc::new(ControllerBlobs::new(&papers)?);
     let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
@@ -137,7 +139,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let spec = watch::Sender::new(Arc::new(spec));
     let reconciler = Reconciler::new(drivers.clone(), ledger, bell);
     reconciler.send_through(crossing::Passages::new(&config.pki_dir(), &config.run_dir)?, &config.state_dir);
-    let voice = link::Voice { spec: spec.subscribe(), health: health.subscribe() };
+    let voice = link::Voice { spec: spec.subscribe(), health: health.subscribe(), gauge };
     tokio::spawn(facts.run(spec, health, reconciler.troubles()));
     let address = config.moves_listen();
     let gate = tokio::net::TcpListener::bind(address).await;

@@ -1,10 +1,12 @@
 //! One method per route, noun by noun. Lists come out of their envelope (`{"instances": […]}`).
 
 use super::{Client, ClientError};
+use crate::events::EventPage;
 use crate::failover::Failover;
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use crate::image::{Image, ImageCreate};
 use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
+use crate::looking::Usage;
 use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
 use crate::placement::{PlacementAsk, PlacementExplained, RebalanceAsk, RebalancePlan};
 use crate::set::SetSpec;
@@ -264,6 +266,21 @@ impl Client {
     /// Calls a move or an exchange off: it ends as failed, with the old body where it was.
     pub async fn cancel_exchange(&self, id: ExchangeId) -> Result<Exchange> {
         self.order(format!("cancel exchange {id}"), &format!("/exchanges/{id}/cancel")).await
+    }
+
+    /// What members of sets and VMs use now; of one instance, or on one host, by name or id.
+    pub async fn use_now(&self, instance: Option<InstanceId>, host: Option<&str>) -> Result<Usage> {
+        let instance = instance.map(|id| id.to_string());
+        let query: Vec<(&str, &str)> = [("instance", instance.as_deref()), ("host", host)]
+            .into_iter()
+            .filter_map(|(k, v)| Some((k, v?)))
+            .collect();
+        self.call("read what is used", Method::GET, "/use").query(&query).read().await
+    }
+
+    /// What has happened. `query`: `after`, `since`, `instance`, `host`, `kind`, `limit`, `wait`, as the face has them.
+    pub async fn events(&self, query: &[(&str, String)]) -> Result<EventPage> {
+        self.call("read events", Method::GET, "/events").query(query).read().await
     }
 
     /// Checks a set description by the server's rules; the set as it would be kept.

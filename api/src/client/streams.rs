@@ -3,6 +3,7 @@
 
 use super::{Client, ClientError};
 use crate::InstanceId;
+use crate::looking::{CopySpec, CopyWay};
 use crate::streams::{
     ExecSpec, FromBody, LogsSpec, MESSAGE_MAX, PIECE_MAX, SILENCE_SECONDS, STDIN, SUBPROTOCOL, TerminalSize,
     ToBody,
@@ -17,6 +18,9 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
+
+/// How long a stream may take to open; tools' image may have to come to the host first.
+const OPEN: Duration = Duration::from_secs(130);
 
 type Socket = WebSocketStream<Upgraded>;
 
@@ -48,16 +52,34 @@ pub enum Heard {
 impl Client {
     /// Runs a command in a set's member.
     pub async fn exec(&self, id: InstanceId, spec: &ExecSpec) -> Result<BodyStream, ClientError> {
+        let query = Query::of_exec(spec);
+        self.open(format!("run a command in instance {id}"), &format!("/instances/{id}/exec"), query).await
+    }
+
+    /// Runs a command of another container image, by name or id, beside a set's member.
+    pub async fn tools(
+        &self,
+        id: InstanceId,
+        image: &str,
+        spec: &ExecSpec,
+    ) -> Result<BodyStream, ClientError> {
+        let mut query = Query::of_exec(spec);
+        query.word("image", Some(image));
+        self.open(format!("bring tools to instance {id}"), &format!("/instances/{id}/tools"), query).await
+    }
+
+    /// Files of a set's member: a tar archive out of it or into it, or what is there at all.
+    pub async fn files(&self, id: InstanceId, spec: &CopySpec) -> Result<BodyStream, ClientError> {
         let mut query = Query::default();
         query.word("member", spec.member.as_deref());
-        spec.command.iter().for_each(|word| query.word("command", Some(word)));
-        spec.env.iter().for_each(|pair| query.word("env", Some(pair)));
-        query.word("user", spec.user.as_deref());
-        query.word("directory", spec.directory.as_deref());
-        query.flag("tty", spec.tty);
-        query.flag("stdin", spec.stdin);
-        query.size(spec.size);
-        self.open(format!("run a command in instance {id}"), &format!("/instances/{id}/exec"), query).await
+        query.word("path", Some(&spec.path));
+        let way = match spec.way {
+            CopyWay::Out => "out",
+            CopyWay::In => "in",
+            CopyWay::Look => "look",
+        };
+        query.word("way", Some(way));
+        self.open(format!("copy files of instance {id}"), &format!("/instances/{id}/files"), query).await
     }
 
     /// A VM's serial console, or a shell in a set's member.
@@ -87,19 +109,21 @@ impl Client {
         query.flag("follow", spec.follow);
         query.word("since", spec.since.map(|t| t.to_string()).as_deref());
         query.word("tail", spec.tail.map(|n| n.to_string()).as_deref());
+        query.flag("timestamps", spec.timestamps);
         self.open(format!("read the output of instance {id}"), &format!("/instances/{id}/logs"), query).await
     }
 
     async fn open(&self, operation: String, path: &str, query: Query) -> Result<BodyStream, ClientError> {
         let key = generate_key();
-        let call = self.call(operation.clone(), Method::GET, path).query(&query.0).map(|request| {
-            request
-                .header("connection", "Upgrade")
-                .header("upgrade", "websocket")
-                .header("sec-websocket-version", "13")
-                .header("sec-websocket-key", &key)
-                .header("sec-websocket-protocol", SUBPROTOCOL)
-        });
+        let call =
+            self.call(operation.clone(), Method::GET, path).limit(OPEN).query(&query.0).map(|request| {
+                request
+                    .header("connection", "Upgrade")
+                    .header("upgrade", "websocket")
+                    .header("sec-websocket-version", "13")
+                    .header("sec-websocket-key", &key)
+                    .header("sec-websocket-protocol", SUBPROTOCOL)
+            });
         let (upgraded, headers) = call.upgrade().await?;
         let accept = headers.get("sec-websocket-accept").map(|v| v.as_bytes());
         if accept != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
@@ -117,6 +141,19 @@ impl Client {
 struct Query(Vec<(&'static str, String)>);
 
 impl Query {
+    fn of_exec(spec: &ExecSpec) -> Self {
+        let mut query = Self::default();
+        query.word("member", spec.member.as_deref());
+        spec.command.iter().for_each(|word| query.word("command", Some(word)));
+        spec.env.iter().for_each(|pair| query.word("env", Some(pair)));
+        query.word("user", spec.user.as_deref());
+        query.word("directory", spec.directory.as_deref());
+        query.flag("tty", spec.tty);
+        query.flag("stdin", spec.stdin);
+        query.size(spec.size);
+        query
+    }
+
     fn word(&mut self, name: &'static str, value: Option<&str>) {
         self.0.extend(value.map(|value| (name, value.to_owned())));
     }

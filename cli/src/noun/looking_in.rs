@@ -1,11 +1,11 @@
-//! `amphi exec`, `amphi console`, `amphi logs`: what runs in an instance, on this terminal. A command's exit code becomes
+//! `amphi exec`, `amphi console`: what runs in an instance, on this terminal. A command's exit code becomes
 //! this program's.
 
 use crate::failure::Failure;
 use crate::session::Session;
 use crate::terminal::{Escape, Raw, Typed, size};
 use amphi_api::client::{BodyStream, ClientError, Heard, Listener, Speaker};
-use amphi_api::streams::{ExecSpec, FromBody, LogsSpec, PING_SECONDS, STDERR, ToBody};
+use amphi_api::streams::{ExecSpec, FromBody, PING_SECONDS, STDERR, ToBody};
 use jiff::{SignedDuration, Timestamp};
 use std::io::{IsTerminal, Read, Write, stdin};
 use std::time::Duration;
@@ -57,24 +57,7 @@ pub struct Console {
     member: Option<String>,
 }
 
-#[derive(clap::Args)]
-pub struct Logs {
-    instance: String,
-    /// Go on with what is written from now on.
-    #[arg(short, long)]
-    follow: bool,
-    /// The set's member; default: its first.
-    #[arg(short, long)]
-    member: Option<String>,
-    /// Begin with the last so many lines.
-    #[arg(long, value_name = "LINES")]
-    tail: Option<u32>,
-    /// Only what is younger than this (`90s`, `10m`, `2h`), or than a time (RFC 3339).
-    #[arg(long, value_parser = since)]
-    since: Option<Timestamp>,
-}
-
-fn since(text: &str) -> Result<Timestamp, String> {
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
@@ -104,9 +87,14 @@ impl Exec {
         let stream = client.exec(instance.id, &spec).await?;
         let escape = if terminal { Escape::Tilde } else { Escape::Never };
         let end = play(stream, Play { input: self.interactive, raw: terminal, escape }).await?;
-        let code = end.and_then(|code| u8::try_from(code).ok()).unwrap_or(UNKNOWN);
-        if code == 0 { Ok(()) } else { Err(Failure::silent(code)) }
+        exit_as(end)
     }
+}
+
+/// A command's exit code becomes this program's.
+pub(super) fn exit_as(code: Option<i64>) -> Result<(), Failure> {
+    let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(UNKNOWN);
+    if code == 0 { Ok(()) } else { Err(Failure::silent(code)) }
 }
 
 impl Console {
@@ -121,25 +109,15 @@ impl Console {
     }
 }
 
-impl Logs {
-    pub async fn run(self, session: &Session) -> Result<(), Failure> {
-        let client = session.client()?;
-        let instance = client.find_instance(&self.instance).await?;
-        let Self { follow, member, tail, since, .. } = self;
-        let stream = client.logs(instance.id, &LogsSpec { member, follow, since, tail }).await?;
-        play(stream, Play { input: false, raw: false, escape: Escape::Never }).await.map(drop)
-    }
-}
-
-struct Play {
-    input: bool,
-    raw: bool,
-    escape: Escape,
+pub(super) struct Play {
+    pub input: bool,
+    pub raw: bool,
+    pub escape: Escape,
 }
 
 /// Moves bytes between the stream and standard input and output until either ends; the exit code, if there is one. None
 /// too when the user left.
-async fn play(stream: BodyStream, play: Play) -> Result<Option<i64>, Failure> {
+pub(super) async fn play(stream: BodyStream, play: Play) -> Result<Option<i64>, Failure> {
     let raw = if play.raw { Raw::enter()? } else { None };
     let (mut speaker, mut listener) = stream.split();
     let input = play.input.then(typed);
@@ -161,16 +139,16 @@ async fn play(stream: BodyStream, play: Play) -> Result<Option<i64>, Failure> {
 }
 
 /// The signals that end this program: the terminal has to be put back before they do.
-struct Ends(Vec<Signal>);
+pub(super) struct Ends(Vec<Signal>);
 
 impl Ends {
-    fn new() -> Result<Self, Failure> {
+    pub fn new() -> Result<Self, Failure> {
         let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let signals = kinds.into_iter().map(signal).collect::<Result<_, _>>();
         signals.map(Self).map_err(|error| Failure::new(1, format!("no signals: {error}")))
     }
 
-    async fn any(&mut self) {
+    pub async fn any(&mut self) {
         let [interrupt, terminate, hangup] = self.0.as_mut_slice() else {
             return std::future::pending().await;
         };
@@ -198,7 +176,7 @@ fn typed() -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// Until the user leaves.
-async fn speak(
+pub(super) async fn speak(
     speaker: &mut Speaker,
     mut input: Option<mpsc::Receiver<Vec<u8>>>,
     mut typed: Typed,

@@ -1,11 +1,14 @@
 //! One file per noun: its verbs, its columns.
 
+pub mod copying;
+pub mod events;
 pub mod exchange;
 pub mod failovers;
 pub mod host;
 pub mod image;
 pub mod instance;
 mod instance_view;
+pub mod logs;
 pub mod looking_in;
 pub mod moving;
 pub mod network;
@@ -15,5 +18,7 @@ pub mod recycle_bin;
 pub mod security_group;
 pub mod set;
 pub mod snapshot;
+pub mod tools;
+pub mod top;
 pub mod vm;
 pub mod volume;

@@ -152,7 +152,27 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
         }
         StreamTarget::Screen => &None,
         StreamTarget::Console { member, .. } => member,
+        StreamTarget::Logs(spec) if vm && (spec.since.is_some() || spec.timestamps) => {
+            let field = if spec.timestamps { "timestamps" } else { "since" };
+            return Err(OpsError::field(field, "a vm's console has no times"));
+        }
         StreamTarget::Logs(spec) => &spec.member,
+        StreamTarget::Copy(_) if vm => {
+            return Err(OpsError::conflict(
+                "files are copied in sets: no guest agent answers in a vm; use scp, or a volume",
+            ));
+        }
+        StreamTarget::Copy(spec) => {
+            spec.check()?;
+            &spec.member
+        }
+        StreamTarget::Tools(_) if vm => {
+            return Err(OpsError::conflict("tools join members of sets; a vm has none"));
+        }
+        StreamTarget::Tools(spec) => {
+            spec.exec.check()?;
+            &spec.exec.member
+        }
     };
     if let Some(name) = member {
         refuse_no_member(row, name)?;

@@ -15,6 +15,7 @@ pub mod evacuate;
 pub mod exchanges;
 mod exodus;
 mod failover;
+pub mod feed;
 pub mod flavors;
 pub mod floating_ips;
 mod groups;
@@ -24,6 +25,7 @@ mod images;
 mod instances;
 pub mod key_pairs;
 mod leases;
+mod lent;
 mod list;
 mod looking_in;
 mod maintenance;
@@ -48,6 +50,7 @@ mod subnets;
 pub(crate) mod tests;
 mod twins;
 pub mod usage;
+mod use_now;
 pub mod view;
 mod volume_create;
 pub mod volume_edit;
@@ -63,6 +66,7 @@ pub use addresses::FixedIpWish;
 pub use draft::Draft;
 use draft::guard_promises;
 pub use error::{OpsError, OverQuota};
+pub use feed::FeedQuery;
 pub use images::{BlobStream, DIGEST_HEADER};
 pub use list::ListQuery;
 pub use looking_in::{ConsoleKind, Ticket};
@@ -71,6 +75,7 @@ pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
 pub use snapshots::SnapshotWish;
+pub use use_now::UseQuery;
 pub use view::{Row, Table, View};
 pub use volume_create::{VolumeOrigin, VolumeWish};
 pub use volume_edit::SnapshotChange;
@@ -155,6 +160,7 @@ pub struct Ops {
     door: identity::Door,
     leases: Arc<Leases>,
     tickets: looking_in::Spent,
+    lent: lent::Lent,
 }
 
 impl Ops {
@@ -179,6 +185,7 @@ impl Ops {
             unrecorded: Mutex::default(),
             door: identity::Door::default(),
             tickets: looking_in::Spent::default(),
+            lent: lent::Lent::default(),
         })
     }
 

@@ -174,6 +174,9 @@ impl Ops {
         };
         match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
             Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
+            Ok(Answer::Figures { .. }) => {
+                Err(OpsError::Internal("the host answered another question".into()))
+            }
             Err(AskError::Fault(fault)) => Err(OpsError::conflict(fault.message)),
             Err(error @ (AskError::NoLink | AskError::Timeout)) => {
                 Err(OpsError::Unavailable(error.to_string()))

@@ -4,13 +4,15 @@
 //! Also says, per host, at which revision its desired state last changed, and wakes whoever waits for that.
 
 use super::ahead::Ticket;
+use super::feed::{Before, Feed};
 use super::view::View;
 use crate::model::network::legacy;
 use crate::scheduler::Policy;
 use crate::store::{Change, Compare, Op, Revision, Store, StoreError, Txn, Watch};
 use amphi_api::HostId;
+use jiff::Timestamp;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -23,6 +25,7 @@ pub struct World {
     view: RwLock<View>,
     applied: watch::Sender<Revision>,
     wakes: Mutex<HashMap<HostId, watch::Sender<Revision>>>,
+    feed: Mutex<Feed>,
 }
 
 /// A transaction on its way to the store.
@@ -50,26 +53,29 @@ impl World {
     /// start: half a world must not give orders.
     pub async fn open(store: Arc<dyn Store>) -> Result<Arc<Self>, WorldError> {
         renew(store.as_ref()).await?;
-        let (view, watch) = Self::load(store.as_ref()).await?;
+        let (view, feed, watch) = Self::load(store.as_ref()).await?;
         let world = Arc::new(Self {
             applied: watch::Sender::new(view.revision()),
             view: RwLock::new(view),
             wakes: Mutex::new(HashMap::new()),
+            feed: Mutex::new(feed),
         });
         tokio::spawn(follow(Arc::downgrade(&world), store, watch));
         Ok(world)
     }
 
-    async fn load(store: &dyn Store) -> Result<(View, Watch), WorldError> {
+    async fn load(store: &dyn Store) -> Result<(View, Feed, Watch), WorldError> {
         let (entries, revision) = store.range("/").await?;
         let watch = store.watch("/", revision).await?;
         let mut view = View::default();
+        let modified: Vec<_> = entries.iter().map(|entry| (entry.key.clone(), entry.modified)).collect();
         for entry in entries {
             let key = entry.key.clone();
             view.put(entry).map_err(|e| WorldError::Unreadable { key, message: e.to_string() })?;
         }
         view.settle(revision);
-        Ok((view, watch))
+        let feed = Feed::of_records(&view, &modified);
+        Ok((view, feed, watch))
     }
 
     /// The present state. Never hold it across an await.
@@ -107,7 +113,10 @@ impl World {
         let revision = change.revision;
         let touched = {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-            view.apply(change)
+            let before = Before::of(&view, &change);
+            let touched = view.apply(change);
+            self.feed().take(&before, &view, Timestamp::now());
+            touched
         };
         let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         for host in touched {
@@ -119,13 +128,19 @@ impl World {
         self.applied.send_replace(revision);
     }
 
+    /// What has happened. Never hold it across an await.
+    pub(super) fn feed(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What placement goes by from now on.
     pub(super) fn set_policy(&self, policy: Policy) {
         self.view.write().unwrap_or_else(PoisonError::into_inner).fleet.set_policy(policy);
     }
 
-    fn replace(&self, mut fresh: View) {
+    fn replace(&self, mut fresh: View, feed: Feed) {
         let revision = fresh.revision();
+        *self.feed() = feed;
         {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             fresh.fleet.set_policy(*view.fleet.policy());
@@ -173,8 +188,8 @@ async fn follow(world: std::sync::Weak<World>, store: Arc<dyn Store>, mut watch:
                 }
                 loop {
                     match World::load(store.as_ref()).await {
-                        Ok((view, fresh)) => {
-                            world.replace(view);
+                        Ok((view, feed, fresh)) => {
+                            world.replace(view, feed);
                             watch = fresh;
                             break;
                         }

@@ -7,6 +7,7 @@
 pub(crate) mod config_drive;
 pub mod figures;
 pub(crate) mod folders;
+pub mod gauge;
 pub mod moves;
 pub mod set;
 pub mod streams;

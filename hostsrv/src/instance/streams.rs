@@ -1,9 +1,9 @@
 //! What a driver opens in a body: bytes out, perhaps bytes in, and a handle on what runs there. Refuses to know where the
 //! bytes go.
 
-use super::DriverError;
+use super::{CachedImage, DriverError};
 use amphi_api::InstanceId;
-use amphi_api::streams::{StreamTarget, TerminalSize};
+use amphi_api::streams::{ExecSpec, StreamTarget, TerminalSize};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -15,6 +15,20 @@ use tokio::io::AsyncWrite;
 pub trait BodyStreams: Send + Sync {
     /// Opens something in the instance's body as it is now. Bounded in time.
     async fn open(&self, instance: InstanceId, what: &StreamTarget) -> Result<Opened, DriverError>;
+
+    /// Runs a command of another image beside a member, for as long as it is looked at.
+    async fn open_tools(
+        &self,
+        instance: InstanceId,
+        _: &ExecSpec,
+        _: &CachedImage,
+    ) -> Result<Opened, DriverError> {
+        Err(DriverError::EngineRefused {
+            engine: "the agent",
+            doing: format!("bring tools to instance {instance}"),
+            message: "its body has no members".into(),
+        })
+    }
 }
 
 /// Something that is open.

@@ -161,6 +161,10 @@ impl Reconciler {
         self.troubles.subscribe()
     }
 
+    pub fn images(&self) -> &Arc<ImageCache> {
+        &self.drivers.images
+    }
+
     pub fn driver(&self, kind: BodyKind) -> Option<Arc<dyn BodyDriver>> {
         self.drivers.bodies.get(&kind).cloned()
     }

@@ -34,7 +34,13 @@ async fn open(
     let status = reconciler.status().borrow().clone();
     let kind = status.instances.iter().find(|i| i.id == instance).map(|i| i.kind);
     match kind.and_then(|kind| reconciler.driver(kind)) {
-        Some(driver) => driver.open(instance, what).await,
+        Some(driver) => match what {
+            StreamTarget::Tools(spec) => {
+                let image = reconciler.images().ensure(&spec.image).await?;
+                driver.open_tools(instance, &spec.exec, &image).await
+            }
+            what => driver.open(instance, what).await,
+        },
         None => Err(DriverError::EngineRefused {
             engine: "the agent",
             doing: format!("look into instance {instance}"),

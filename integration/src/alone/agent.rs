@@ -7,6 +7,7 @@ use amphi_api::instance::BodyKind;
 use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::facts::ledger_in_trouble;
 use amphi_hostsrv::images::ImageCache;
+use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::{Bell, BodyDriver};
 use amphi_hostsrv::link::{self, Papers, Voice};
 use amphi_hostsrv::reconcile::exports::Exporter;
@@ -141,7 +142,8 @@ impl Agent {
     /// Connects at once, however long the pause after the last failure has grown.
     pub fn link(&mut self) -> Result<()> {
         self.link.abort();
-        let voice = Voice { spec: self.spec.clone(), health: self.health.clone() };
+        let gauge = Gauge::default();
+        let voice = Voice { spec: self.spec.clone(), health: self.health.clone(), gauge };
         self.link = self.tasks.spawn(link::run(papers(&self.home)?, self.reconciler.clone(), voice, |_| ()));
         Ok(())
     }

@@ -35,6 +35,8 @@ const MESSAGE_MAX: usize = 16 << 20;
 const ASK: Duration = Duration::from_secs(15);
 /// A stream is open within this, or not at all: engines have 20 s for a call.
 const STREAM: Duration = Duration::from_secs(25);
+/// Tools' image may have to come first.
+const TOOLS: Duration = Duration::from_secs(120);
 /// A link that was replaced has this long to end.
 const HANDOVER: Duration = Duration::from_secs(15);
 /// Saying why a link ends takes at most this long.
@@ -128,6 +130,7 @@ impl Links {
     ) -> Result<HostStream, AskError> {
         let words = self.words(host)?;
         let mut expected = self.streams.expect(host);
+        let limit = if matches!(what, StreamTarget::Tools(_)) { TOOLS } else { STREAM };
         let order = StreamOpen { id: expected.id, secret: expected.secret.clone(), instance, what };
         let opened = async {
             words.send(Word::Open(order)).await.map_err(|_| AskError::NotConnected)?;
@@ -135,7 +138,7 @@ impl Links {
             let socket = (&mut expected.socket).await.map_err(|_| AskError::NotConnected)?;
             HostStream::begin(socket).await.map_err(AskError::Refused)
         };
-        tokio::time::timeout(STREAM, opened).await.map_err(|_| AskError::Timeout)?
+        tokio::time::timeout(limit, opened).await.map_err(|_| AskError::Timeout)?
     }
 
     /// Streams that hosts are about to connect for.

@@ -83,7 +83,10 @@ fn need(method: &Method, path: &str) -> &'static str {
         _ if path.ends_with("/moves") => "admin",
         // What runs in a body can be changed from there.
         "instances"
-            if below.split('/').nth(2).is_some_and(|w| matches!(w, "exec" | "console" | "screen")) =>
+            if below
+                .split('/')
+                .nth(2)
+                .is_some_and(|w| matches!(w, "exec" | "console" | "screen" | "files" | "tools")) =>
         {
             "member"
         }
@@ -161,6 +164,10 @@ mod tests {
             (Method::GET, "/v1/instances/x/exec", "member"),
             (Method::GET, "/v1/instances/x/console", "member"),
             (Method::GET, "/v1/instances/x/screen", "member"),
+            (Method::GET, "/v1/instances/x/files", "member"),
+            (Method::GET, "/v1/instances/x/tools", "member"),
+            (Method::GET, "/v1/use", "reader"),
+            (Method::GET, "/v1/events", "reader"),
             (Method::GET, "/v1/instances/x/logs", "reader"),
             (Method::GET, "/v1/instances/x/console-log", "reader"),
             (Method::POST, "/elsewhere", "member"),

@@ -2,9 +2,11 @@
 //! is said in `ops`. Every answer that is no success carries an `ErrorBody`, whatever went wrong.
 
 mod answers;
+mod events;
 mod exchanges;
 mod extract;
 mod failovers;
+mod files;
 mod groups;
 mod guard;
 mod hosts;
@@ -17,6 +19,8 @@ mod snapshots;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod tools;
+mod use_now;
 mod volumes;
 mod words;
 
@@ -96,6 +100,10 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(streams::console))
         .routes(routes!(streams::screen))
         .routes(routes!(streams::logs))
+        .routes(routes!(files::files))
+        .routes(routes!(tools::tools))
+        .routes(routes!(use_now::show))
+        .routes(routes!(events::list))
         .routes(routes!(exchanges::list_of_instance, exchanges::create))
         .routes(routes!(exchanges::list))
         .routes(routes!(exchanges::show))

@@ -5,7 +5,7 @@ use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Id, Params};
 use super::guard::Scope;
-use crate::streams::{Form, serve};
+use crate::streams::{Form, HostStream, serve};
 use amphi_api::streams::{
     ExecSpec, LogsSpec, RAW_SUBPROTOCOL, SUBPROTOCOL, StreamTarget, TerminalSize, member,
 };
@@ -48,20 +48,25 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
 }
 
 impl Upgrade {
-    async fn open(
+    pub(super) async fn open(
         self,
         native: &Native,
         scope: Scope,
         id: InstanceId,
         what: StreamTarget,
     ) -> Result<Response, Failure> {
+        let stream = native.ops.open_stream(scope.0, id, what).await?;
+        Ok(self.serve(stream))
+    }
+
+    pub(super) fn serve(self, stream: HostStream) -> Response {
         let Self(upgrade, form) = self;
-        Ok(serve(upgrade, native.ops.open_stream(scope.0, id, what).await?, form))
+        serve(upgrade, stream, form)
     }
 }
 
 /// The repeated parts of a query have no place in a struct: `command=ls&command=-l`.
-fn exec_spec(query: &str) -> Result<ExecSpec, Failure> {
+pub(super) fn exec_spec(query: &str) -> Result<ExecSpec, Failure> {
     let bad =
         |name: &str, what: &str| Failure::new(ErrorCode::InvalidField, what.to_owned()).at(name.to_owned());
     let flag = |name: &str, value: &str| value.parse().map_err(|_| bad(name, "must be true or false"));
@@ -175,6 +180,9 @@ pub struct LogsParams {
     since: Option<Timestamp>,
     /// Begin with the last so many lines. Default: all that is kept.
     tail: Option<u32>,
+    /// Each line begins with its time, RFC 3339. A VM's console has none.
+    #[serde(default)]
+    timestamps: bool,
 }
 
 /// A member's output, or what a VM wrote on its console: a WebSocket, spoken as `exec` is, without input.
@@ -187,9 +195,9 @@ pub async fn logs(
     Params(params): Params<LogsParams>,
     upgrade: Upgrade,
 ) -> Result<Response, Failure> {
-    let LogsParams { member: name, follow, since, tail } = params;
+    let LogsParams { member: name, follow, since, tail, timestamps } = params;
     member(name.as_deref())?;
-    let spec = LogsSpec { member: name, follow, since, tail };
+    let spec = LogsSpec { member: name, follow, since, tail, timestamps };
     upgrade.open(&native, scope, id, StreamTarget::Logs(spec)).await
 }
 

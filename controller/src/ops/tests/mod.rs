@@ -46,7 +46,10 @@ impl HostLinks for PlayedLinks {
         if !self.is_linked(host) {
             return Err(AskError::NoLink);
         }
-        let Ask::ConsoleLog { member, lines, .. } = ask;
+        let (member, lines) = match ask {
+            Ask::ConsoleLog { member, lines, .. } => (member, lines),
+            Ask::Figures => return Ok(Answer::Figures { rows: Vec::new() }),
+        };
         Ok(Answer::ConsoleLog { text: format!("{lines} lines of {member:?}") })
     }
     async fn stream(&self, host: HostId, _: InstanceId, what: StreamTarget) -> Result<HostStream, AskError> {

@@ -6,22 +6,23 @@ use super::images::Images;
 use super::labels::Life;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings, assemble};
+use super::orphans::{self, Orphans};
 use super::parts::Parts;
 use super::render::render;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, ending, events, exec, export, logs, ports, start, twin};
+use super::{ENGINE, copy, ending, events, exec, export, logs, ports, start, tools, twin};
 use crate::instance::moves::BodyMoves;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
-    Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
-    PortGate, Remains, folders,
+    Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, CachedImage, DriverError, EngineFacts, ExportPlan,
+    ObservedBody, PortGate, Remains, folders,
 };
 use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, Power};
 use amphi_api::set::{MemberSpec, SetSpec};
-use amphi_api::streams::StreamTarget;
+use amphi_api::streams::{ExecSpec, StreamTarget};
 use amphi_api::wire::BodyDesired;
 use async_trait::async_trait;
 use bollard::query_parameters::LogsOptionsBuilder;
@@ -84,6 +85,7 @@ impl SetDriver {
             engine: Engine::new(docker_socket, options.limits),
             images: Images::new(options.busybox),
             networks: Networks::default(),
+            orphans: Orphans::open(&state_dir),
             sightings: Sightings::default(),
             restarts: Restarts::default(),
             bell,
@@ -100,11 +102,13 @@ impl SetDriver {
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
         tokio::spawn(exec::sweep(shared.state_dir.clone()));
+        tokio::spawn(tools::sweep(Arc::downgrade(&shared)));
         Ok(Self { shared, events })
     }
 
     async fn start(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
         let parts = self.shared.collect(Some(plan.instance)).await?;
+        orphans::end(&self.shared, plan.instance, &parts).await?;
         if let Some(other) = parts.iter().find(|part| part.tag.epoch != plan.epoch) {
             return Err(DriverError::EngineRefused {
                 engine: ENGINE,
@@ -221,6 +225,7 @@ impl BodyDriver for SetDriver {
         let outlook = |part: &Part| self.shared.outlook(part);
         let now_us = Timestamp::now().as_microsecond();
         let mut bodies = assemble(&parts, &self.shared.restarts, &outlook, now_us);
+        orphans::show(&mut bodies, &orphans::find(&self.shared, None, &parts).await?);
         let volumes = self.shared.places.observe().await?;
         for body in &mut bodies {
             body.volumes = volumes.get(&body.instance).cloned().unwrap_or_default();
@@ -253,6 +258,7 @@ impl BodyDriver for SetDriver {
     async fn stop(&self, instance: InstanceId, grace: Duration) -> Result<(), DriverError> {
         let end = Instant::now() + grace;
         let parts = self.parts(instance).await?;
+        orphans::end(&self.shared, instance, &parts).await?;
         let alive: Vec<&Part> = parts.iter().rev().filter(|part| part.is_alive()).collect();
         for (at, part) in alive.iter().enumerate() {
             if part.state == PartState::Paused {
@@ -276,6 +282,7 @@ impl BodyDriver for SetDriver {
     /// A set has no root disk that could remain.
     async fn remove(&self, instance: InstanceId, epoch: u64, remains: Remains) -> Result<(), DriverError> {
         let parts = self.parts(instance).await?;
+        orphans::end(&self.shared, instance, &parts).await?;
         let (anchors, members): (Vec<&Part>, Vec<&Part>) =
             parts.iter().filter(|part| part.tag.epoch <= epoch).partition(|part| part.is_anchor());
         for parts in [members, anchors] {
@@ -364,12 +371,31 @@ impl BodyStreams for SetDriver {
                 let part = self.member(instance, spec.member.as_deref(), "follow the output").await?;
                 Ok(logs::open(shared, instance, part, spec))
             }
+            StreamTarget::Copy(spec) => {
+                let part = self.member(instance, spec.member.as_deref(), "copy files").await?;
+                copy::open(shared, &part, spec).await
+            }
+            StreamTarget::Tools(_) => Err(DriverError::EngineRefused {
+                engine: ENGINE,
+                doing: format!("bring tools to instance {instance}"),
+                message: "their image was not fetched".to_owned(),
+            }),
             StreamTarget::Screen => Err(DriverError::EngineRefused {
                 engine: ENGINE,
                 doing: format!("open the screen of instance {instance}"),
                 message: "a set has none".to_owned(),
             }),
         }
+    }
+
+    async fn open_tools(
+        &self,
+        instance: InstanceId,
+        exec: &ExecSpec,
+        image: &CachedImage,
+    ) -> Result<Opened, DriverError> {
+        let part = self.member(instance, exec.member.as_deref(), "bring tools").await?;
+        tools::open(&self.shared, instance, &part, exec, image).await
     }
 }
 

@@ -25,7 +25,7 @@ const LOOK_MIN: Duration = Duration::from_millis(10);
 const LOOK_MAX: Duration = Duration::from_millis(200);
 /// With a terminal, Docker swallows a sequence of keys on which it lets go, and holds back what may be its beginning:
 /// Ctrl-P by default. It cannot be none; this one nobody types.
-const NO_DETACH: &str = "ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-_,ctrl-@";
+pub(super) const NO_DETACH: &str = "ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-_,ctrl-@";
 /// A login shell: bash where the image has it.
 const SHELL: [&str; 3] =
     ["/bin/sh", "-c", "if [ -x /bin/bash ]; then exec /bin/bash -l; else exec /bin/sh -l; fi"];

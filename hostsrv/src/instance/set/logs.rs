@@ -26,7 +26,13 @@ type Pieces = mpsc::Sender<Result<Piece, DriverError>>;
 /// `part` is the member's as it is now.
 pub fn open(shared: &Arc<Shared>, instance: InstanceId, part: Part, spec: &LogsSpec) -> Opened {
     let (pieces, output) = mpsc::channel(AHEAD);
-    let follow = Follow { shared: shared.clone(), instance, spec: spec.clone(), last: spec.since };
+    let follow = Follow {
+        shared: shared.clone(),
+        instance,
+        spec: spec.clone(),
+        seen: Seen::default(),
+        lines: Lines::default(),
+    };
     // Ends when nobody takes the pieces.
     tokio::spawn(async move {
         let closed = pieces.clone();
@@ -44,8 +50,60 @@ struct Follow {
     shared: Arc<Shared>,
     instance: InstanceId,
     spec: LogsSpec,
-    /// Of the last line that was handed on.
+    seen: Seen,
+    lines: Lines,
+}
+
+/// How far the reading has come. Docker gives all parts of a long line the time of its first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// Of the last part that was handed on.
     last: Option<Timestamp>,
+    /// How many parts of that time were handed on.
+    parts: usize,
+}
+
+/// Begins again after what was seen: which of the parts that are told once more are new.
+struct Again {
+    from: Seen,
+}
+
+impl Again {
+    fn is_new(&mut self, time: Timestamp) -> bool {
+        match self.from.last {
+            Some(last) if time < last => false,
+            Some(last) if time == last && self.from.parts > 0 => {
+                self.from.parts -= 1;
+                false
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Seen {
+    fn note(&mut self, time: Timestamp) {
+        self.parts = if self.last == Some(time) { self.parts + 1 } else { 1 };
+        self.last = Some(time);
+    }
+}
+
+/// Which channels are in the middle of a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lines {
+    within: [bool; 3],
+}
+
+impl Lines {
+    /// The part with its time in front, where a line begins.
+    fn timed(&mut self, channel: u8, time: Option<Timestamp>, part: Bytes) -> Bytes {
+        let within = &mut self.within[usize::from(channel.min(2))];
+        let begins = !std::mem::replace(within, !part.ends_with(b"\n"));
+        match time {
+            Some(time) if begins => [format!("{time:.9} ").as_bytes(), &part].concat().into(),
+            _ => part,
+        }
+    }
 }
 
 impl Follow {
@@ -82,7 +140,9 @@ impl Follow {
         let engine = &self.shared.engine;
         let doing = format!("follow the output of container {id}");
         // Whole seconds: lines of the same second are told apart below.
-        let since = self.last.map_or(0, |last| i32::try_from(last.as_second()).unwrap_or(i32::MAX));
+        let from = self.seen.last.or(self.spec.since);
+        let since = from.map_or(0, |from| i32::try_from(from.as_second()).unwrap_or(i32::MAX));
+        let mut again = Again { from: self.seen };
         let options = LogsOptionsBuilder::default()
             .stdout(true)
             .stderr(true)
@@ -98,11 +158,12 @@ impl Follow {
             let channel = if matches!(line, LogOutput::StdErr { .. }) { STDERR } else { STDOUT };
             let (time, bytes) = stamped(line.into_bytes());
             if let Some(time) = time {
-                if self.last.is_some_and(|last| time <= last) {
+                if self.spec.since.is_some_and(|since| time < since) || !again.is_new(time) {
                     continue;
                 }
-                self.last = Some(time);
+                self.seen.note(time);
             }
+            let bytes = if self.spec.timestamps { self.lines.timed(channel, time, bytes) } else { bytes };
             if pieces.send(Ok(Piece { channel, bytes })).await.is_err() {
                 return Ok(false);
             }
@@ -151,6 +212,34 @@ fn stamped(mut line: Bytes) -> (Option<Timestamp>, Bytes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_handed_on_is_not_told_again_and_no_part_is_lost() {
+        let time = |second| Timestamp::from_second(second).unwrap();
+        let mut seen = Seen::default();
+        // A line of three parts, of one time; the reading breaks off after two of them.
+        for second in [1, 2, 2] {
+            assert!(Again { from: Seen::default() }.is_new(time(second)));
+            seen.note(time(second));
+        }
+        let mut again = Again { from: seen };
+        let new: Vec<bool> = [1, 2, 2, 2, 3, 3].map(|second| again.is_new(time(second))).to_vec();
+        assert_eq!(new, [false, false, false, true, true, true]);
+    }
+
+    #[test]
+    fn a_line_has_one_time_whatever_its_parts() {
+        let mut lines = Lines::default();
+        let time = "2026-01-02T03:04:05Z".parse().ok();
+        let mut told = |channel, part: &'static str| {
+            String::from_utf8(lines.timed(channel, time, Bytes::from_static(part.as_bytes())).to_vec())
+                .unwrap()
+        };
+        assert_eq!(told(STDOUT, "a"), "2026-01-02T03:04:05.000000000Z a");
+        assert_eq!(told(STDERR, "x\n"), "2026-01-02T03:04:05.000000000Z x\n", "another channel's line");
+        assert_eq!(told(STDOUT, "b\n"), "b\n");
+        assert_eq!(told(STDOUT, "c\n"), "2026-01-02T03:04:05.000000000Z c\n");
+    }
 
     #[test]
     fn times_in_front_of_lines() {

@@ -8,6 +8,7 @@ use super::images::Images;
 use super::member::ZONES;
 use super::networks::Networks;
 use super::observed::{Part, PartState, Sightings};
+use super::orphans::Orphans;
 use super::parts::Parts;
 use super::render::Facts;
 use super::restarts::Restarts;
@@ -30,6 +31,7 @@ pub struct Shared {
     pub engine: Engine,
     pub images: Images,
     pub networks: Networks,
+    pub orphans: Orphans,
     pub sightings: Sightings,
     pub restarts: Restarts,
     pub bell: Bell,

@@ -3,7 +3,7 @@
 
 use super::ENGINE;
 use super::commands::{self, Ran};
-use super::labels::Life;
+use super::labels::{Life, Tag};
 use super::observed::{Part, PartState};
 use super::ports;
 use super::render::{Rendered, RenderedSet, render};
@@ -389,12 +389,16 @@ pub async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverE
     let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
     let doing = format!("create container {}", container.name);
     let body = container.body.clone();
-    shared
+    let tag = body.labels.as_ref().and_then(Tag::read);
+    let made = shared
         .engine
         .call(&doing, shared.engine.limits.start, |docker| async move {
             docker.create_container(Some(options), body).await
         })
         .await?;
+    if let Some(tag) = tag {
+        shared.orphans.note(&made.id, tag.instance, tag.epoch);
+    }
     Ok(())
 }
 

@@ -439,6 +439,8 @@ impl BodyStreams for VmDriver {
             }
             StreamTarget::Exec(_) => Err(refused("nothing inside it takes commands; use its console")),
             StreamTarget::Logs(_) => Err(refused("its output is a file")),
+            StreamTarget::Copy(_) => Err(refused("nothing inside it takes files")),
+            StreamTarget::Tools(_) => Err(refused("it has no members")),
         }
     }
 }
