@@ -1,6 +1,7 @@
 //! Words of looking into bodies beside streams themselves: which files are copied, which tools come along, what is used.
 
 use crate::image::Image;
+use crate::instance::Instance;
 use crate::streams::{ExecSpec, member};
 use crate::{FieldError, InstanceId};
 use jiff::Timestamp;
@@ -133,6 +134,35 @@ pub struct SilentHost {
     /// Its name.
     pub host: String,
     pub why: String,
+}
+
+/// A set to be looked into while its programs do nothing: the same description without probes and hooks, and one member with
+/// another command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DebugCreate {
+    /// Whose command is another. Default: the first member's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// What it runs. Default: a shell that waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// In the place of the instance's own members, with its addresses and its volume, until it is ended; else beside it, as an
+    /// instance with an address and an empty volume of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub instead: bool,
+    /// Of the instance beside. Default: the instance's with `-debug` after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What became of the order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Debugging {
+    /// What is to be looked into: the instance beside, or the instance itself.
+    pub instance: Instance,
+    /// What it has of the volume, in words.
+    pub volume: String,
 }
 
 #[cfg(test)]

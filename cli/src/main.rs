@@ -103,6 +103,8 @@ enum Noun {
     Events(noun::events::Events),
     /// What members and VMs use: CPU, memory, I/O, network.
     Top(noun::top::Top),
+    /// A set without probes and hooks, a member's command another: beside it, or instead.
+    Debug(noun::debug::Debug),
     /// Run a command of another image beside a set's member.
     Tools(noun::tools::Tools),
     /// Volumes.
@@ -160,6 +162,7 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Cp(arguments) => arguments.run(session).await,
         Noun::Top(arguments) => arguments.run(session).await,
         Noun::Events(arguments) => arguments.run(session).await,
+        Noun::Debug(arguments) => arguments.run(session).await,
         Noun::Tools(arguments) => arguments.run(session).await,
         Noun::Volume(command) => command.run(session).await,
         Noun::Snapshot(command) => command.run(session).await,
@@ -224,5 +227,10 @@ mod tests {
         assert!(!parse(&["top", "--sort", "colour"]));
         assert!(parse(&["tools", "-it", "web", "-m", "a", "--image", "tools", "--", "strace", "-p", "1"]));
         assert!(!parse(&["tools", "web", "--", "sh"]));
+        assert!(
+            parse(&["debug", "web", "-m", "a", "--instead", "--", "sleep", "9"])
+                && parse(&["debug", "web", "--end"])
+        );
+        assert!(!parse(&["debug", "web", "--end", "--instead"]));
     }
 }

@@ -6,7 +6,7 @@ use crate::failover::Failover;
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use crate::image::{Image, ImageCreate};
 use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
-use crate::looking::Usage;
+use crate::looking::{DebugCreate, Debugging, Usage};
 use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
 use crate::placement::{PlacementAsk, PlacementExplained, RebalanceAsk, RebalancePlan};
 use crate::set::SetSpec;
@@ -276,6 +276,17 @@ impl Client {
             .filter_map(|(k, v)| Some((k, v?)))
             .collect();
         self.call("read what is used", Method::GET, "/use").query(&query).read().await
+    }
+
+    /// Orders a set to be looked into: a twin beside it, or its members in another way.
+    pub async fn debug_instance(&self, id: InstanceId, request: &DebugCreate) -> Result<Debugging> {
+        self.post(format!("debug instance {id}"), &format!("/instances/{id}/debug"), request).await
+    }
+
+    /// Gives an instance its own members back.
+    pub async fn end_debug(&self, id: InstanceId) -> Result<Instance> {
+        let what = format!("end debugging instance {id}");
+        self.call(what, Method::DELETE, &format!("/instances/{id}/debug")).read().await
     }
 
     /// What has happened. `query`: `after`, `since`, `instance`, `host`, `kind`, `limit`, `wait`, as the face has them.

@@ -1,6 +1,7 @@
 //! One file per noun: its verbs, its columns.
 
 pub mod copying;
+pub mod debug;
 pub mod events;
 pub mod exchange;
 pub mod failovers;

@@ -2,6 +2,7 @@
 //! is said in `ops`. Every answer that is no success carries an `ErrorBody`, whatever went wrong.
 
 mod answers;
+mod debug;
 mod events;
 mod exchanges;
 mod extract;
@@ -104,6 +105,7 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(tools::tools))
         .routes(routes!(use_now::show))
         .routes(routes!(events::list))
+        .routes(routes!(debug::create, debug::end))
         .routes(routes!(exchanges::list_of_instance, exchanges::create))
         .routes(routes!(exchanges::list))
         .routes(routes!(exchanges::show))

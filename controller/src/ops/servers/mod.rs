@@ -7,6 +7,7 @@
 mod attach;
 mod conclude;
 pub mod create;
+mod debug;
 mod edit;
 mod interfaces;
 mod journal;
