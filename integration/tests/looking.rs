@@ -135,6 +135,7 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
     step("use", &|| usage(&l))?;
     step("events", &|| events(&l, &shop))?;
     step("tools", &|| tools(&l, &shop))?;
+    step("twins", &|| twins(&l, &shop))?;
     step("the anchor", &|| anchor(&l))?;
     l.stage.delete(shop.id)?;
     let told = text(&l.well(&["events", "--kind", "deleted"])?);
@@ -336,6 +337,31 @@ fn tools(l: &Looking, shop: &Instance) -> Result<()> {
     ensure!(l.inside("cat /tmp/mark")? == "here\n");
     l.refused(&["tools", "shop", "--image", "vm", "--", "sh"], 4, "container image")?;
     l.refused(&["tools", "shop", "-m", "once", "--image", "busybox", "--", "sh"], 4, "does not run")
+}
+
+fn twins(l: &Looking, shop: &Instance) -> Result<()> {
+    l.inside("echo mine >/data/own")?;
+    let told = text(&l.well(&["debug", "shop", "-m", "tick"])?);
+    ensure!(told.contains("shop-debug") && told.contains("1 GiB"), "{told}");
+    let exec = |name: &str, script: &str| -> Result<String> {
+        Ok(text(&l.well(&["exec", name, "-m", "tick", "--", "sh", "-c", script])?))
+    };
+    ensure!(
+        exec("shop-debug", "ls /data; cat /proc/1/cmdline | tr '\\0' ' '")?.starts_with("/bin/sh -c trap")
+    );
+    ensure!(exec("shop-debug", "ip addr")? != exec("shop", "ip addr")?, "one address for two");
+    let twin = l.stage.ask(l.stage.client.find_instance("shop-debug"))?;
+    l.stage.delete(twin.id)?;
+    // Instead: the same address and volume, another command; and back.
+    let addresses = l.inside("ip addr | grep 'inet '")?;
+    l.well(&["debug", "shop", "-m", "tick", "--instead", "--", "sleep", "7800"])?;
+    let own = exec("shop", "cat /proc/1/cmdline | tr '\\0' ' '; cat /data/own; ip addr | grep 'inet '")?;
+    ensure!(own == format!("sleep 7800 mine\n{addresses}"), "{own}");
+    l.refused(&["debug", "shop", "--instead"], 4, "")?;
+    l.well(&["debug", "shop", "--end"])?;
+    l.stage.until(shop.id, "itself again", |i| i.members.iter().any(|m| m.name == "tick" && m.running))?;
+    ensure!(exec("shop", "cat /proc/1/cmdline")?.contains("line $n"), "it is not back");
+    Ok(())
 }
 
 /// By none of the verbs.

@@ -333,7 +333,7 @@ fn terminal(s: &Stage) -> Result<()> {
 }
 
 fn logs(s: &Stage, id: InstanceId) -> Result<()> {
-    let spec = LogsSpec { member: Some("tick".into()), follow: true, tail: Some(1), since: None };
+    let spec = LogsSpec { member: Some("tick".into()), follow: true, tail: Some(1), ..LogsSpec::default() };
     let stream = s.ask(s.client.logs(id, &spec))?;
     let (_speaker, mut listener) = stream.split();
     let mut lines: Vec<String> = Vec::new();

@@ -214,7 +214,14 @@ impl BodyDriver for SetDriver {
         let version = engine
             .call("ask its version", engine.limits.ping, |docker| async move { docker.version().await })
             .await?;
-        Ok(EngineFacts { version: version.version.unwrap_or_default() })
+        match self.shared.orphans.trouble() {
+            None => Ok(EngineFacts { version: version.version.unwrap_or_default() }),
+            Some(message) => Err(DriverError::EngineRefused {
+                engine: ENGINE,
+                doing: "tell of all its containers".to_owned(),
+                message,
+            }),
+        }
     }
 
     async fn observe(&self) -> Result<Vec<ObservedBody>, DriverError> {

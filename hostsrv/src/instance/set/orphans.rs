@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ const TASKS: &str = "/run/containerd/io.containerd.runtime.v2.task/moby";
 pub struct Orphans {
     folder: PathBuf,
     known: Mutex<BTreeMap<String, Whose>>,
+    /// How many ran when all were last looked for.
+    running: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,7 @@ impl Orphans {
             let id = entry.file_name().into_string().ok()?;
             Some((id, Whose::read(&std::fs::read_to_string(entry.path()).ok()?)?))
         });
-        Self { known: Mutex::new(known.collect()), folder }
+        Self { known: Mutex::new(known.collect()), folder, running: AtomicUsize::new(0) }
     }
 
     /// Writes down that a container is ours.
@@ -72,6 +75,16 @@ impl Orphans {
             .and_then(|()| std::fs::write(self.folder.join(id), format!("{instance} {epoch}\n")));
         if let Err(error) = written {
             tracing::warn!(%error, id, "a container cannot be written down; if Docker loses it, so do we");
+        }
+    }
+
+    /// What the host says of its Docker while containers run that it has lost.
+    pub fn trouble(&self) -> Option<String> {
+        match self.running.load(Ordering::Relaxed) {
+            0 => None,
+            count => {
+                Some(format!("{count} containers run that it has lost; they end before they are made anew"))
+            }
         }
     }
 
@@ -107,6 +120,9 @@ pub async fn find(
     }
     let missing = shared.orphans.missing(instance, listed);
     if missing.is_empty() {
+        if instance.is_none() {
+            shared.orphans.running.store(0, Ordering::Relaxed);
+        }
         return Ok(Vec::new());
     }
     let ids: Vec<String> = missing.keys().cloned().collect();
@@ -131,6 +147,9 @@ pub async fn find(
         if found.is_none() {
             orphans.push(Orphan { id, instance: whose.instance, epoch: whose.epoch, pids });
         }
+    }
+    if instance.is_none() {
+        shared.orphans.running.store(orphans.len(), Ordering::Relaxed);
     }
     Ok(orphans)
 }
