@@ -74,9 +74,11 @@ mod tests {
         let (cloud, h1, h2) = Cloud::furnished().await;
         let set = cloud.create(json!({"host": "h1"})).await.unwrap();
         cloud.obey(h1).await;
-        let image = cloud.image_named("web");
-        let digest =
-            cloud.ops.world().read().images.get(image).unwrap().blobs.values().next().unwrap().sha256.clone();
+        let digest = {
+            let view = cloud.ops.world().read();
+            let image = view.images.iter().find(|image| image.name == "busybox").unwrap();
+            image.blobs.values().next().unwrap().sha256.clone()
+        };
         let exec = |member: Option<&str>| ExecSpec {
             member: member.map(str::to_owned),
             command: vec!["ps".into()],
@@ -92,17 +94,17 @@ mod tests {
         let ask = async |caller: &Caller, spec, image: &str| {
             cloud.ops.open_tools(caller, set.id, spec, image).await.unwrap_err()
         };
-        assert_eq!(ask(&other, exec(None), "web").await.code(), ErrorCode::Forbidden);
+        assert_eq!(ask(&other, exec(None), "busybox").await.code(), ErrorCode::Forbidden);
         assert_eq!(
             ask(&operator, exec(None), "vm").await.code(),
             ErrorCode::InvalidField,
             "no container image"
         );
         assert_eq!(ask(&operator, exec(None), "none").await.code(), ErrorCode::InvalidField);
-        assert_eq!(ask(&operator, exec(Some("anchor")), "web").await.code(), ErrorCode::InvalidField);
-        assert_eq!(ask(&operator, ExecSpec::default(), "web").await.code(), ErrorCode::InvalidField);
+        assert_eq!(ask(&operator, exec(Some("anchor")), "busybox").await.code(), ErrorCode::InvalidField);
+        assert_eq!(ask(&operator, ExecSpec::default(), "busybox").await.code(), ErrorCode::InvalidField);
         assert!(!cloud.ops.lent.holds(h2, &digest), "lent to another host");
-        let told = ask(&operator, exec(None), "web").await.to_string();
+        let told = ask(&operator, exec(None), "busybox").await.to_string();
         assert!(told.contains("told to open Tools"), "{told}");
         assert!(cloud.ops.lent.holds(h1, &digest) && cloud.ops.blob_allowed(h1, &digest));
     }

@@ -169,9 +169,9 @@ mod tests {
 
     fn set() -> serde_json::Value {
         json!({"set": {"members": [
-            {"name": "db", "index": 0, "image": "web", "args": ["x"],
+            {"name": "db", "index": 0, "image": "busybox", "args": ["x"],
              "probes": {"readiness": {"tcp": {"port": 80}}}, "hooks": {"pre_stop": {"command": ["bye"]}}},
-            {"name": "web", "index": 1, "image": "web", "restart": "never"},
+            {"name": "web", "index": 1, "image": "busybox", "restart": "never"},
         ]}})
     }
 
