@@ -13,7 +13,7 @@ pub mod identity;
 mod image;
 mod image_change;
 mod image_traits;
-mod instance;
+pub(crate) mod instance;
 mod journey;
 mod key_pair;
 pub mod network;

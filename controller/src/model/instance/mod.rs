@@ -180,7 +180,7 @@ impl InstanceRecord {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use amphi_api::instance::Fault;
     use amphi_api::wire::BodyState;
