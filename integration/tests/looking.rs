@@ -149,7 +149,9 @@ fn output(l: &Looking) -> Result<()> {
         let told = l.well(&["logs", "shop", "-m", "tick"])?;
         let long: Vec<usize> =
             told.split(|b| *b == b'\n').filter(|line| line.starts_with(b"x")).map(<[u8]>::len).collect();
-        Ok(seen(long == [LONG], || format!("{long:?}")))
+        // And as many lines after it as are asked for below.
+        let lines = told.iter().filter(|b| **b == b'\n').count();
+        Ok(seen(long == [LONG] && lines > 5, || format!("{long:?}, {lines} lines")))
     })?;
     let told = text(&l.well(&["logs", "shop", "--all", "--tail", "3"])?);
     let named = |name: &str| told.lines().filter(|line| line.starts_with(&format!("{name:4} | "))).count();
