@@ -5,7 +5,7 @@ use amphi_api::client::{BodyStream, Client, ClientError, Heard, Listener};
 use amphi_api::host::HostState;
 use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
 use amphi_api::instance::{BodySpec, Instance, InstanceCreate, InstanceState, VmSpec};
-use amphi_api::streams::{ExecSpec, FromBody, LogsSpec, STDERR, STDOUT, ToBody};
+use amphi_api::streams::{ExecSpec, FromBody, LogsSpec, STDERR, STDOUT, TerminalSize, ToBody};
 use amphi_api::{ErrorCode, InstanceId};
 use amphi_integration::lab::{Lab, Layout, UpOptions, leftovers};
 use amphi_integration::run;
@@ -54,6 +54,10 @@ fn command(words: &[&str]) -> ExecSpec {
 
 fn shell(script: &str) -> ExecSpec {
     command(&["/bin/sh", "-c", script])
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Reads until the last word.
@@ -204,6 +208,14 @@ fn commands(s: &Stage, id: InstanceId) -> Result<()> {
     ensure!(left.out.starts_with(b"b c\n65534\n/tmp\n") && left.code == Some(0), "{left:?}");
     let left = s.exec(id, &ExecSpec { tty: true, ..shell("tty -s && echo yes; echo err >&2") })?;
     ensure!(left.out == b"yes\r\nerr\r\n" && left.err.is_empty(), "{left:?}");
+    let left = s.runtime.block_on(async {
+        let spec = ExecSpec { tty: true, stdin: true, ..shell("read line; stty size") };
+        let (mut speaker, mut listener) = s.client.exec(id, &spec).await?.split();
+        speaker.say(&ToBody::Resize(TerminalSize { columns: 101, rows: 37 })).await?;
+        speaker.input(b"\n").await?;
+        tokio::time::timeout(PATIENCE, rest(&mut listener)).await.context("it does not end")?
+    })?;
+    ensure!(text_of(&left.out).contains("37 101"), "a terminal's size: {left:?}");
     let left = s.exec(id, &command(&["/no/such/program"]))?;
     ensure!(matches!(left.code, Some(126 | 127)), "{left:?}");
     for (spec, code) in [
