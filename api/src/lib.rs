@@ -14,6 +14,7 @@ pub mod lean;
 pub mod lease;
 pub mod network;
 pub mod placement;
+pub mod resize;
 pub mod set;
 pub mod streams;
 pub mod validate;

@@ -5,6 +5,7 @@
 use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
+use crate::resize::{MemberUsage, SizeStatus};
 use crate::set::SetSpec;
 use crate::streams::StreamOpen;
 use crate::{
@@ -67,12 +68,20 @@ pub enum FromHost {
 pub enum Ask {
     /// The last `lines` of a VM's serial console, or of a member's output (the first member's when none is named).
     ConsoleLog { instance: InstanceId, member: Option<String>, lines: u32 },
+    /// What a running body uses now of what it is held to.
+    Usage { instance: InstanceId },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    ConsoleLog { text: String },
+    ConsoleLog {
+        text: String,
+    },
+    /// Of a VM, nothing.
+    Usage {
+        members: Vec<MemberUsage>,
+    },
 }
 
 /// Everything a host should hold.
@@ -144,6 +153,9 @@ pub struct InstanceDesired {
     pub restarts: u64,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Counts the ordered changes of its size and of its members' limits, which a running body takes on as it is.
+    #[serde(default)]
+    pub resizes: u64,
     pub body: BodyDesired,
     /// The body that comes next: made ready beside the running one, without traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -464,6 +476,8 @@ pub struct InstanceStatus {
     pub fault: Option<Fault>,
     /// Of the last change of body here: from the order to stop the old one until the new one ran, in milliseconds.
     pub switch_ms: Option<u64>,
+    #[serde(default)]
+    pub size: SizeStatus,
     /// How it stands with the order to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<LeavingStatus>,

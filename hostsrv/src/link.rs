@@ -245,5 +245,11 @@ async fn answer(reconciler: &Reconciler, ask: Ask) -> Result<Answer, Fault> {
                 Err(error) => Err(fault(error.code(), error.to_string())),
             }
         }
+        Ask::Usage { instance } => {
+            let members = reconciler.usage(instance).await;
+            members
+                .map(|members| Answer::Usage { members })
+                .map_err(|error| fault(error.code(), error.to_string()))
+        }
     }
 }

@@ -174,6 +174,7 @@ impl Ops {
         };
         match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
             Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
+            Ok(Answer::Usage { .. }) => Err(OpsError::Internal("the host answered something else".into())),
             Err(AskError::Fault(fault)) => Err(OpsError::conflict(fault.message)),
             Err(error @ (AskError::NoLink | AskError::Timeout)) => {
                 Err(OpsError::Unavailable(error.to_string()))

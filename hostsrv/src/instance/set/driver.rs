@@ -5,14 +5,15 @@ use super::engine::{Engine, Limits};
 use super::images::Images;
 use super::labels::Life;
 use super::networks::Networks;
-use super::observed::{Part, PartState, Sightings, assemble};
+use super::observed::{Part, PartState, Seen, Sightings, assemble};
 use super::parts::Parts;
 use super::render::render;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, ending, events, exec, export, logs, ports, start, twin};
+use super::{ENGINE, ending, events, exec, export, logs, ports, roots, sizing, start, throttle, twin};
 use crate::instance::moves::BodyMoves;
+use crate::instance::sizing::BodySizing;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
@@ -20,6 +21,7 @@ use crate::instance::{
 };
 use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, Power};
+use amphi_api::resize::MemberUsage;
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::BodyDesired;
@@ -50,6 +52,8 @@ pub struct SetOptions {
     pub privileged_anchor: bool,
     /// What the first member's start waits for once the anchor is plugged. Default: nothing, as where no OVN runs.
     pub gate: Option<Arc<dyn PortGate>>,
+    /// Docker's data root, where members' root file systems are. Default: `/var/lib/docker`.
+    pub docker_root: PathBuf,
 }
 
 impl Default for SetOptions {
@@ -59,6 +63,7 @@ impl Default for SetOptions {
             busybox: PathBuf::from("/bin/busybox"),
             privileged_anchor: has_every_capability(),
             gate: None,
+            docker_root: PathBuf::from("/var/lib/docker"),
         }
     }
 }
@@ -67,6 +72,7 @@ impl Default for SetOptions {
 pub struct SetDriver {
     shared: Arc<Shared>,
     events: AbortHandle,
+    roots: AbortHandle,
 }
 
 impl SetDriver {
@@ -84,8 +90,9 @@ impl SetDriver {
             engine: Engine::new(docker_socket, options.limits),
             images: Images::new(options.busybox),
             networks: Networks::default(),
-            sightings: Sightings::default(),
+            sightings: Sightings::on(throttle::device_under(&options.docker_root)),
             restarts: Restarts::default(),
+            roots: Default::default(),
             bell,
             places: Places::new(&state_dir),
             parts: Parts::new(&state_dir),
@@ -99,8 +106,9 @@ impl SetDriver {
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
+        let roots = tokio::spawn(roots::watch(shared.clone())).abort_handle();
         tokio::spawn(exec::sweep(shared.state_dir.clone()));
-        Ok(Self { shared, events })
+        Ok(Self { shared, events, roots })
     }
 
     async fn start(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
@@ -124,7 +132,8 @@ impl SetDriver {
             start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
         self.shared.watch(&parts, false);
         let ready = |part: &Part| self.shared.outlook(part).ready == Some(true);
-        let steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        let mut steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        self.shared.roots.hold(&mut steps);
         for part in parts.iter().filter(|part| part.state == PartState::Ended) {
             self.shared.restarts.note(&part.id, part.detail.exit_code, part.detail.oom_killed);
         }
@@ -200,6 +209,7 @@ impl SetDriver {
 impl Drop for SetDriver {
     fn drop(&mut self) {
         self.events.abort();
+        self.roots.abort();
     }
 }
 
@@ -217,10 +227,18 @@ impl BodyDriver for SetDriver {
         let parts = self.shared.collect(None).await?;
         let ids: HashSet<&str> = parts.iter().map(|part| part.id.as_str()).collect();
         self.shared.restarts.keep(|id| ids.contains(id));
+        self.shared.roots.keep(|id| ids.contains(id));
         self.shared.watch(&parts, true);
         let outlook = |part: &Part| self.shared.outlook(part);
         let now_us = Timestamp::now().as_microsecond();
-        let mut bodies = assemble(&parts, &self.shared.restarts, &outlook, now_us);
+        let held = |part: &Part| self.shared.held(part);
+        let over = |part: &Part| roots::trouble(&self.shared, part);
+        let mut bodies = assemble(
+            &parts,
+            &self.shared.restarts,
+            &Seen { outlook: &outlook, held: &held, over: &over },
+            now_us,
+        );
         let volumes = self.shared.places.observe().await?;
         for body in &mut bodies {
             body.volumes = volumes.get(&body.instance).cloned().unwrap_or_default();
@@ -347,6 +365,18 @@ impl BodyExport for SetDriver {
 }
 
 impl BodyMoves for SetDriver {}
+
+#[async_trait]
+impl BodySizing for SetDriver {
+    async fn usage(&self, instance: InstanceId) -> Result<Vec<MemberUsage>, DriverError> {
+        let parts = self.parts(instance).await?;
+        sizing::usage(&self.shared, &parts.iter().collect::<Vec<_>>()).await
+    }
+
+    async fn resize(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+        sizing::resize(&self.shared, plan, set_of(plan)?, &self.parts(plan.instance).await?).await
+    }
+}
 
 #[async_trait]
 impl BodyStreams for SetDriver {

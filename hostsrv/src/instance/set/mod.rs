@@ -38,8 +38,11 @@ mod ports;
 mod processes;
 pub mod render;
 mod restarts;
+mod roots;
 mod shared;
+mod sizing;
 mod start;
+mod throttle;
 mod twin;
 mod volumes;
 mod watched;
@@ -48,6 +51,7 @@ pub use driver::{SetDriver, SetOptions};
 pub use engine::Limits as SetLimits;
 pub use meter::SetMeter;
 pub use restarts::next_restart_delay;
+pub use throttle::isolation;
 
 /// What errors call the engine.
 const ENGINE: &str = "Docker";

@@ -11,6 +11,7 @@ use super::observed::{Part, PartState, Sightings};
 use super::parts::Parts;
 use super::render::Facts;
 use super::restarts::Restarts;
+use super::roots::Roots;
 use super::volumes::Places;
 use crate::health::Health;
 use crate::instance::{Bell, BodyPlan, DriverError, PortAttachment, PortGate};
@@ -32,6 +33,7 @@ pub struct Shared {
     pub networks: Networks,
     pub sightings: Sightings,
     pub restarts: Restarts,
+    pub roots: Roots,
     pub bell: Bell,
     pub places: Places,
     pub parts: Parts,
