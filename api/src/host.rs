@@ -2,6 +2,7 @@
 
 use crate::lease::LeaseState;
 use crate::placement::Qos;
+use crate::resize::Isolation;
 use crate::{HostId, InstanceId, VolumeGroupId, VolumeId};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -98,6 +99,9 @@ pub struct HostSpec {
     /// Its agent takes volumes' bytes there too, in passes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub takes_passes: bool,
+    /// What it can hold bodies to; none: its agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
     /// Version of the agent.
     pub agent_version: String,
 }

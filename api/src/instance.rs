@@ -2,6 +2,7 @@
 
 use crate::failover::{FailoverTerms, Twin};
 use crate::placement::Qos;
+use crate::resize::{Bandwidth, Condition};
 use crate::set::SetSpec;
 use crate::{
     ExchangeId, FieldError, HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId,
@@ -105,6 +106,9 @@ pub struct InstanceNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
+    /// Of this connection.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
+    pub bandwidth: Bandwidth,
 }
 
 /// What happens to the instance when its host fails.
@@ -194,6 +198,13 @@ impl InstanceCreate {
                         "members have parts of it ('mounts'), and none is ordered",
                     ));
                 }
+                let limits_it = |member: &crate::set::MemberSpec| !member.options.io.volume.is_none();
+                if let (None, Some(at)) = (&self.volume, set.members.iter().position(limits_it)) {
+                    return Err(FieldError::new(
+                        format!("{place}.set.members[{at}].options.io.volume"),
+                        "the instance has no volume",
+                    ));
+                }
             }
             if self.bodies[..at].iter().any(|b| b.kind() == body.kind()) {
                 return Err(FieldError::new(place, format!("a second body of kind {}", body.kind())));
@@ -202,6 +213,7 @@ impl InstanceCreate {
         validate::within("networks", self.networks.len() as u64, 0, 8, "networks")?;
         for (at, network) in self.networks.iter().enumerate() {
             validate::name(&format!("networks[{at}].network"), &network.network)?;
+            network.bandwidth.check().map_err(|e| e.under(&format!("networks[{at}].bandwidth")))?;
         }
         validate::within("security_groups", self.security_groups.len() as u64, 0, 16, "groups")?;
         if let Some(volume) = &self.volume {
@@ -361,6 +373,9 @@ pub struct InstanceAddress {
     pub mac: String,
     #[schema(value_type = String)]
     pub address: IpAddr,
+    /// Of the whole port.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
+    pub bandwidth: Bandwidth,
 }
 
 /// Something of the instance that is out of reach until a host returns.
@@ -411,6 +426,12 @@ pub struct Instance {
     pub twin: Option<Twin>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// Its body is not held to its present size yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resizing: bool,
+    /// What is ordered and not so, while the body is well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Lost>,
     #[schemars(with = "String")]

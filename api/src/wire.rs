@@ -6,6 +6,7 @@ use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::looking::UseRow;
+use crate::resize::{MemberUsage, SizeStatus};
 use crate::set::SetSpec;
 use crate::streams::StreamOpen;
 use crate::{
@@ -70,13 +71,23 @@ pub enum Ask {
     ConsoleLog { instance: InstanceId, member: Option<String>, lines: u32 },
     /// What the bodies here use.
     Figures,
+    /// What a running body uses now of what it is held to.
+    Usage { instance: InstanceId },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    ConsoleLog { text: String },
-    Figures { rows: Vec<UseRow> },
+    ConsoleLog {
+        text: String,
+    },
+    Figures {
+        rows: Vec<UseRow>,
+    },
+    /// Of a VM, nothing.
+    Usage {
+        members: Vec<MemberUsage>,
+    },
 }
 
 /// Everything a host should hold.
@@ -148,6 +159,9 @@ pub struct InstanceDesired {
     pub restarts: u64,
     pub vcpus: u32,
     pub memory_mib: u64,
+    /// Counts the ordered changes of its size and of its members' limits, which a running body takes on as it is.
+    #[serde(default)]
+    pub resizes: u64,
     pub body: BodyDesired,
     /// The body that comes next: made ready beside the running one, without traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -468,6 +482,8 @@ pub struct InstanceStatus {
     pub fault: Option<Fault>,
     /// Of the last change of body here: from the order to stop the old one until the new one ran, in milliseconds.
     pub switch_ms: Option<u64>,
+    #[serde(default)]
+    pub size: SizeStatus,
     /// How it stands with the order to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<LeavingStatus>,

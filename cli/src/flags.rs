@@ -7,6 +7,7 @@ use amphi_api::instance::{
     BodyKind, BodySpec, FailoverPolicy, InstanceCreate, InstanceNetwork, InstanceVolume,
 };
 use amphi_api::placement::Qos;
+use amphi_api::resize::{Bandwidth, NetworkBandwidth};
 use clap::{Args, ValueEnum};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct InstanceFlags {
     /// Address on the network; repeat it in the networks' order. Default: a free one.
     #[arg(long, value_name = "ADDRESS")]
     address: Vec<IpAddr>,
+    /// Most kbit/s towards the instance and from it, of one of its networks: `lan=10000/5000`, `lan=10000/`, `lan=/5000`.
+    #[arg(long, value_name = "NETWORK=IN/OUT", value_parser = bandwidth)]
+    bandwidth: Vec<NetworkBandwidth>,
     /// Name or id of a security group; may be repeated.
     #[arg(long, value_name = "GROUP")]
     security_group: Vec<String>,
@@ -87,11 +91,21 @@ impl InstanceFlags {
         if self.address.len() > self.network.len() {
             return Err(Failure::new(2, "more --address than --network"));
         }
+        if let Some(one) = self.bandwidth.iter().find(|one| !self.network.contains(&one.network)) {
+            return Err(Failure::new(
+                2,
+                format!("--bandwidth of '{}', which no --network names", one.network),
+            ));
+        }
         let mut addresses = self.address.into_iter();
         let networks = self
             .network
             .into_iter()
-            .map(|network| InstanceNetwork { network, address: addresses.next() })
+            .map(|network| {
+                let limited = self.bandwidth.iter().find(|one| one.network == network);
+                let bandwidth = limited.map(|one| one.bandwidth).unwrap_or_default();
+                InstanceNetwork { network, address: addresses.next(), bandwidth }
+            })
             .collect();
         let volume = match (self.volume_gib, self.volume) {
             (None, None) => None,
@@ -157,6 +171,19 @@ pub fn memory(text: &str) -> Result<u64, String> {
         unit => return Err(format!("unknown unit '{unit}': MiB or GiB")),
     };
     number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
+}
+
+/// `NETWORK=IN/OUT` in kbit/s, either of them empty: no limit.
+pub fn bandwidth(text: &str) -> Result<NetworkBandwidth, String> {
+    let shape = "not NETWORK=IN/OUT, as lan=10000/5000";
+    let (network, rates) = text.rsplit_once('=').ok_or(shape)?;
+    let (ingress, egress) = rates.split_once('/').ok_or(shape)?;
+    let rate = |text: &str| match text {
+        "" => Ok(None),
+        number => number.parse::<u32>().map(Some).map_err(|_| shape.to_owned()),
+    };
+    let bandwidth = Bandwidth { ingress_kbps: rate(ingress)?, egress_kbps: rate(egress)? };
+    Ok(NetworkBandwidth { network: network.to_owned(), bandwidth })
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -268,6 +268,7 @@ fn hello(name: &str) -> FromHost {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        isolation: None,
         agent_version: "0".into(),
     };
     FromHost::Hello { protocol: PROTOCOL, spec }

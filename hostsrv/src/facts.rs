@@ -4,11 +4,13 @@
 
 use crate::config::Config;
 use crate::instance::BodyDriver;
+use crate::instance::set::isolation;
 use crate::network::ovs::Switch;
 use crate::reconcile::{Drivers, Troubles};
 use crate::storage::{Activation, StorageFacts};
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::BodyKind;
+use amphi_api::resize::Isolation;
 use anyhow::Context;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +40,8 @@ pub struct Facts {
     storage: Result<StorageFacts, String>,
     storage_at: tokio::time::Instant,
     versions: std::collections::BTreeMap<EngineName, String>,
+    /// A kernel does not change while it runs.
+    isolation: Isolation,
 }
 
 impl Facts {
@@ -50,7 +54,9 @@ impl Facts {
         let storage = sources.drivers.volumes.probe().await.map_err(|e| e.to_string());
         let storage_at = tokio::time::Instant::now();
         let physical_networks = Vec::new();
-        Self { sources, qemu, ovn, ovs, physical_networks, storage, storage_at, versions: Default::default() }
+        let isolation = isolation(&sources.config.docker_root);
+        let versions = Default::default();
+        Self { sources, qemu, ovn, ovs, physical_networks, storage, storage_at, versions, isolation }
     }
 
     /// Looks again, every [`PERIOD`] and whenever the reconciler's troubles change.
@@ -114,6 +120,7 @@ impl Facts {
             physical_networks: self.physical_networks.clone(),
             moves_at: Some(config.moves_listen()),
             takes_passes: true,
+            isolation: Some(self.isolation.clone()),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

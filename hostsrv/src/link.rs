@@ -250,5 +250,11 @@ async fn answer(reconciler: &Reconciler, gauge: &Gauge, ask: Ask) -> Result<Answ
                 Err(error) => Err(fault(error.code(), error.to_string())),
             }
         }
+        Ask::Usage { instance } => {
+            let members = reconciler.usage(instance).await;
+            members
+                .map(|members| Answer::Usage { members })
+                .map_err(|error| fault(error.code(), error.to_string()))
+        }
     }
 }

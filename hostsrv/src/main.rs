@@ -107,7 +107,11 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
-    let options = SetOptions { gate: Some(Arc::new(Flows::new(switch.clone()))), ..SetOptions::default() };
+    let options = SetOptions {
+        gate: Some(Arc::new(Flows::new(switch.clone()))),
+        docker_root: config.docker_root.clone(),
+        ..SetOptions::default()
+    };
     let sets: Arc<dyn BodyDriver> =
         Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), options)?);
     let vms = VmDriver::new(

@@ -12,6 +12,7 @@ use amphi_api::wire::{
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache};
 use amphi_hostsrv::instance::moves::{BodyMoves, Departure};
+use amphi_hostsrv::instance::sizing::BodySizing;
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::*;
 use amphi_hostsrv::lease::memo::Files;
@@ -112,6 +113,7 @@ impl BodyDriver for Bodies {
             volumes: plan.attachments.iter().map(|extra| extra.volume.id).collect(),
             rescued: plan.rescue.is_some(),
             members: vec![],
+            held: Default::default(),
             away: false,
             trouble: None,
         };
@@ -160,6 +162,8 @@ impl BodyExport for Bodies {
             .map_err(|source| DriverError::Io { doing: "write".into(), source })
     }
 }
+
+impl BodySizing for Bodies {}
 
 #[async_trait]
 impl BodyMoves for Bodies {
@@ -437,6 +441,7 @@ fn set(volume: VolumeId) -> InstanceDesired {
         epoch: 1,
         power: Power::On,
         restarts: 0,
+        resizes: 0,
         vcpus: 1,
         memory_mib: 64,
         body: body(BodyKind::Set),

@@ -9,6 +9,7 @@ use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCr
 use crate::looking::{DebugCreate, Debugging, Usage};
 use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
 use crate::placement::{PlacementAsk, PlacementExplained, RebalanceAsk, RebalancePlan};
+use crate::resize::InstanceResize;
 use crate::set::SetSpec;
 use crate::volume::{Snapshot, SnapshotCreate, Volume, VolumeCreate, VolumeExtend};
 use crate::{
@@ -219,6 +220,11 @@ impl Client {
 
     pub async fn restart_instance(&self, id: InstanceId) -> Result<Instance> {
         self.order(format!("restart instance {id}"), &format!("/instances/{id}/restart")).await
+    }
+
+    /// Orders another size, which a running body takes on as it is.
+    pub async fn resize_instance(&self, id: InstanceId, request: &InstanceResize) -> Result<Instance> {
+        self.post(format!("resize instance {id}"), &format!("/instances/{id}/resize"), request).await
     }
 
     /// The last `lines` of a VM's serial console, or of a set member's output.

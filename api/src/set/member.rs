@@ -2,6 +2,7 @@
 
 use super::container::{self, Capabilities, ConfigFile, LogSpec, MountSpec, TmpfsSpec, Ulimit};
 use super::lifecycle::{Hooks, NextWhen, RestartPolicy, StopSpec};
+use super::limits::MemberIo;
 use super::probe::Probes;
 use super::{HEADROOM_DEFAULT, LIST_MAX};
 use crate::{FieldError, validate};
@@ -100,6 +101,17 @@ pub struct MemberOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 400)]
     pub headroom: Option<u32>,
+    /// Processes and threads at most: 8 to 4,194,304. Default: as many as the host lets be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 8, maximum = 4194304)]
+    pub pids: Option<u64>,
+    /// What it may have written into its root file system, in MiB: 1 to 16,777,216. A member that has more is ended, and
+    /// starts again when the limit is raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 16777216)]
+    pub root_mib: Option<u64>,
+    #[serde(default, skip_serializing_if = "MemberIo::is_none")]
+    pub io: MemberIo,
 }
 
 impl MemberOptions {
@@ -109,7 +121,9 @@ impl MemberOptions {
         self.heap_mib.map(|heap| (heap << 20) * (100 + headroom) / 100)
     }
 
-    fn check(&self) -> Result<(), FieldError> {
+    pub(crate) fn check(&self) -> Result<(), FieldError> {
+        super::limits::check(self.pids, self.root_mib)?;
+        self.io.check().map_err(|e| e.under("io"))?;
         for (what, share) in [("cpu", self.cpu), ("mem", self.mem)] {
             if let Some(share) = share {
                 validate::within(what, u64::from(share), 1, 100, "percent")?;

@@ -7,12 +7,14 @@
 mod anchor;
 mod container;
 mod lifecycle;
+mod limits;
 mod member;
 mod probe;
 
 pub use anchor::{AnchorSpec, DnsSpec};
 pub use container::{Capabilities, ConfigFile, LogSpec, MountSpec, TmpfsSpec, Ulimit, permissions};
 pub use lifecycle::{Hook, Hooks, NextWhen, RestartPolicy, StopSpec};
+pub use limits::{IoLimit, MemberIo};
 pub use member::{MemberOptions, MemberSpec};
 pub use probe::{HttpProbe, Probe, Probes, TcpProbe};
 

@@ -96,6 +96,12 @@ fn every_field_has_its_refusal() {
         (json!({"options": {"heap_mib": 0}}), "options.heap_mib"),
         (json!({"options": {"heap_mib": 9, "headroom": 401}}), "options.headroom"),
         (json!({"options": {"headroom": 20}}), "options.headroom"),
+        (json!({"options": {"pids": 7}}), "options.pids"),
+        (json!({"options": {"root_mib": 0}}), "options.root_mib"),
+        (json!({"options": {"io": {"root": {"read_bps": 65_535}}}}), "options.io.root.read_bps"),
+        (json!({"options": {"io": {"root": {"write_bps": 0}}}}), "options.io.root.write_bps"),
+        (json!({"options": {"io": {"volume": {"read_iops": 9}}}}), "options.io.volume.read_iops"),
+        (json!({"options": {"io": {"volume": {"write_iops": 100_000_001}}}}), "options.io.volume.write_iops"),
         (json!({"ulimits": {"files": {"soft": 1, "hard": 1}}}), "ulimits.files"),
         (json!({"ulimits": {"nofile": {"soft": 2, "hard": 1}}}), "ulimits.nofile"),
         (json!({"ulimits": {"nofile": {"soft": -1, "hard": 1}}}), "ulimits.nofile"),
@@ -182,6 +188,7 @@ fn words_that_are_none_are_refused_where_they_are_read() {
         json!({"hooks": {"pre_start": {"command": ["a"]}}}),
         json!({"probes": {"readiness": {"grpc": {}}}}),
         json!({"ulimits": {"nofile": 5}}),
+        json!({"options": {"io": {"swap": {}}}}),
         json!({"files": [{"path": "/a"}]}),
     ] {
         let mut member = json!({"index": 0, "image": "x"});

@@ -8,6 +8,7 @@ use amphi_api::host::{
     Engine, Evacuation, Host, HostChange, HostLease, HostState, JoinTokenCreate, Maintenance,
     MaintenanceCreate,
 };
+use amphi_api::resize::Isolation;
 use clap::Subcommand;
 use jiff::Timestamp;
 use std::time::Duration;
@@ -270,6 +271,7 @@ fn detail(host: &Host, now: Timestamp) -> String {
             ),
             ("VMs run by", word(spec.acceleration)),
             ("Activation", word(spec.activation)),
+            ("Isolation", or_dash(spec.isolation.as_ref().map(isolation))),
             ("Engines", engines.collect::<Vec<_>>().join("\n")),
             ("Agent", spec.agent_version.clone()),
         ]);
@@ -278,6 +280,28 @@ fn detail(host: &Host, now: Timestamp) -> String {
         lines.push(("Strangers", host.strangers.join("\n")));
     }
     pairs(&lines)
+}
+
+/// What its kernel can hold bodies to, and what not.
+fn isolation(isolation: &Isolation) -> String {
+    let mut lines = vec![format!("control groups version {}", isolation.cgroups)];
+    let lacks = [
+        (isolation.cpu, "no CPU ceilings"),
+        (isolation.memory, "no memory limits"),
+        (isolation.pids, "no process limits"),
+        (isolation.io, "no rates of devices"),
+        (
+            isolation.io_buffered || !isolation.io,
+            "rates do not count what is written back later from the page cache",
+        ),
+        (
+            isolation.root_device.is_some(),
+            "members' root file systems lie on no block device: no rates of them",
+        ),
+        (isolation.root_quota, "root file systems are watched; the kernel does not bound them"),
+    ];
+    lines.extend(lacks.iter().filter(|(has, _)| !has).map(|(_, lack)| (*lack).to_owned()));
+    lines.join("\n")
 }
 
 fn evacuated(evacuation: &Evacuation, host: &str) -> String {

@@ -3,6 +3,7 @@
 
 use crate::table::{age, mib, moment, or_dash, pairs, rows, word};
 use amphi_api::instance::{BodySpec, Instance, InstanceState, MemberStatus};
+use amphi_api::resize::Bandwidth;
 use jiff::Timestamp;
 
 pub fn list(instances: &[Instance], now: Timestamp) -> String {
@@ -31,8 +32,11 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
         text.push('\n');
     }
     let bodies: Vec<_> = i.bodies.iter().map(|b| b.kind().to_string()).collect();
-    let addresses: Vec<_> =
-        i.addresses.iter().map(|a| format!("{} on {} ({})", a.address, a.network_name, a.mac)).collect();
+    let addresses: Vec<_> = i
+        .addresses
+        .iter()
+        .map(|a| format!("{} on {} ({}){}", a.address, a.network_name, a.mac, rates(&a.bandwidth)))
+        .collect();
     let groups: Vec<_> = i.security_groups.iter().map(ToString::to_string).collect();
     let metadata: Vec<_> = i.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let lines = |list: Vec<String>| if list.is_empty() { "-".to_owned() } else { list.join("\n") };
@@ -69,6 +73,14 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// `, at most 10000 kbit/s in, 5000 kbit/s out`.
+fn rates(bandwidth: &Bandwidth) -> String {
+    let both = [(bandwidth.ingress_kbps, "in"), (bandwidth.egress_kbps, "out")];
+    let told: Vec<_> =
+        both.iter().filter_map(|(rate, way)| Some(format!("{} kbit/s {way}", (*rate)?))).collect();
+    if told.is_empty() { String::new() } else { format!(", at most {}", told.join(", ")) }
 }
 
 /// The policy, and where its twin stands.
@@ -125,6 +137,12 @@ fn trouble(i: &Instance, now: Timestamp) -> String {
         if i.state == InstanceState::Error {
             lines.push("  It is tried again by itself; nothing needs to be ordered anew.".to_owned());
         }
+    }
+    if i.resizing && i.fault.is_none() {
+        lines.push("RESIZING: it is not held to its present size yet.".to_owned());
+    }
+    for condition in &i.conditions {
+        lines.push(format!("{}: {}", condition.code.to_uppercase().replace('_', " "), condition.message));
     }
     for lost in &i.lost {
         lines.push(format!("LOST since {}: volume {}", moment(lost.since, now), lost.volume));

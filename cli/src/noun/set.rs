@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::flags::InstanceFlags;
 use crate::json_file::JsonFile;
 use crate::noun::instance;
+use crate::noun::resize::Resize;
 use crate::session::{Session, say};
 use crate::table::clean;
 use amphi_api::FieldError;
@@ -25,6 +26,8 @@ pub enum Command {
     Create(Box<Create>),
     /// Make an instance of a Docker Compose file. What could not be carried over is listed on stderr, with the reason.
     Import(Box<Import>),
+    /// Give a set another size, while it runs. Less than what is used is refused with the figures.
+    Resize(Box<Resize>),
     /// One set in full: members with their readiness, restarts and last end.
     Show {
         /// Name or id.
@@ -66,6 +69,7 @@ impl Command {
                 say(&text)
             }
             Self::Show { set } => instance::Command::Show { instance: set }.run(session).await,
+            Self::Resize(resize) => resize.run(session).await,
             Self::Import(import) => import.run(session).await,
             Self::Create(create) => {
                 let set = load(&create.file)?;

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::flags::InstanceFlags;
+use crate::noun::resize::Resize;
 use crate::noun::{instance, set};
 use crate::session::Session;
 use amphi_api::instance::{BodySpec, VmSpec};
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub enum Command {
     /// Make an instance with a VM as its body.
     Create(Box<Create>),
+    /// Give a VM another size: while it runs as far as it was started with room for it, else at its next start.
+    Resize(Box<Resize>),
 }
 
 #[derive(Args)]
@@ -32,7 +35,10 @@ pub struct Create {
 
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
-        let Self::Create(create) = self;
+        let create = match self {
+            Self::Create(create) => create,
+            Self::Resize(resize) => return resize.run(session).await,
+        };
         let mut bodies = vec![BodySpec::Vm(VmSpec { image: create.image, root_gib: create.root_gib })];
         if let Some(path) = &create.or_set {
             bodies.push(BodySpec::Set(set::load(path)?));

@@ -313,6 +313,7 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         epoch: row.epoch,
         power: row.power,
         restarts: row.restarts,
+        resizes: row.resizes,
         vcpus: row.vcpus,
         memory_mib: row.memory_mib,
         body,

@@ -8,6 +8,7 @@ use super::{Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, View, netw
 use crate::model::*;
 use crate::scheduler::Request;
 use amphi_api::instance::{Instance, InstanceAddress, InstanceCreate, InstanceVolume};
+use amphi_api::wire::BodyState;
 use amphi_api::{InstanceId, ProjectId, SecurityGroupId};
 use jiff::Timestamp;
 
@@ -75,7 +76,13 @@ fn decide(
         let field = format!("networks[{at}]");
         let network = networks::named(view, scope, &format!("{field}.network"), &wanted.network)?.id;
         let fixed_ips = wanted.address.map(|a| vec![FixedIpWish { subnet: None, address: Some(a) }]);
-        nics.push(NicPlan { target: PortTarget::Network(network), fixed_ips, tag: None, field });
+        nics.push(NicPlan {
+            target: PortTarget::Network(network),
+            fixed_ips,
+            tag: None,
+            bandwidth: wanted.bandwidth,
+            field,
+        });
     }
     let plan = Plan {
         project: scope,
@@ -144,6 +151,10 @@ fn existing_volume<'a>(
     Ok(Some(row))
 }
 
+fn is_alive(state: BodyState) -> bool {
+    !matches!(state, BodyState::Stopped | BodyState::Absent)
+}
+
 /// An instance as clients see it.
 pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
     let ports = record.ports.iter().filter_map(|id| view.ports.get(*id));
@@ -155,6 +166,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
             network_name: name.clone(),
             mac: port.mac.clone(),
             address,
+            bandwidth: port.bandwidth,
         })
     });
     let current = record.current();
@@ -181,6 +193,8 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         failover_terms: record.failover_terms,
         twin: super::twins::told(view, record),
         fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
+        resizing: current.is_some_and(|o| is_alive(o.state) && o.size.resizes < record.resizes),
+        conditions: current.map(|o| o.size.conditions.clone()).unwrap_or_default(),
         lost: record.lost.clone(),
         created_at: record.created_at,
         updated_at: record.updated_at,

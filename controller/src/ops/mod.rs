@@ -39,6 +39,7 @@ pub mod ports;
 mod qos;
 pub mod quotas;
 mod reach;
+mod resizing;
 mod resolve;
 pub mod routers;
 pub mod server_groups;

@@ -174,7 +174,7 @@ impl Ops {
         };
         match self.links.ask(host, Ask::ConsoleLog { instance: id, member, lines }).await {
             Ok(Answer::ConsoleLog { text }) => Ok(ConsoleLog { text }),
-            Ok(Answer::Figures { .. }) => {
+            Ok(Answer::Figures { .. } | Answer::Usage { .. }) => {
                 Err(OpsError::Internal("the host answered another question".into()))
             }
             Err(AskError::Fault(fault)) => Err(OpsError::conflict(fault.message)),

@@ -8,6 +8,7 @@ use super::{Draft, ListQuery, Ops, OpsError, Reach, View, groups, quotas};
 use crate::model::network::{FixedIp, owner};
 use crate::model::*;
 use amphi_api::network::Port;
+use amphi_api::resize::Bandwidth;
 use amphi_api::{InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId};
 use jiff::Timestamp;
 
@@ -26,6 +27,8 @@ pub struct PortWish<'a> {
     pub groups: &'a [SecurityGroupId],
     /// Of a new port: nothing goes out but by a rule.
     pub egress_by_rule: bool,
+    /// Of a new port.
+    pub bandwidth: Bandwidth,
     /// The connection's place in the request: `networks[0]`.
     pub field: String,
     pub now: Timestamp,
@@ -78,6 +81,7 @@ pub(super) fn plan(
             let (id, mac) = fresh_port(view, network.id);
             let mut port = PortRecord::new(id, scope, network.id, mac, wish.now);
             port.port_security = network.port_security;
+            port.bandwidth = wish.bandwidth;
             let asker = Asker { mac: &port.mac, port: None, router: false, field: &wish.field };
             port.fixed_ips = allocate(view, network, wish.fixed_ips.as_deref(), &asker)?;
             if port.fixed_ips.is_empty() {

@@ -10,8 +10,8 @@ use crate::network::{
     SubnetSpec, Topology,
 };
 use crate::ops::View;
-use amphi_api::RouterId;
 use amphi_api::instance::ExchangePhase;
+use amphi_api::{QosRuleId, RouterId};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -149,7 +149,26 @@ fn limits(view: &View, port: &PortRecord, network: &NetworkRecord) -> Vec<LimitS
             dscp: Some(dscp_mark),
         },
     };
-    policy.map(|row| row.rules.iter().map(limit).collect()).unwrap_or_default()
+    let own = own_limits(port);
+    let others = policy.map(|row| row.rules.iter().map(limit).collect::<Vec<_>>()).unwrap_or_default();
+    let taken = |limit: &LimitSpec| {
+        limit.bandwidth.is_some() && own.iter().any(|own| own.direction == limit.direction)
+    };
+    let others: Vec<_> = others.into_iter().filter(|limit| !taken(limit)).collect();
+    own.into_iter().chain(others).collect()
+}
+
+/// The port's own bandwidth. A limit's id is the port's with its last bit for the direction: no record stands for it.
+fn own_limits(port: &PortRecord) -> Vec<LimitSpec> {
+    use amphi_api::network::Direction::{Egress, Ingress};
+    let both = [(Ingress, port.bandwidth.ingress_kbps, 0), (Egress, port.bandwidth.egress_kbps, 1)];
+    let limit = |(direction, kbps, bit): (_, Option<u32>, u128)| {
+        let id = QosRuleId(Uuid::from_u128(port.id.0.as_u128() & !1 | bit));
+        // Half a second's worth at once: less starves TCP.
+        let bandwidth = kbps.map(|kbps| (kbps, (kbps / 2).max(64)));
+        bandwidth.map(|_| LimitSpec { id, direction, bandwidth, dscp: None })
+    };
+    both.into_iter().filter_map(limit).collect()
 }
 
 fn group(row: &SecurityGroupRecord) -> GroupSpec {

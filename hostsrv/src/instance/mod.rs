@@ -8,8 +8,10 @@ pub(crate) mod config_drive;
 pub mod figures;
 pub(crate) mod folders;
 pub mod gauge;
+pub mod limits;
 pub mod moves;
 pub mod set;
+pub mod sizing;
 pub mod streams;
 pub mod vm;
 
@@ -157,6 +159,8 @@ pub struct ObservedBody {
     pub rescued: bool,
     /// Empty for VMs.
     pub members: Vec<MemberStatus>,
+    /// What its members, by name, or a VM ([`limits::WHOLE`]) are held to now, as far as the engine tells.
+    pub held: BTreeMap<String, limits::Held>,
     /// It ended here because it went to another host, whole.
     pub away: bool,
     /// Engine-side trouble of this body: paused on I/O error, guest panic, a member that keeps failing.
@@ -224,6 +228,9 @@ pub enum DriverError {
     NetworkDown { doing: String, message: String },
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: std::io::Error },
+    /// Something uses more than it would have; nothing was changed.
+    #[error("{message}")]
+    LimitsRefused { message: String },
 }
 
 impl From<QemuImgError> for DriverError {
@@ -247,6 +254,7 @@ impl DriverError {
             Self::ImageBroken { .. } => "image_broken",
             Self::NetworkDown { .. } => "network_down",
             Self::Io { .. } => "internal",
+            Self::LimitsRefused { .. } => amphi_api::resize::REFUSED,
         }
     }
 }
@@ -267,7 +275,7 @@ pub trait BodyExport: Send + Sync {
 
 /// Makes, starts, stops and removes bodies of one kind. Every call is idempotent and bounded in time.
 #[async_trait]
-pub trait BodyDriver: BodyExport + streams::BodyStreams + moves::BodyMoves {
+pub trait BodyDriver: BodyExport + streams::BodyStreams + moves::BodyMoves + sizing::BodySizing {
     /// Asks the engine whether it works.
     async fn probe(&self) -> Result<EngineFacts, DriverError>;
 

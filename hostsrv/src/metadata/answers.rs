@@ -135,6 +135,7 @@ mod tests {
             epoch: 1,
             power: Power::On,
             restarts: 0,
+            resizes: 0,
             vcpus: 1,
             memory_mib: 128,
             body: plan.body,

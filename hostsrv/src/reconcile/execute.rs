@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 /// Why an item is not as ordered.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WorkError {
+pub enum WorkError {
     #[error(transparent)]
     Driver(#[from] DriverError),
     #[error(transparent)]
@@ -51,7 +51,8 @@ pub(super) enum WorkError {
 }
 
 impl WorkError {
-    fn code(&self) -> &'static str {
+    /// The stable word for machines.
+    pub fn code(&self) -> &'static str {
         match self {
             Self::Driver(error) => error.code(),
             Self::Storage(
@@ -214,6 +215,7 @@ impl Reconciler {
                 Ok(ledger.note(id, begun)?)
             }
             (Step::Ensure, _, Some(instance)) => self.ensure(item, instance).await,
+            (Step::Resize, _, Some(instance)) => self.resize(item, instance, desired).await,
             (Step::Depart, _, Some(instance)) => self.depart(instance).await,
             (Step::NoteRestarts { restarts }, Item::Instance(id), _) => {
                 let mut ledger = self.ledger();

@@ -26,11 +26,23 @@ pub struct Memory {
     pub switched: Option<(u64, u64)>,
     /// When the old body was told to stop, while the new one does not run yet.
     pub switching_since: Option<Instant>,
+    /// What runs could not take on its size, of this order.
+    pub refused: Option<Refused>,
     order: Order,
     failures: u32,
     /// Tasks in a row that went well and yet left something to do: a member that waits for its next restart.
     unfinished: u32,
     retry_at: Option<Instant>,
+}
+
+/// A size that what runs could not take on.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub order: Order,
+    pub code: String,
+    pub message: String,
+    /// When it is tried again.
+    pub until: Instant,
 }
 
 /// Wait before the next task of the same order after one that went well: 250 ms, 500 ms … 4 s.

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod memory;
 pub mod observe;
 pub mod plan;
+mod resizing;
 pub mod status;
 mod taking;
 
@@ -331,7 +332,8 @@ impl Reconciler {
             let item = Item::Instance(instance.id);
             let begun = self.ledger().begun(instance.id);
             let prepared = self.memory().get(&item).and_then(|m| m.prepared);
-            let memory = Remembered { begun, prepared };
+            let keeps_size = self.keeps_size(item, desired);
+            let memory = Remembered { begun, prepared, keeps_size };
             plans.push((item, plan::instance(instance, &volumes, seen, &memory, confirmed && leased)));
         }
         if !confirmed {
@@ -366,7 +368,7 @@ impl Reconciler {
             // A twin is made anew when anything of its order changes.
             let fresh = |m: &&Memory| order.is_none() || m.prepared_for == order;
             let prepared = self.memory().get(&item).filter(fresh).and_then(|m| m.prepared);
-            let memory = Remembered { begun, prepared };
+            let memory = Remembered { begun, prepared, keeps_size: false };
             plans.push((item, plan::expected(coming, seen, &memory, confirmed && leased)));
         }
         plans.extend(destroy);

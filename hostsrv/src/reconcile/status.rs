@@ -96,6 +96,7 @@ fn instance(
             .is_some_and(|n| memory.prepared == Some((n.kind(), desired.epoch))),
         next_fault: memory.next_fault.clone(),
         fault: newer.or(silent).or_else(|| memory.fault.clone()).or(trouble),
+        size: super::resizing::told(desired, current.copied(), memory),
         switch_ms: memory.switched.filter(|(epoch, _)| *epoch == desired.epoch).map(|(_, ms)| ms),
         copying: None,
         leaving: desired.leaving.as_ref().map(|order| {

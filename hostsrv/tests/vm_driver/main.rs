@@ -3,6 +3,7 @@
 mod disk;
 mod guest;
 mod host;
+mod size;
 mod verbs;
 
 use amphi_api::host::Acceleration;
@@ -86,6 +87,8 @@ async fn a_vm_lives_its_life() {
     console(&vms, id, &sees(16 * MIB)).await;
     console(&vms, id, "guest: disk serial=config-2").await;
     vms.ensure(&plan).await.unwrap();
+    size::measured(&vms, &plan).await;
+    size::grows(&vms, &plan).await;
 
     disk.grow(24 * MIB);
     vms.adjust(id, Adjustment::VolumeGrown { volume: grows, bytes: 24 * MIB }).await.unwrap();

@@ -8,10 +8,11 @@ use std::time::Duration;
 use amphi_api::ErrorBody;
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::{MemberStatus, Power};
+use amphi_api::resize::SizeStatus;
 use amphi_api::wire::{
-    Answer, BodyDesired, BodyState, ExpectedStatus, FromHost, HEARTBEAT_SECONDS, HostDesired, HostStatus,
-    InstanceDesired, InstanceStatus, JoinAnswer, JoinRequest, JoinTicket, PROTOCOL, SnapshotStatus, ToHost,
-    VolumeStatus,
+    Answer, Ask, BodyDesired, BodyState, ExpectedStatus, FromHost, HEARTBEAT_SECONDS, HostDesired,
+    HostStatus, InstanceDesired, InstanceStatus, JoinAnswer, JoinRequest, JoinTicket, PROTOCOL,
+    SnapshotStatus, ToHost, VolumeStatus,
 };
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{Sink, SinkExt, StreamExt};
@@ -125,8 +126,11 @@ async fn talk(
                         welcome.take().map(|w| w.send(()));
                     }
                     ToHost::Desired(desired) => send(&mut up, &FromHost::Status(done(&desired))).await?,
-                    ToHost::Ask { id, .. } => {
-                        let answer = Ok(Answer::ConsoleLog { text: "a body in memory\n".to_owned() });
+                    ToHost::Ask { id, ask } => {
+                        let answer = Ok(match ask {
+                            Ask::ConsoleLog { .. } => Answer::ConsoleLog { text: "a body in memory\n".to_owned() },
+                            Ask::Usage { .. } => Answer::Usage { members: Vec::new() },
+                        });
                         send(&mut up, &FromHost::Answer { id, answer }).await?;
                     }
                     // Nothing runs here that could be looked into: the controller waits in vain.
@@ -211,6 +215,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         next_fault: None,
         fault: None,
         switch_ms: None,
+        size: SizeStatus { resizes: wanted.resizes, conditions: Vec::new() },
         leaving: None,
         copying: None,
     }
@@ -244,6 +249,7 @@ fn spec(name: &str) -> HostSpec {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        isolation: None,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

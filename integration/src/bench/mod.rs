@@ -181,7 +181,11 @@ fn set(name: &str, volume: bool, memory_mib: u64) -> Result<InstanceCreate> {
         vcpus: 1,
         memory_mib,
         bodies: vec![BodySpec::Set(set)],
-        networks: vec![InstanceNetwork { network: NAME.to_owned(), address: None }],
+        networks: vec![InstanceNetwork {
+            network: NAME.to_owned(),
+            address: None,
+            bandwidth: Default::default(),
+        }],
         security_groups: vec![NAME.to_owned()],
         volume: volume.then_some(InstanceVolume { size_gib: Some(1), name: None, id: None }),
         user_data: None,

@@ -7,6 +7,7 @@ use amphi_api::instance::{BodyKind, MemberStatus, Power};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::BodyDesired;
 use amphi_hostsrv::instance::moves::BodyMoves;
+use amphi_hostsrv::instance::sizing::BodySizing;
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
 use amphi_hostsrv::instance::{
     Adjustment, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
@@ -121,6 +122,7 @@ fn observed(body: Body) -> ObservedBody {
         volumes: if live { body.extras } else { Vec::new() },
         rescued: body.rescued,
         away: false,
+        held: Default::default(),
         members: body.members.into_iter().map(|m| MemberStatus { running: live, ..m }).collect(),
         trouble: None,
     }
@@ -128,6 +130,9 @@ fn observed(body: Body) -> ObservedBody {
 
 /// These engines stop a body for a move, as sets do.
 impl BodyMoves for MemoryBodies {}
+
+/// Nor do they limit anything.
+impl BodySizing for MemoryBodies {}
 
 #[async_trait]
 impl BodyDriver for MemoryBodies {

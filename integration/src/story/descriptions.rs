@@ -62,7 +62,11 @@ fn instance(name: &str, host: Option<&str>, body: BodySpec, memory_mib: u64) -> 
         vcpus: 1,
         memory_mib,
         bodies: vec![body],
-        networks: vec![InstanceNetwork { network: NETWORK.to_owned(), address: None }],
+        networks: vec![InstanceNetwork {
+            network: NETWORK.to_owned(),
+            address: None,
+            bandwidth: Default::default(),
+        }],
         security_groups: vec![GROUP.to_owned()],
         volume: None,
         user_data: None,

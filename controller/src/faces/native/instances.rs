@@ -7,6 +7,7 @@ use super::guard::Scope;
 use crate::ops::VolumeFate;
 use amphi_api::InstanceId;
 use amphi_api::instance::{ConsoleLog, Instance, InstanceCreate};
+use amphi_api::resize::InstanceResize;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -115,6 +116,19 @@ pub async fn restart(
     Id(id): Id<InstanceId>,
 ) -> Result<(StatusCode, Json<Instance>), Failure> {
     Ok((StatusCode::ACCEPTED, Json(native.ops.restart_instance(scope, id).await?)))
+}
+
+/// Give the instance another size. What runs takes it on as it is: see `resizing` and `conditions`. Less than what is
+/// used is refused with the figures.
+#[utoipa::path(post, path = "/instances/{id}/resize", tag = "instances", params(("id" = Uuid, Path)),
+    request_body = InstanceResize, responses((status = 202, body = Instance), WriteRefusals))]
+pub async fn resize(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<InstanceId>,
+    Body(request): Body<InstanceResize>,
+) -> Result<(StatusCode, Json<Instance>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.resize_instance(scope, id, &request).await?)))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -96,6 +96,7 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(instances::start))
         .routes(routes!(instances::stop))
         .routes(routes!(instances::restart))
+        .routes(routes!(instances::resize))
         .routes(routes!(instances::console_log))
         .routes(routes!(streams::exec))
         .routes(routes!(streams::console))

@@ -88,6 +88,9 @@ pub struct InstanceRecord {
     pub power: Power,
     /// Ordered restarts.
     pub restarts: u64,
+    /// Ordered changes of its size and its members' limits.
+    #[serde(default)]
+    pub resizes: u64,
     /// Counts the root disks: it grows when the root is to begin anew.
     #[serde(default)]
     pub root: u64,
@@ -209,6 +212,7 @@ pub(crate) mod tests {
             body: BodyKind::Set,
             power: Power::On,
             restarts: 0,
+            resizes: 0,
             root: 0,
             rescue: None,
             shelved: None,
@@ -240,6 +244,7 @@ pub(crate) mod tests {
             next_fault: None,
             fault: None,
             switch_ms: None,
+            size: Default::default(),
             leaving: None,
         }
     }

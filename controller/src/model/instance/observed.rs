@@ -1,6 +1,7 @@
 //! What a host says of an instance's body, as the record keeps it.
 
 use amphi_api::instance::{BodyKind, Fault, MemberStatus};
+use amphi_api::resize::SizeStatus;
 use amphi_api::wire::{BodyState, InstanceStatus, LeavingStatus};
 use amphi_api::{PortId, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct InstanceObserved {
     pub fault: Option<Fault>,
     #[serde(default)]
     pub switch_ms: Option<u64>,
+    #[serde(default)]
+    pub size: SizeStatus,
     /// How far it is with leaving for another host while it runs.
     #[serde(default)]
     pub leaving: Option<LeavingStatus>,
@@ -50,6 +53,7 @@ impl From<&InstanceStatus> for InstanceObserved {
             next_fault: status.next_fault.clone(),
             fault: status.fault.clone(),
             switch_ms: status.switch_ms,
+            size: status.size.clone(),
             leaving: status.leaving,
         }
     }

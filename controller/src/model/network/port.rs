@@ -2,6 +2,7 @@
 
 use super::{Notes, is_no, is_yes, yes};
 use crate::model::Record;
+use amphi_api::resize::Bandwidth;
 use amphi_api::{InstanceId, NetworkId, PortId, ProjectId, QosPolicyId, RouterId, SecurityGroupId, SubnetId};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -66,6 +67,9 @@ pub struct PortRecord {
     pub binding_profile: serde_json::Map<String, serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<QosPolicyId>,
+    /// Its own, before any policy's.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
+    pub bandwidth: Bandwidth,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub dns_name: String,
     #[serde(default)]
@@ -131,6 +135,7 @@ impl PortRecord {
             vnic_type: String::new(),
             binding_profile: serde_json::Map::new(),
             qos: None,
+            bandwidth: Bandwidth::default(),
             dns_name: String::new(),
             notes: Notes::default(),
             created_at: now,

@@ -88,6 +88,7 @@ fn attach(
         fixed_ips: wanted,
         groups: &groups,
         egress_by_rule: row.server.flavor.is_some(),
+        bandwidth: Default::default(),
         field: "interfaceAttachment".into(),
         now,
     };

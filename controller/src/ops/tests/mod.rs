@@ -10,6 +10,7 @@ mod live;
 mod moves;
 mod passes;
 mod placement;
+mod resizing;
 mod servers;
 mod shared_groups;
 mod sums;
@@ -25,6 +26,7 @@ use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, JoinTokenCreat
 use amphi_api::image::{Blob, BlobRole, ImageFormat};
 use amphi_api::instance::{Instance, InstanceCreate, Power};
 use amphi_api::network::{Network, NetworkCreate};
+use amphi_api::resize::MemberUsage;
 use amphi_api::wire::{
     BodyState, ExportStatus, HostStatus, InstanceStatus, JoinTicket, SnapshotStatus, VolumeStatus,
 };
@@ -38,7 +40,11 @@ const GIB: u64 = 1 << 30;
 
 /// Links that stand as the test says.
 #[derive(Default)]
-pub struct PlayedLinks(Mutex<HashSet<HostId>>);
+pub struct PlayedLinks {
+    up: Mutex<HashSet<HostId>>,
+    /// What members use, as any host would say.
+    pub used: Mutex<Vec<MemberUsage>>,
+}
 
 #[async_trait]
 impl HostLinks for PlayedLinks {
@@ -46,11 +52,13 @@ impl HostLinks for PlayedLinks {
         if !self.is_linked(host) {
             return Err(AskError::NoLink);
         }
-        let (member, lines) = match ask {
-            Ask::ConsoleLog { member, lines, .. } => (member, lines),
-            Ask::Figures => return Ok(Answer::Figures { rows: Vec::new() }),
-        };
-        Ok(Answer::ConsoleLog { text: format!("{lines} lines of {member:?}") })
+        match ask {
+            Ask::ConsoleLog { member, lines, .. } => {
+                Ok(Answer::ConsoleLog { text: format!("{lines} lines of {member:?}") })
+            }
+            Ask::Figures => Ok(Answer::Figures { rows: Vec::new() }),
+            Ask::Usage { .. } => Ok(Answer::Usage { members: self.used.lock().unwrap().clone() }),
+        }
     }
     async fn stream(&self, host: HostId, _: InstanceId, what: StreamTarget) -> Result<HostStream, AskError> {
         if !self.is_linked(host) {
@@ -60,10 +68,10 @@ impl HostLinks for PlayedLinks {
         Err(AskError::Fault(Fault { code: "engine_refused".into(), message, since: jiff::Timestamp::now() }))
     }
     fn is_linked(&self, host: HostId) -> bool {
-        self.0.lock().unwrap().contains(&host)
+        self.up.lock().unwrap().contains(&host)
     }
     fn end(&self, host: HostId) {
-        self.0.lock().unwrap().remove(&host);
+        self.up.lock().unwrap().remove(&host);
     }
 }
 
@@ -139,6 +147,7 @@ pub fn spec(name: &str) -> HostSpec {
         physical_networks: vec!["lan".into()],
         moves_at: None,
         takes_passes: false,
+        isolation: None,
         agent_version: "0".into(),
     }
 }
@@ -203,11 +212,11 @@ impl Cloud {
 
     pub async fn up(&self, host: HostId, name: &str) {
         self.ops.hello(host, &spec(name)).await.unwrap();
-        self.links.0.lock().unwrap().insert(host);
+        self.links.up.lock().unwrap().insert(host);
     }
 
     pub async fn down(&self, host: HostId) {
-        self.links.0.lock().unwrap().remove(&host);
+        self.links.up.lock().unwrap().remove(&host);
         self.ops.gone(host).await.unwrap();
     }
 
@@ -265,6 +274,7 @@ impl Cloud {
             next_fault: None,
             fault: None,
             switch_ms: Some(42),
+            size: amphi_api::resize::SizeStatus { resizes: i.resizes, conditions: Vec::new() },
             leaving: None,
             copying: None,
         });

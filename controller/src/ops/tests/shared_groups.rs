@@ -22,7 +22,7 @@ impl Cloud {
         let group = SharedGroup { id: VolumeGroupId::of("lvm-1"), name: "san".into(), size_bytes: 10 * GIB };
         let seeing = HostSpec { shared_groups: vec![group], ..spec(name) };
         self.ops.hello(host, &seeing).await.unwrap();
-        self.links.0.lock().unwrap().insert(host);
+        self.links.up.lock().unwrap().insert(host);
     }
 
     fn part(&self, host: HostId) -> GroupDesired {

@@ -33,6 +33,47 @@ impl Groups {
         if split.is_empty() { unified.map(Self::Unified) } else { Some(Self::Split(split)) }
     }
 
+    /// Version 1's directory of a controller.
+    pub fn controller(&self, name: &str) -> Option<&Path> {
+        match self {
+            Self::Unified(_) => None,
+            Self::Split(all) => all.iter().find(|(c, _)| c == name).map(|(_, dir)| dir.as_path()),
+        }
+    }
+
+    /// Memory that cannot be had back without ending something, in bytes, and the processes and threads. Pages of files
+    /// can be had back, but for those of shared memory.
+    pub fn used(&self) -> (u64, u64) {
+        let number = |dir: Option<PathBuf>, name: &str| -> u64 {
+            let text = dir.and_then(|dir| std::fs::read_to_string(dir.join(name)).ok());
+            text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        let (memory, pids, all, cache, shared) = match self {
+            Self::Unified(dir) => (Some(dir.clone()), Some(dir.clone()), "memory.current", "file", "shmem"),
+            Self::Split(_) => (
+                self.controller("memory").map(Path::to_owned),
+                self.controller("pids").map(Path::to_owned),
+                "memory.usage_in_bytes",
+                "total_cache",
+                "total_shmem",
+            ),
+        };
+        let stat = memory.as_ref().and_then(|dir| std::fs::read_to_string(dir.join("memory.stat")).ok());
+        let of = |key: &str| stat.as_deref().and_then(|stat| keyed(stat, key)).unwrap_or(0.0) as u64;
+        let files = of(cache).saturating_sub(of(shared));
+        (number(memory, all).saturating_sub(files), number(pids, "pids.current"))
+    }
+
+    /// How often the kernel has ended something in it for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let (dir, file) = match self {
+            Self::Unified(dir) => (Some(dir.as_path()), "memory.events"),
+            Self::Split(_) => (self.controller("memory"), "memory.oom_control"),
+        };
+        let text = dir.and_then(|dir| std::fs::read_to_string(dir.join(file)).ok());
+        text.and_then(|text| keyed(&text, "oom_kill")).unwrap_or(0.0) as u64
+    }
+
     /// All that the kernel says now.
     pub fn read(&self) -> Vec<(Figure, f64)> {
         let mut out = Vec::with_capacity(12);

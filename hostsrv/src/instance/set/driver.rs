@@ -5,15 +5,18 @@ use super::engine::{Engine, Limits};
 use super::images::Images;
 use super::labels::Life;
 use super::networks::Networks;
-use super::observed::{Part, PartState, Sightings, assemble};
+use super::observed::{Part, PartState, Seen, Sightings, assemble};
 use super::orphans::{self, Orphans};
 use super::parts::Parts;
 use super::render::render;
 use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
-use super::{ENGINE, copy, ending, events, exec, export, logs, ports, start, tools, twin};
+use super::{
+    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, throttle, tools, twin,
+};
 use crate::instance::moves::BodyMoves;
+use crate::instance::sizing::BodySizing;
 use crate::instance::streams::{BodyStreams, Opened};
 use crate::instance::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, CachedImage, DriverError, EngineFacts, ExportPlan,
@@ -21,6 +24,7 @@ use crate::instance::{
 };
 use amphi_api::InstanceId;
 use amphi_api::instance::{BodyKind, Power};
+use amphi_api::resize::MemberUsage;
 use amphi_api::set::{MemberSpec, SetSpec};
 use amphi_api::streams::{ExecSpec, StreamTarget};
 use amphi_api::wire::BodyDesired;
@@ -51,6 +55,8 @@ pub struct SetOptions {
     pub privileged_anchor: bool,
     /// What the first member's start waits for once the anchor is plugged. Default: nothing, as where no OVN runs.
     pub gate: Option<Arc<dyn PortGate>>,
+    /// Docker's data root, where members' root file systems are. Default: `/var/lib/docker`.
+    pub docker_root: PathBuf,
 }
 
 impl Default for SetOptions {
@@ -60,6 +66,7 @@ impl Default for SetOptions {
             busybox: PathBuf::from("/bin/busybox"),
             privileged_anchor: has_every_capability(),
             gate: None,
+            docker_root: PathBuf::from("/var/lib/docker"),
         }
     }
 }
@@ -68,6 +75,7 @@ impl Default for SetOptions {
 pub struct SetDriver {
     shared: Arc<Shared>,
     events: AbortHandle,
+    roots: AbortHandle,
 }
 
 impl SetDriver {
@@ -86,8 +94,9 @@ impl SetDriver {
             images: Images::new(options.busybox),
             networks: Networks::default(),
             orphans: Orphans::open(&state_dir),
-            sightings: Sightings::default(),
+            sightings: Sightings::on(throttle::device_under(&options.docker_root)),
             restarts: Restarts::default(),
+            roots: Default::default(),
             bell,
             places: Places::new(&state_dir),
             parts: Parts::new(&state_dir),
@@ -101,9 +110,10 @@ impl SetDriver {
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
+        let roots = tokio::spawn(roots::watch(shared.clone())).abort_handle();
         tokio::spawn(exec::sweep(shared.state_dir.clone()));
         tokio::spawn(tools::sweep(Arc::downgrade(&shared)));
-        Ok(Self { shared, events })
+        Ok(Self { shared, events, roots })
     }
 
     async fn start(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
@@ -128,7 +138,8 @@ impl SetDriver {
             start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
         self.shared.watch(&parts, false);
         let ready = |part: &Part| self.shared.outlook(part).ready == Some(true);
-        let steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        let mut steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        self.shared.roots.hold(&mut steps);
         for part in parts.iter().filter(|part| part.state == PartState::Ended) {
             self.shared.restarts.note(&part.id, part.detail.exit_code, part.detail.oom_killed);
         }
@@ -204,6 +215,7 @@ impl SetDriver {
 impl Drop for SetDriver {
     fn drop(&mut self) {
         self.events.abort();
+        self.roots.abort();
     }
 }
 
@@ -228,11 +240,16 @@ impl BodyDriver for SetDriver {
         let parts = self.shared.collect(None).await?;
         let ids: HashSet<&str> = parts.iter().map(|part| part.id.as_str()).collect();
         self.shared.restarts.keep(|id| ids.contains(id));
+        self.shared.roots.keep(|id| ids.contains(id));
         self.shared.watch(&parts, true);
+        let lost = orphans::find(&self.shared, None, &parts).await?;
         let outlook = |part: &Part| self.shared.outlook(part);
         let now_us = Timestamp::now().as_microsecond();
-        let mut bodies = assemble(&parts, &self.shared.restarts, &outlook, now_us);
-        orphans::show(&mut bodies, &orphans::find(&self.shared, None, &parts).await?);
+        let held = |part: &Part| self.shared.held(part);
+        let over = |part: &Part| roots::trouble(&self.shared, part);
+        let seen = Seen { outlook: &outlook, held: &held, over: &over };
+        let mut bodies = assemble(&parts, &self.shared.restarts, &seen, now_us);
+        orphans::show(&mut bodies, &lost);
         let volumes = self.shared.places.observe().await?;
         for body in &mut bodies {
             body.volumes = volumes.get(&body.instance).cloned().unwrap_or_default();
@@ -361,6 +378,18 @@ impl BodyExport for SetDriver {
 }
 
 impl BodyMoves for SetDriver {}
+
+#[async_trait]
+impl BodySizing for SetDriver {
+    async fn usage(&self, instance: InstanceId) -> Result<Vec<MemberUsage>, DriverError> {
+        let parts = self.parts(instance).await?;
+        sizing::usage(&self.shared, &parts.iter().collect::<Vec<_>>()).await
+    }
+
+    async fn resize(&self, plan: &BodyPlan) -> Result<(), DriverError> {
+        sizing::resize(&self.shared, plan, set_of(plan)?, &self.parts(plan.instance).await?).await
+    }
+}
 
 #[async_trait]
 impl BodyStreams for SetDriver {

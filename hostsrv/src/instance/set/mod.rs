@@ -40,10 +40,13 @@ mod ports;
 mod processes;
 pub mod render;
 mod restarts;
+mod roots;
 mod shared;
+mod sizing;
 mod start;
 mod tar_gate;
 mod tools;
+mod throttle;
 mod twin;
 mod volumes;
 mod watched;
@@ -52,6 +55,7 @@ pub use driver::{SetDriver, SetOptions};
 pub use engine::Limits as SetLimits;
 pub use meter::SetMeter;
 pub use restarts::next_restart_delay;
+pub use throttle::isolation;
 
 /// What errors call the engine.
 const ENGINE: &str = "Docker";

@@ -4,17 +4,23 @@
 use super::engine::Engine;
 use super::labels::{self, Role, Tag};
 use super::restarts::{Record, Restarts};
+use super::sizing;
 use super::start::gate;
+use super::throttle::{Device, Devices};
 use crate::health::Outlook;
+use crate::instance::limits::Held;
 use crate::instance::{DriverError, ObservedBody, ObservedState};
 use amphi_api::instance::{BodyKind, MemberStatus};
 use amphi_api::{InstanceId, PortId};
-use bollard::models::{ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
+use bollard::models::{
+    ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, MountPoint,
+};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +59,13 @@ pub struct Detail {
     pub pid: Option<i64>,
     /// Networks that the container is in.
     pub endpoints: Vec<Endpoint>,
+    /// What Docker and the kernel hold it to.
+    pub held: Held,
+    pub devices: Devices,
+    /// Where what it writes into its root file system lies.
+    pub upper: Option<PathBuf>,
+    /// Ended by the kernel in its present run for want of memory.
+    pub oom_kills: u64,
 }
 
 /// One network that a container is in.
@@ -122,7 +135,11 @@ impl Part {
 
 /// What inspects told, by container id.
 #[derive(Default)]
-pub struct Sightings(Mutex<Known>);
+pub struct Sightings {
+    known: Mutex<Known>,
+    /// The device under members' root file systems.
+    root: Option<Device>,
+}
 
 #[derive(Default)]
 struct Known {
@@ -134,6 +151,10 @@ struct Known {
 }
 
 impl Sightings {
+    pub fn on(root: Option<Device>) -> Self {
+        Self { root, ..Self::default() }
+    }
+
     /// From now on events tell what changes.
     pub fn follow(&self) {
         self.with(|known| (known.live, known.doubts) = (true, known.doubts + 1));
@@ -170,7 +191,7 @@ impl Sightings {
 
     fn with<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
         // What is kept can always be asked again: a panic elsewhere is no reason to stop.
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// All parts of one instance, or of all. Forgets containers that are gone when asked for all.
@@ -231,6 +252,16 @@ impl Sightings {
             _ => PartState::Ended,
         };
         part.detail = Detail { endpoints: read_endpoints(networks), ..read_detail(&state) };
+        let member = !part.is_anchor();
+        let detail = &mut part.detail;
+        detail.held = sizing::held(found.host_config.as_ref());
+        let pid = detail.pid.filter(|_| member);
+        let at = volume_in(found.mounts.unwrap_or_default());
+        detail.devices = sizing::io_of(self.root.as_deref(), pid, at.as_deref(), &mut detail.held);
+        let upper = found.graph_driver.and_then(|driver| driver.data.get("UpperDir").map(PathBuf::from));
+        detail.upper = upper;
+        let groups = pid.and_then(sizing::groups_of);
+        detail.oom_kills = groups.map_or(0, |groups| groups.oom_kills());
         self.keep(asked, &part.id, part.state, &part.detail);
         Ok(Some(part))
     }
@@ -260,8 +291,17 @@ fn read_detail(state: &ContainerState) -> Detail {
         oom_killed: state.oom_killed.unwrap_or(false),
         namespace: state.pid.filter(|pid| *pid > 0).and_then(namespace_of),
         pid: state.pid.filter(|pid| *pid > 0),
-        endpoints: Vec::new(),
+        ..Detail::default()
     }
+}
+
+/// Where the set's volume is in a container, or a part of it.
+fn volume_in(mounts: Vec<MountPoint>) -> Option<String> {
+    let ours = |mount: &MountPoint| {
+        mount.driver.as_deref() == Some(super::render::DRIVER)
+            || mount.source.as_deref().is_some_and(|source| source.contains("/parts/"))
+    };
+    mounts.into_iter().find(ours)?.destination
 }
 
 /// The inode of a process's network namespace (namespaces(7)).
@@ -281,20 +321,22 @@ fn read_endpoints(networks: HashMap<String, EndpointSettings>) -> Vec<Endpoint> 
     endpoints
 }
 
+/// What is known of a part beside what Docker tells: what probes say, what it is held to, why it is not to start.
+pub struct Seen<'a> {
+    pub outlook: &'a dyn Fn(&Part) -> Outlook,
+    pub held: &'a dyn Fn(&Part) -> Held,
+    pub over: &'a dyn Fn(&Part) -> Option<String>,
+}
+
 /// The bodies that these parts make, each instance's epochs apart.
-pub fn assemble(
-    parts: &[Part],
-    restarts: &Restarts,
-    outlook: &dyn Fn(&Part) -> Outlook,
-    now_us: i64,
-) -> Vec<ObservedBody> {
+pub fn assemble(parts: &[Part], restarts: &Restarts, seen: &Seen<'_>, now_us: i64) -> Vec<ObservedBody> {
     let mut bodies: BTreeMap<(InstanceId, u64), Vec<&Part>> = BTreeMap::new();
     for part in parts {
         bodies.entry((part.tag.instance, part.tag.epoch)).or_default().push(part);
     }
     bodies
         .into_iter()
-        .map(|((instance, epoch), parts)| body(instance, epoch, &parts, restarts, outlook, now_us))
+        .map(|((instance, epoch), parts)| body(instance, epoch, &parts, restarts, seen, now_us))
         .collect()
 }
 
@@ -303,7 +345,7 @@ fn body(
     epoch: u64,
     parts: &[&Part],
     restarts: &Restarts,
-    outlook: &dyn Fn(&Part) -> Outlook,
+    seen: &Seen<'_>,
     now_us: i64,
 ) -> ObservedBody {
     let anchor = parts.iter().copied().find(|part| part.is_anchor());
@@ -330,17 +372,21 @@ fn body(
         && !expected.is_empty()
         && expected.values().all(|part| part.is_some_and(|part| part.state == PartState::Paused));
     let mut members = Vec::new();
+    let mut held = BTreeMap::new();
     let mut troubles = Vec::new();
     let mut waits_for: Option<String> = None;
     for ((index, name), part) in expected {
         let record = part.map(|part| restarts.get(&part.id)).unwrap_or_default();
-        let outlook = part.map(outlook).unwrap_or_default();
+        let outlook = part.map(seen.outlook).unwrap_or_default();
         let rests = runs.zip(part).is_some_and(|(anchor, part)| part.rests(anchor));
         let trouble = runs.filter(|_| !all_paused).and_then(|anchor| match &waits_for {
             Some(first) if part.is_none_or(|part| !part.is_alive() && !part.is_of_run(anchor)) => {
                 Some(format!("waits for {first}"))
             }
-            _ => trouble(part, anchor, record, now_us),
+            _ => match part.and_then(seen.over) {
+                Some(over) => Some(format!("was ended: {over}")),
+                None => trouble(part, anchor, record, now_us),
+            },
         });
         let ended = part.filter(|part| part.state == PartState::Ended);
         members.push(MemberStatus {
@@ -353,8 +399,12 @@ fn body(
             ready: outlook.ready.map(|ready| ready && alive && trouble.is_none()),
             finished: rests,
             out_of_memory: ended.map_or(record.out_of_memory, |part| part.detail.oom_killed),
-            reason: outlook.reason,
+            reason: outlook.reason.or_else(|| part.and_then(|part| out_of_memory(part, record))),
         });
+        held.extend(
+            part.filter(|part| part.state != PartState::Created)
+                .map(|part| (name.clone(), (seen.held)(part))),
+        );
         if let Some((anchor, part)) = runs.zip(part).filter(|_| waits_for.is_none()) {
             waits_for = gate(part, anchor, outlook.ready == Some(true)).map(|to| format!("{name} {to}"));
         }
@@ -379,7 +429,20 @@ fn body(
         away: false,
         rescued,
         members,
+        held,
         trouble,
+    }
+}
+
+/// How the kernel ended something in it for want of memory, with the limit.
+fn out_of_memory(part: &Part, record: Record) -> Option<String> {
+    let limit = part.detail.held.memory_bytes.map(|bytes| format!(", limit {} MiB", bytes >> 20));
+    let limit = limit.unwrap_or_default();
+    let ended = if part.is_alive() { record.out_of_memory } else { part.detail.oom_killed };
+    match (ended, part.detail.oom_kills) {
+        (true, _) => Some(format!("OOM killed{limit}")),
+        (false, 0) => None,
+        (false, kills) => Some(format!("{kills} of its processes OOM killed{limit}")),
     }
 }
 

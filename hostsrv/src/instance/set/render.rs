@@ -4,8 +4,8 @@
 //! moved between API versions and further endpoints never had a place for it before 1.44.
 
 use super::labels::{self, Life, network_name};
-use super::{member, mounts};
-use crate::instance::{BodyPlan, PortAttachment};
+use super::{member, mounts, sizing};
+use crate::instance::{BodyPlan, PortAttachment, limits};
 use amphi_api::network::METADATA_ADDRESS;
 use amphi_api::set::{LogSpec, MemberSpec, SetSpec};
 use amphi_api::validate::hostname;
@@ -25,12 +25,6 @@ use std::path::PathBuf;
 pub(super) const DRIVER: &str = "amphi";
 /// A shell that ends at once on SIGTERM and reaps whatever is left to it as the first process.
 const ANCHOR_SCRIPT: &str = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait; done";
-/// The scheduler's default period, in microseconds (kernel documentation, sched-bwc).
-const CPU_PERIOD: i64 = 100_000;
-/// The kernel's weight of one CPU's worth of work.
-const SHARES_PER_CPU: u64 = 1024;
-/// Docker refuses a shares value below 2 (runc, cgroup v1).
-const SHARES_MIN: u64 = 2;
 
 /// Facts of the host and of its image store that a rendering depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,11 +187,8 @@ fn render_member(
 ) -> Rendered {
     let anchor = format!("container:{}", labels::anchor_name(plan.instance));
     let name = member.effective_name();
-    let cpu = u64::from(member.options.cpu.unwrap_or(100));
-    let at = set.members.iter().position(|other| other.index == member.index);
-    let memory = set.memory_limits(plan.memory_mib)[at.unwrap_or(0)];
-    let memory = signed(memory);
-    let centi_cpus = u64::from(plan.vcpus) * cpu;
+    let limits = limits::of_set(set, plan.vcpus, plan.memory_mib);
+    let limits = limits.get(&name).copied().unwrap_or_default();
     let timezone = own(plan).unwrap_or(set).anchor.timezone.as_deref();
     let mut command = member.command.iter().cloned();
     let body = ContainerCreateBody {
@@ -216,14 +207,6 @@ fn render_member(
         host_config: Some(HostConfig {
             network_mode: Some(anchor.clone()),
             ipc_mode: Some(anchor),
-            // Quota and period say the same as NanoCpus, which Docker refuses beyond the host's own CPUs.
-            cpu_period: Some(CPU_PERIOD),
-            cpu_quota: Some(signed(centi_cpus) * (CPU_PERIOD / 100)),
-            cpu_shares: Some(signed((centi_cpus * SHARES_PER_CPU / 100).max(SHARES_MIN))),
-            memory: Some(memory),
-            // Equal to the memory: no swap at all.
-            memory_swap: Some(memory),
-            memory_swappiness: Some(0),
             mounts: Some(mounts::of_member(plan, set, member, &name, timezone, facts)),
             ulimits: member::ulimits(member),
             cap_add: member::capabilities(&member.capabilities.add),
@@ -231,7 +214,8 @@ fn render_member(
             readonly_rootfs: member.read_only.then_some(true),
             tmpfs: member::tmpfs(member),
             log_config: Some(member::log_config(&member.log)),
-            ..common_host_config()
+            restart_policy: common_host_config().restart_policy,
+            ..sizing::host_config(&limits)
         }),
         ..Default::default()
     };
@@ -346,9 +330,15 @@ fn labelled(name: String, mut body: ContainerCreateBody) -> Rendered {
     Rendered { name, spec, body }
 }
 
-/// The first 16 hexadecimal digits of the SHA-256 of the body as JSON with sorted keys.
+/// The first 16 hexadecimal digits of the SHA-256 of the body as JSON with sorted keys, without what a container takes on
+/// while it is there: one that was resized is made as it would be made.
 fn spec_hash(body: &ContainerCreateBody) -> String {
-    let value = serde_json::to_value(body).unwrap_or(Value::Null);
+    let mut value = serde_json::to_value(body).unwrap_or(Value::Null);
+    if let Some(config) = value.get_mut("HostConfig").and_then(Value::as_object_mut) {
+        for taken_on in ["CpuPeriod", "CpuQuota", "CpuShares", "Memory", "MemorySwap", "PidsLimit"] {
+            config.remove(taken_on);
+        }
+    }
     let mut hash = hex::encode(Sha256::digest(sorted(value).to_string()));
     hash.truncate(16);
     hash

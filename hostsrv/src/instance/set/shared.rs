@@ -12,6 +12,7 @@ use super::orphans::Orphans;
 use super::parts::Parts;
 use super::render::Facts;
 use super::restarts::Restarts;
+use super::roots::Roots;
 use super::volumes::Places;
 use crate::health::Health;
 use crate::instance::{Bell, BodyPlan, DriverError, PortAttachment, PortGate};
@@ -34,6 +35,7 @@ pub struct Shared {
     pub orphans: Orphans,
     pub sightings: Sightings,
     pub restarts: Restarts,
+    pub roots: Roots,
     pub bell: Bell,
     pub places: Places,
     pub parts: Parts,

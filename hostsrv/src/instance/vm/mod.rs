@@ -24,6 +24,7 @@ pub mod probe;
 #[cfg(test)]
 pub(crate) mod sample;
 mod sight;
+mod sizing;
 mod traits;
 mod watch;
 mod xml;
@@ -139,6 +140,7 @@ impl VmDriver {
                 integration_bridge: &self.integration_bridge,
                 disks,
                 console_log: files.console_log(),
+                host_cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
             },
         )
     }
@@ -220,13 +222,15 @@ impl BodyDriver for VmDriver {
             .map(|found| {
                 let (state, trouble) = sight::observed(found.condition);
                 // Held still for a moment, by us: nothing to tell, and nobody else's order.
-                let held = state == ObservedState::Paused && self.holds(found.instance);
+                let still = state == ObservedState::Paused && self.holds(found.instance);
+                let held = found.condition.active().then(|| sizing::held(&found.traits));
                 let holds_devices = state != ObservedState::Stopped;
                 ObservedBody {
                     instance: found.instance,
                     kind: BodyKind::Vm,
                     epoch: found.traits.epoch,
-                    state: if held { ObservedState::Running } else { state },
+                    state: if still { ObservedState::Running } else { state },
+                    held: held.unwrap_or_default(),
                     ports: if holds_devices { found.traits.ports() } else { Vec::new() },
                     volumes: if holds_devices { found.traits.volumes() } else { Vec::new() },
                     rescued: found.traits.rescued,

@@ -11,6 +11,10 @@ pub struct Traits {
     /// 0 if it says nothing: older than every epoch.
     pub epoch: u64,
     pub rescued: bool,
+    /// Processors that it has, and that it can have; 0: it does not say.
+    pub vcpus: u32,
+    pub vcpus_most: u32,
+    pub memory_kib: u64,
     pub devices: Vec<Device>,
 }
 
@@ -40,6 +44,9 @@ impl Traits {
         Self {
             epoch: attribute(tag, "epoch").and_then(|digits| digits.parse().ok()).unwrap_or(0),
             rescued: attribute(tag, "rescued") == Some("yes"),
+            vcpus: processors(domain).0,
+            vcpus_most: processors(domain).1,
+            memory_kib: memory_kib(domain),
             devices: [elements(domain, "disk"), elements(domain, "interface")]
                 .concat()
                 .into_iter()
@@ -86,6 +93,21 @@ fn device(element: &str) -> Option<Device> {
     let plug = plug_of(of("<alias", "name")?)?;
     let target = of("<target", "dev").filter(|_| !matches!(plug, Plug::Port(_))).unwrap_or_default();
     Some(Device { plug, target: target.to_owned(), xml: element.to_owned() })
+}
+
+/// `<vcpu placement='static' current='1'>2</vcpu>`: those that are there, and the most.
+fn processors(domain: &str) -> (u32, u32) {
+    let Some((tag, text)) = domain.split_once("<vcpu").and_then(|(_, rest)| rest.split_once('>')) else {
+        return (0, 0);
+    };
+    let most = text.split('<').next().and_then(|digits| digits.trim().parse().ok()).unwrap_or(0);
+    (attribute(tag, "current").and_then(|digits| digits.parse().ok()).unwrap_or(most), most)
+}
+
+/// `<memory unit='KiB'>131072</memory>`, as libvirt writes it back.
+fn memory_kib(domain: &str) -> u64 {
+    let text = domain.split_once("<memory unit='KiB'>").map_or("", |(_, rest)| rest);
+    text.split('<').next().and_then(|digits| digits.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The outermost elements of a name that cannot hold its like. Text and attributes are escaped, so a tag is a tag.

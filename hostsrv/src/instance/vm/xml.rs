@@ -6,6 +6,7 @@
 
 use super::disks::Disk;
 use super::markup::Element;
+use super::sizing;
 use crate::instance::{BodyPlan, DriverError, PortAttachment};
 use crate::network::host_device;
 use amphi_api::InstanceId;
@@ -34,6 +35,7 @@ pub struct Surroundings<'a> {
     pub integration_bridge: &'a str,
     pub disks: Vec<Disk>,
     pub console_log: PathBuf,
+    pub host_cpus: u32,
 }
 
 /// The domain's name.
@@ -71,7 +73,7 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(Element::new("name").text(domain_name(plan.instance)))
         .child(Element::new("uuid").text(plan.instance))
         .child(Element::new("memory").attr("unit", "MiB").text(plan.memory_mib))
-        .child(Element::new("vcpu").text(plan.vcpus))
+        .child(sizing::vcpu(plan.vcpus, around.host_cpus))
         .child(os(plan)?)
         .child(features)
         .child(cpu)
@@ -205,6 +207,7 @@ mod tests {
             integration_bridge: "br-int",
             disks: disks::of(plan, &files, |_| io),
             console_log: files.console_log(),
+            host_cpus: 8,
         }
     }
 

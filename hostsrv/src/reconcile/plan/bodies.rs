@@ -3,7 +3,7 @@
 use super::burials::bodiless;
 use super::volumes::{is_attached, lacks};
 use super::{GRACE, Observed, Remembered, Step};
-use crate::instance::{ObservedBody, ObservedState, Remains};
+use crate::instance::{ObservedBody, ObservedState, Remains, limits};
 use amphi_api::VolumeId;
 use amphi_api::instance::{BodyKind, Power};
 use amphi_api::wire::{InstanceDesired, VolumeDesired};
@@ -75,6 +75,10 @@ pub fn instance(
     let lacking = || volumes.iter().filter(|v| lacks(v, seen)).map(|v| v.id);
     let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
     let restart = memory.begun.restarts < desired.restarts;
+    let resize = || {
+        let differs = current.is_some_and(|body| limits::differ(desired, body));
+        (differs && !memory.keeps_size).then_some(Step::Resize)
+    };
     let rescue = desired.rescue.is_some();
     match (desired.power.wants_body(), current) {
         // Another instance here has not let go of one of the volumes yet.
@@ -92,6 +96,7 @@ pub fn instance(
                     steps.push(Step::TellGrown { kind, volume });
                 }
             }
+            steps.extend(resize());
             if !is_settled(desired, body) && !takes_what_is_held(desired, body, seen) {
                 steps.push(Step::Ensure);
             }
@@ -103,6 +108,7 @@ pub fn instance(
         }
         (true, _) => {
             steps.extend(ensure_volumes());
+            steps.extend(resize());
             steps.push(Step::Ensure);
             steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
         }

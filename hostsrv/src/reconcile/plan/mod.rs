@@ -45,6 +45,8 @@ pub enum Step {
     Depart,
     /// Make the body of an instance that comes here ready, without starting anything.
     PrepareExpected,
+    /// Hold the body to its present size, as it is.
+    Resize,
     /// Get everything of the desired body ready that needs no stop of the old one.
     PrepareDesired,
     Stop {
@@ -97,6 +99,7 @@ impl Step {
         matches!(
             self,
             Step::Ensure
+                | Step::Resize
                 | Step::NoteRestarts { .. }
                 | Step::PrepareNext
                 | Step::PrepareDesired
@@ -121,6 +124,8 @@ pub struct Remembered {
     pub begun: Begun,
     /// The next body that has been made ready, by kind and epoch it will follow.
     pub prepared: Option<(BodyKind, u64)>,
+    /// Its present size was refused by what runs, and it is not time to try again.
+    pub keeps_size: bool,
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ fn world() -> World {
             epoch: 5,
             power: Power::On,
             restarts: 0,
+            resizes: 0,
             vcpus: 1,
             memory_mib: 64,
             body: body_of(BodyKind::Set),
@@ -104,6 +105,7 @@ impl World {
             volumes: vec![],
             rescued: false,
             members: vec![],
+            held: Default::default(),
             away: false,
             trouble: None,
         });
@@ -141,6 +143,7 @@ fn name(step: &Step) -> String {
         Step::EnsureVolume { .. } => "volume",
         Step::DetachVolume { .. } => "detach",
         Step::Ensure => "ensure",
+        Step::Resize => "resize",
         Step::NoteRestarts { .. } => "note",
         Step::Trash { .. } => "trash",
         Step::Restore { .. } => "restore",
@@ -182,6 +185,44 @@ fn a_body_that_leaves_is_sent_while_it_runs_and_nothing_else_is_done() {
 
 use BodyKind::{Set, Vm};
 use ObservedState::{Degraded, Paused, Running, Stopped, Suspended};
+
+/// A member of the set, and what it is held to.
+fn held_to(memory_mib: u64) -> impl Fn(&mut World) {
+    move |w: &mut World| {
+        let member = amphi_api::set::MemberSpec { name: "a".into(), ..Default::default() };
+        let BodyDesired::Set { set, .. } = &mut w.desired.body else { panic!("a set") };
+        set.members = vec![member];
+        let held =
+            crate::instance::limits::Held { memory_bytes: Some(memory_mib << 20), ..Default::default() };
+        w.bodies[0].held = BTreeMap::from([("a".to_owned(), held)]);
+    }
+}
+
+#[test]
+fn a_body_takes_on_its_size_as_it_is() {
+    let off = |w: &mut World| w.desired.power = Power::Off;
+    let refused = |w: &mut World| w.memory.keeps_size = true;
+    let rescued = |w: &mut World| w.bodies[0].rescued = true;
+    let one = |state| world().with(Set, 5, state);
+    let table: Vec<(&str, World, &[&str])> = vec![
+        ("as ordered", one(Running).and(held_to(64)), &[]),
+        ("larger", one(Running).and(held_to(32)), &["resize"]),
+        ("smaller", one(Running).and(held_to(128)), &["resize"]),
+        ("refused a moment ago", one(Running).and(held_to(128)).and(refused), &[]),
+        ("a member is down", one(Degraded).and(held_to(32)), &["volume", "resize", "ensure"]),
+        ("stopped, to be started", one(Stopped).and(held_to(32)), &["volume", "resize", "ensure"]),
+        ("stopped, to stay so", one(Stopped).and(held_to(32)).and(off), &["detach"]),
+        ("running, to be stopped", one(Running).and(held_to(32)).and(off), &["stop set", "detach"]),
+        (
+            "a rescue's members have limits of their own",
+            one(Running).and(held_to(32)).and(rescued),
+            &["stop set", "ensure"],
+        ),
+    ];
+    for (what, world, steps) in table {
+        assert_eq!(world.plan(), steps, "{what}");
+    }
+}
 
 #[test]
 fn instances() {

@@ -40,6 +40,7 @@ fn to(network: &NetworkRecord) -> NicPlan {
         target: PortTarget::Network(network.id),
         fixed_ips: None,
         tag: None,
+        bandwidth: Default::default(),
         field: "networks[0]".into(),
     }
 }
@@ -53,5 +54,5 @@ fn one(nic: &NicWish, at: usize) -> Result<NicPlan, OpsError> {
     };
     let wanted = nic.fixed_ip.map(|address| vec![FixedIpWish { subnet: None, address: Some(address) }]);
     let fixed_ips = wanted.filter(|_| nic.port.is_none());
-    Ok(NicPlan { target, fixed_ips, tag: nic.tag.clone(), field })
+    Ok(NicPlan { target, fixed_ips, tag: nic.tag.clone(), bandwidth: Default::default(), field })
 }

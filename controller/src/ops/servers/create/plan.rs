@@ -11,6 +11,7 @@ use crate::ops::{Draft, FixedIpWish, OpsError, PortTarget, PortWish, View, ports
 use crate::scheduler::{NoRoom, Placement, Policy, Request};
 use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, FailoverPolicy, Fault, Power};
+use amphi_api::resize::Bandwidth;
 use amphi_api::{
     HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, SnapshotId, VolumeId,
 };
@@ -58,6 +59,7 @@ pub(in crate::ops) struct NicPlan {
     pub target: PortTarget,
     pub fixed_ips: Option<Vec<FixedIpWish>>,
     pub tag: Option<String>,
+    pub bandwidth: Bandwidth,
     /// Its place in the request.
     pub field: String,
 }
@@ -217,6 +219,7 @@ fn blank(id: InstanceId, plan: &Plan, now: Timestamp) -> InstanceRecord {
         body: plan.bodies.first().map_or(BodyKind::Vm, BodyRecord::kind),
         power: Power::On,
         restarts: 0,
+        resizes: 0,
         root: 0,
         rescue: None,
         shelved: None,
@@ -251,6 +254,7 @@ fn connect(
             fixed_ips: nic.fixed_ips.clone(),
             groups: &plan.groups,
             egress_by_rule: plan.egress_by_rule,
+            bandwidth: nic.bandwidth,
             field: nic.field.clone(),
             now,
         };

@@ -32,6 +32,46 @@ fn quiet(_: &Part) -> Outlook {
     Outlook::default()
 }
 
+fn seen(outlook: &dyn Fn(&Part) -> Outlook) -> Seen<'_> {
+    Seen { outlook, held: &|part| part.detail.held, over: &|_| None }
+}
+
+#[test]
+fn who_was_killed_for_want_of_memory_is_told_with_the_limit() {
+    let limited = |state, oom_killed, oom_kills| {
+        let mut part = part("a", state, 200);
+        part.detail.held.memory_bytes = Some(64 << 20);
+        (part.detail.oom_killed, part.detail.oom_kills) = (oom_killed, oom_kills);
+        part
+    };
+    let before = |out_of_memory| Record { out_of_memory, ..Record::default() };
+    for (part, record, told) in [
+        (limited(PartState::Ended, true, 0), before(false), Some("OOM killed, limit 64 MiB")),
+        (limited(PartState::Ended, false, 0), before(true), None),
+        (limited(PartState::Running, false, 0), before(true), Some("OOM killed, limit 64 MiB")),
+        (
+            limited(PartState::Running, false, 3),
+            before(false),
+            Some("3 of its processes OOM killed, limit 64 MiB"),
+        ),
+        (limited(PartState::Running, false, 0), before(false), None),
+    ] {
+        assert_eq!(out_of_memory(&part, record).as_deref(), told);
+    }
+}
+
+#[test]
+fn who_is_over_its_root_s_limit_is_told() {
+    let parts = [part(labels::ANCHOR, PartState::Running, 100), part("a", PartState::Ended, 200)];
+    let over = |part: &Part| (part.id == "id-a").then(|| "its root file system holds 9 MiB".to_owned());
+    let seen = Seen { outlook: &quiet, held: &|part| part.detail.held, over: &over };
+    let body = &assemble(&parts, &Restarts::default(), &seen, NOW)[0];
+    assert!(
+        body.trouble.as_deref().unwrap().starts_with("member a was ended: its root file system holds 9 MiB")
+    );
+    assert_eq!(body.state, ObservedState::Degraded);
+}
+
 #[test]
 fn a_clock_that_was_set_back_makes_nobody_stale() {
     let in_space = |name, started, namespace| {
@@ -91,7 +131,7 @@ fn parts_make_bodies() {
         ),
     ];
     for (parts, state, running, trouble) in table {
-        let bodies = assemble(&parts, &Restarts::default(), &quiet, NOW);
+        let bodies = assemble(&parts, &Restarts::default(), &seen(&quiet), NOW);
         assert_eq!(bodies.len(), 1);
         let body = &bodies[0];
         assert_eq!((body.epoch, body.state, body.trouble.as_deref()), (4, state, trouble));
@@ -108,13 +148,13 @@ fn a_failing_member_says_when_it_starts_again() {
     restarts.count("id-b", short);
     let started = NOW - 600_000;
     let parts = [part(labels::ANCHOR, PartState::Running, 100), part("b", PartState::Ended, started)];
-    let body = &assemble(&parts, &restarts, &quiet, NOW)[0];
+    let body = &assemble(&parts, &restarts, &seen(&quiet), NOW)[0];
     let trouble = body.trouble.clone().unwrap_or_default();
     // Ended half a second ago after two failures: 2 s after that end, in whole seconds.
     assert!(trouble.contains("after 2 restarts; it is to start again at 1970-01-12T13:46:42Z"), "{trouble}");
     assert_eq!((body.members[1].restarts, body.members[1].exit_code), (2, Some(3)));
     assert_eq!(
-        assemble(&parts, &restarts, &quiet, NOW + 1_000_000)[0].trouble,
+        assemble(&parts, &restarts, &seen(&quiet), NOW + 1_000_000)[0].trouble,
         body.trouble,
         "the text stays"
     );
@@ -126,8 +166,12 @@ fn a_failing_member_says_when_it_starts_again() {
 fn epochs_are_kept_apart() {
     let mut old = part(labels::ANCHOR, PartState::Running, 100);
     old.tag.epoch = 3;
-    let bodies =
-        assemble(&[old, part(labels::ANCHOR, PartState::Created, 0)], &Restarts::default(), &quiet, NOW);
+    let bodies = assemble(
+        &[old, part(labels::ANCHOR, PartState::Created, 0)],
+        &Restarts::default(),
+        &seen(&quiet),
+        NOW,
+    );
     assert_eq!(bodies.iter().map(|body| body.epoch).collect::<Vec<_>>(), [3, 4]);
 }
 
@@ -169,7 +213,7 @@ fn who_waits_says_for_whom() {
     let says = |a: Part, b: Option<Part>, ready: Option<bool>| {
         let outlook = move |part: &Part| Outlook { ready: ready.filter(|_| part.id == "id-a"), reason: None };
         let parts: Vec<Part> = [anchor.clone(), a].into_iter().chain(b).collect();
-        let body = assemble(&parts, &Restarts::default(), &outlook, NOW).remove(0);
+        let body = assemble(&parts, &Restarts::default(), &seen(&outlook), NOW).remove(0);
         let a = &body.members[0];
         (body.state, a.ready, a.finished, body.trouble.unwrap_or_default())
     };
