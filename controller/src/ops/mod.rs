@@ -41,6 +41,7 @@ pub mod quotas;
 mod reach;
 mod resolve;
 pub mod routers;
+mod scaling_groups;
 pub mod server_groups;
 pub mod servers;
 mod snapshots;
@@ -74,6 +75,7 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
+pub use scaling_groups::EndpointQuery;
 pub use snapshots::SnapshotWish;
 pub use use_now::UseQuery;
 pub use view::{Row, Table, View};
@@ -161,6 +163,8 @@ pub struct Ops {
     leases: Arc<Leases>,
     tickets: looking_in::Spent,
     lent: lent::Lent,
+    /// What was measured of instances, and posted of groups.
+    figures: scaling_groups::Figures,
 }
 
 impl Ops {
@@ -186,6 +190,7 @@ impl Ops {
             door: identity::Door::default(),
             tickets: looking_in::Spent::default(),
             lent: lent::Lent::default(),
+            figures: scaling_groups::Figures::default(),
         })
     }
 
