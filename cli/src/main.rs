@@ -224,6 +224,20 @@ mod tests {
     }
 
     #[test]
+    fn the_orders_of_the_page_on_groups_are_orders() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/groups.md");
+        let text = std::fs::read_to_string(page).unwrap();
+        let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let lines: Vec<&str> = blocks.flat_map(str::lines).filter(|line| line.starts_with("amphi ")).collect();
+        assert!(lines.len() >= 15, "{lines:?}");
+        for line in lines {
+            let order = line.split('#').next().unwrap_or_default();
+            let parsed = Arguments::try_parse_from(order.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {}", parsed.err().unwrap());
+        }
+    }
+
+    #[test]
     fn exchange_takes_an_instance_or_a_verb() {
         let parse = |words: &[&str]| Arguments::try_parse_from([&["amphi"], words].concat()).is_ok();
         assert!(parse(&["exchange", "web", "--to", "vm", "--image", "debian"]));

@@ -50,10 +50,10 @@ fn every_field_has_its_refusal() {
     for (place, wrong, field) in table {
         let refused = group(|value| {
             let (parent, key) = place.rsplit_once('/').unwrap();
-            value.pointer_mut(parent).unwrap()[match key.parse::<usize>() {
-                Ok(_) => return *value.pointer_mut(place).unwrap() = wrong,
-                Err(_) => key,
-            }] = wrong;
+            match value.pointer_mut(place) {
+                Some(there) => *there = wrong.clone(),
+                None => value.pointer_mut(parent).unwrap()[key] = wrong.clone(),
+            }
         });
         // A pattern without a name still makes names: `-0`.
         if field.is_empty() {
