@@ -218,7 +218,9 @@ mod tests {
         assert!(parse(&["update", "web", "--template", "web.json", "--canary"]));
         assert!(!parse(&["update", "web", "--template", "web.json", "--canary", "--percent", "30"]));
         assert!(parse(&["update", "web", "--image", "shop:2"]) && !parse(&["update", "web"]));
-        assert!(parse(&["rollout", "status", "web"]) && parse(&["rollout", "promote", "web", "--percent", "50"]));
+        assert!(
+            parse(&["rollout", "status", "web"]) && parse(&["rollout", "promote", "web", "--percent", "50"])
+        );
         assert!(parse(&["endpoints", "web", "--format", "hosts", "--watch"]));
         assert!(parse(&["metric", "web", "queue", "120.5"]));
     }
@@ -228,7 +230,8 @@ mod tests {
         let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/groups.md");
         let text = std::fs::read_to_string(page).unwrap();
         let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
-        let lines: Vec<&str> = blocks.flat_map(str::lines).filter(|line| line.starts_with("amphi ")).collect();
+        let lines: Vec<&str> =
+            blocks.flat_map(str::lines).filter(|line| line.starts_with("amphi ")).collect();
         assert!(lines.len() >= 15, "{lines:?}");
         for line in lines {
             let order = line.split('#').next().unwrap_or_default();

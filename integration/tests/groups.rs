@@ -17,8 +17,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -75,7 +75,13 @@ impl Small {
 
     /// Until the group is as wanted; the controller dies every so often meanwhile. At no look are there more instances than
     /// the group may have.
-    async fn until(&mut self, id: ScalingGroupId, kills: u32, most: usize, ok: impl Fn(&Group) -> bool) -> Result<Group> {
+    async fn until(
+        &mut self,
+        id: ScalingGroupId,
+        kills: u32,
+        most: usize,
+        ok: impl Fn(&Group) -> bool,
+    ) -> Result<Group> {
         let end = Instant::now() + LIMIT;
         let (mut next, mut left) = (Instant::now() + Duration::from_millis(60), kills);
         loop {
@@ -86,7 +92,11 @@ impl Small {
             }
             let group = match self.client.group(id).await {
                 Ok(group) => group,
-                Err(error) if error.is_passing() => continue,
+                Err(error) if error.is_passing() => {
+                    ensure!(Instant::now() < end, "the controller does not come back: {error}");
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             ensure!(group.members.len() <= most, "{} members, {most} are allowed", group.members.len());
@@ -95,8 +105,15 @@ impl Small {
             if left == 0 && ok(&group) {
                 return Ok(group);
             }
-            ensure!(Instant::now() < end, "not as wanted: {:?} {} of {}, {} leaving, {:?}", group.state, group.ready,
-                group.count, group.leaving.len(), group.trouble);
+            ensure!(
+                Instant::now() < end,
+                "not as wanted: {:?} {} of {}, {} leaving, {:?}",
+                group.state,
+                group.ready,
+                group.count,
+                group.leaving.len(),
+                group.trouble
+            );
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -124,7 +141,9 @@ async fn fifty_instances_and_a_controller_that_dies_over_and_over() -> Result<()
     let group = small.client.create_scaling_group(&wish).await?;
     let began = Instant::now();
     let steady = |count: usize| {
-        move |g: &Group| g.state == GroupState::Steady && g.members.len() == count && g.ready as usize == count
+        move |g: &Group| {
+            g.state == GroupState::Steady && g.members.len() == count && g.ready as usize == count
+        }
     };
     let full = small.until(group.id, 6, 50, steady(50)).await?;
     small.exactly(&full).await?;
@@ -143,9 +162,13 @@ async fn fifty_instances_and_a_controller_that_dies_over_and_over() -> Result<()
     }
     let mut next = wish.template.clone();
     next.memory_mib = 128;
-    small.client.update_group(group.id, &GroupUpdate { template: next, percent: None, canary: false }).await?;
+    small
+        .client
+        .update_group(group.id, &GroupUpdate { template: next, percent: None, canary: false })
+        .await?;
     let began = Instant::now();
-    let updated = small.until(group.id, 5, 55, |g| steady(50)(g) && g.rollout.state == RolloutState::Done).await?;
+    let updated =
+        small.until(group.id, 5, 55, |g| steady(50)(g) && g.rollout.state == RolloutState::Done).await?;
     ensure!(updated.members.iter().all(|m| m.revision == 2));
     small.exactly(&updated).await?;
     println!("50 updated in {:.1} s", began.elapsed().as_secs_f64());
@@ -188,21 +211,35 @@ impl Story {
     fn until(&self, id: ScalingGroupId, what: &str, ok: impl Fn(&Group) -> bool) -> Result<Group> {
         until(what, PATIENCE, || {
             let group = self.group(id)?;
-            let told = format!("{:?} {}/{} {:?} {:?}", group.state, group.ready, group.count, group.rollout, group.members);
+            let told = format!(
+                "{:?} {}/{} {:?} {:?}",
+                group.state, group.ready, group.count, group.rollout, group.members
+            );
             Ok(if ok(&group) { Seen::Enough(group) } else { Seen::Not(told) })
         })
     }
 
     fn steady(&self, id: ScalingGroupId, count: usize) -> Result<Group> {
         let began = Instant::now();
-        let wanted = |g: &Group| g.state == GroupState::Steady && g.members.len() == count && g.ready as usize == count;
+        let wanted = |g: &Group| {
+            g.state == GroupState::Steady && g.members.len() == count && g.ready as usize == count
+        };
         let group = self.until(id, &format!("{count} ready members"), wanted)?;
         println!("  {count} ready after {:.1} s", began.elapsed().as_secs_f64());
         Ok(group)
     }
 
     fn in_member(&self, host: &str, id: InstanceId, script: &str) -> Result<String> {
-        let argv = ["/usr/bin/docker", "-H", "unix:///run/docker.sock", "exec", &format!("amphi-{id}-only"), "sh", "-c", script];
+        let argv = [
+            "/usr/bin/docker",
+            "-H",
+            "unix:///run/docker.sock",
+            "exec",
+            &format!("amphi-{id}-only"),
+            "sh",
+            "-c",
+            script,
+        ];
         self.stage.lab.run(host, &argv)
     }
 }
@@ -219,7 +256,9 @@ fn a_service_behind_its_endpoints() -> Result<()> {
 
     println!("three sets");
     let serve = |text: &str| {
-        format!("mkdir -p /tmp/www; echo {text} >/tmp/www/index.html; trap 'exit 0' TERM; httpd -f -p 80 -h /tmp/www & wait $!")
+        format!(
+            "mkdir -p /tmp/www; echo {text} >/tmp/www/index.html; trap 'exit 0' TERM; httpd -f -p 80 -h /tmp/www & wait $!"
+        )
     };
     let template = |text: &str| {
         json!({"name": "web-{index}", "vcpus": 1, "memory_mib": 64, "networks": [{"network": "blue"}],
@@ -280,7 +319,11 @@ fn follow(story: &Story, id: ScalingGroupId, load: InstanceId, over: &AtomicBool
             Err(error) => return Err(error.into()),
         };
         let targets: Vec<String> = endpoints.ready().flat_map(|e| e.targets()).collect();
-        story.in_member("h1", load, &format!("echo '{}' >/tmp/t && mv /tmp/t /tmp/targets", targets.join(" ")))?;
+        story.in_member(
+            "h1",
+            load,
+            &format!("echo '{}' >/tmp/t && mv /tmp/t /tmp/targets", targets.join(" ")),
+        )?;
         known = Some(endpoints.version);
     }
     Ok(())
@@ -307,9 +350,11 @@ fn live(
 
     println!("another revision, under load");
     let (ok, bad, began) = (count("ok")?, count("bad")?, Instant::now());
-    let order = GroupUpdate { template: serde_json::from_value(template("two"))?, percent: None, canary: false };
+    let order =
+        GroupUpdate { template: serde_json::from_value(template("two"))?, percent: None, canary: false };
     story.stage.ask(client.update_group(id, &order))?;
-    let done = |g: &Group| g.state == GroupState::Steady && g.rollout.state == RolloutState::Done && g.ready == 3;
+    let done =
+        |g: &Group| g.state == GroupState::Steady && g.rollout.state == RolloutState::Done && g.ready == 3;
     let updated = story.until(id, "updated", done)?;
     ensure!(updated.members.iter().all(|m| m.revision == 2), "{:?}", updated.members);
     let (ok, bad) = (count("ok")? - ok, count("bad")? - bad);
@@ -323,7 +368,9 @@ fn live(
     let host = ill.host_name.clone().context("it has no host")?;
     story.in_member(&host, ill.instance, "rm /tmp/www/index.html")?;
     let began = Instant::now();
-    story.until(id, "the ill one is replaced", |g| g.ready == 3 && g.members.iter().all(|m| m.instance != ill.instance))?;
+    story.until(id, "the ill one is replaced", |g| {
+        g.ready == 3 && g.members.iter().all(|m| m.instance != ill.instance)
+    })?;
     println!("  after {:.1} s", began.elapsed().as_secs_f64());
 
     println!("a number scales it, and back after the cool-down");

@@ -118,6 +118,10 @@ impl Autoscale {
             return Err(FieldError::new("target", "must be above 0"));
         }
         bounds(self.min, self.max)?;
+        let least = self.schedule.iter().map(|window| window.min).chain([self.min]).min();
+        if self.is_measured() && least == Some(0) {
+            return Err(FieldError::new("min", "must be 1 or more: without members nothing can be measured"));
+        }
         for (field, value, least) in [
             ("cooldown_up_s", self.cooldown_up_s, 0),
             ("cooldown_down_s", self.cooldown_down_s, 0),

@@ -428,7 +428,9 @@ mod tests {
     fn the_examples_of_the_documentation_are_accepted() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/groups.md");
         let text = std::fs::read_to_string(page).unwrap();
-        let block = |kind: &str| text.split(kind).nth(1).and_then(|rest| rest.split("```").next()).unwrap().to_owned();
+        let block = |kind: &str| {
+            text.split(kind).nth(1).and_then(|rest| rest.split("```").next()).unwrap().to_owned()
+        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("group.yaml");
         std::fs::write(&path, block("```yaml\n")).unwrap();

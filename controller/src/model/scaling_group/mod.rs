@@ -237,6 +237,7 @@ impl ScalingGroupRecord {
                 next.reason = Some(why.clone());
             }
             GroupStep::Settle => next.base = next.target,
+            GroupStep::Calm => next.trouble = None,
             GroupStep::Delete { index, unhealthy, .. } => {
                 if let Some(slot) = next.slots.remove(index) {
                     next.leaving.insert(slot.instance);

@@ -72,6 +72,8 @@ pub enum GroupStep {
     },
     /// The rollout is over.
     Settle,
+    /// Nothing is missing any more: what kept members from being made is no trouble.
+    Calm,
     Delete {
         index: u32,
         unhealthy: bool,
@@ -121,7 +123,10 @@ fn notes(sight: &GroupSight) -> Vec<GroupStep> {
             .then_some(GroupStep::Seen { index: *index, ready: *ready }),
     });
     let gone = group.leaving.difference(&sight.leaving);
-    seen.chain(gone.map(|id| GroupStep::Forget { instance: *id })).collect()
+    let kept = group.slots.values().filter(|slot| slot.draining_since.is_none()).count();
+    let whole = kept >= group.wanted as usize && group.target == group.base;
+    let calm = (group.trouble.is_some() && whole).then_some(GroupStep::Calm);
+    seen.chain(gone.map(|id| GroupStep::Forget { instance: *id })).chain(calm).collect()
 }
 
 fn ending(group: &ScalingGroupRecord) -> Vec<GroupStep> {
@@ -148,6 +153,8 @@ struct Plan<'a> {
     /// Members of the target among `kept`, and those that are to be.
     new: u32,
     want_new: u32,
+    /// Members of the target that this plan makes.
+    made: u32,
     steps: Vec<GroupStep>,
 }
 
@@ -164,6 +171,7 @@ impl<'a> Plan<'a> {
             new: kept.values().filter(|s| s.revision == group.target).count() as u32,
             want_new: group.share.of(group.wanted),
             kept,
+            made: 0,
             steps: Vec::new(),
         }
     }
@@ -296,7 +304,7 @@ impl<'a> Plan<'a> {
     fn create(&mut self, revision: u32) {
         let index = (0..).find(|index| !self.taken.contains(index)).unwrap_or(u32::MAX);
         self.taken.insert(index);
-        self.new += u32::from(revision == self.group.target);
+        self.made += u32::from(revision == self.group.target);
         self.steps.push(GroupStep::Create { index, revision });
     }
 
@@ -312,7 +320,7 @@ impl<'a> Plan<'a> {
             if self.steps.len() >= AT_ONCE {
                 return;
             }
-            let fresh = self.new < self.want_new && (!group.paused || group.target == group.base);
+            let fresh = self.new + self.made < self.want_new && (!group.paused || group.target == group.base);
             self.create(if fresh { group.target } else { group.base });
         }
     }
@@ -326,7 +334,11 @@ impl<'a> Plan<'a> {
             self.kept.values().filter(|s| s.revision == group.target && !is_ready(s)).count() as u32;
         let mut lanes =
             (group.update.max_unavailable + group.update.max_surge).max(1).saturating_sub(waiting);
-        while lanes > 0 && self.steps.len() < AT_ONCE && self.new < self.want_new && self.old() > 0 {
+        while lanes > 0
+            && self.steps.len() < AT_ONCE
+            && self.new + self.made < self.want_new
+            && self.old() > self.made
+        {
             lanes -= 1;
             if (self.taken.len() as u32) < group.wanted + group.update.max_surge {
                 if !self.may_create() {

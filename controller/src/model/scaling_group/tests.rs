@@ -77,6 +77,7 @@ fn words(steps: &[GroupStep]) -> String {
         GroupStep::Undo { .. } => "undo".into(),
         GroupStep::Pause { .. } => "pause".into(),
         GroupStep::Settle => "settle".into(),
+        GroupStep::Calm => "calm".into(),
         GroupStep::Delete { index, unhealthy, .. } => {
             format!("delete {index}{}", if *unhealthy { " ill" } else { "" })
         }
@@ -129,8 +130,8 @@ fn steps() {
             "create 1:1",
         ),
         ("not ready for a while", 2, "0:1+ 1:1-", same, 299, ""),
-        ("not ready for too long", 2, "0:1+ 1:1-", same, 300, "delete 1 ill, create 2:1"),
-        ("never ready", 1, "0:1~", |g| g.health.ready_within_s = 9, 9, "delete 0 ill, create 1:1"),
+        ("not ready for too long", 2, "0:1+ 1:1-", same, 300, "delete 1 ill"),
+        ("never ready", 1, "0:1~", |g| g.health.ready_within_s = 9, 9, "delete 0 ill"),
         (
             "never ready, replaced once before",
             1,
@@ -315,7 +316,7 @@ fn hosts_that_are_lost_and_members_in_somebodys_hands() {
     let mut seen = sight(&group, 60);
     for (held, lost, now, want) in [
         (false, true, 59, ""),
-        (false, true, 60, "delete 0 ill, create 1:1"),
+        (false, true, 60, "delete 0 ill"),
         (true, true, 60, ""),
         (false, false, 60, ""),
         (true, false, 999, ""),
@@ -454,7 +455,7 @@ fn policies() {
         (json!({}), 4, 4, &[90.0], None, 4, "too few"),
         (json!({}), 4, 4, &[90.0, 90.0], None, 8, "8 instead of 4"),
         (json!({}), 4, 4, &[], None, 4, "too few"),
-        (json!({}), 4, 2, &[90.0, 90.0], None, 4, "not ready yet"),
+        (json!({}), 4, 2, &[190.0, 190.0], None, 4, "not ready yet"),
         (json!({}), 2, 2, &[90.0, 90.0], Some(59), 2, "in 1 s"),
         (json!({}), 2, 2, &[90.0, 90.0], Some(60), 4, "4 instead"),
         (json!({}), 4, 4, &[10.0; 4], Some(299), 4, "in 1 s"),
