@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::GroupPolicy;
 use crate::ops::EndpointQuery;
 use amphi_api::group::{
     Group, GroupChange, GroupCreate, GroupScale, GroupState, GroupUpdate, InstanceFigures, MetricPost,
