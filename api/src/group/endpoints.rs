@@ -67,11 +67,11 @@ impl Endpoints {
     pub fn http_sd(&self) -> Vec<HttpSdGroup> {
         let labels = |e: &Endpoint| {
             let mut labels = BTreeMap::from([
-                ("__meta_amphi_instance_id".to_owned(), e.instance.to_string()),
-                ("__meta_amphi_instance_name".to_owned(), e.name.clone()),
+                ("__meta_instance_id".to_owned(), e.instance.to_string()),
+                ("__meta_instance_name".to_owned(), e.name.clone()),
             ]);
-            labels.extend(e.group.clone().map(|g| ("__meta_amphi_group".to_owned(), g)));
-            labels.extend(e.revision.map(|r| ("__meta_amphi_revision".to_owned(), r.to_string())));
+            labels.extend(e.group.clone().map(|g| ("__meta_group".to_owned(), g)));
+            labels.extend(e.revision.map(|r| ("__meta_revision".to_owned(), r.to_string())));
             labels
         };
         self.ready().map(|e| HttpSdGroup { targets: e.targets(), labels: labels(e) }).collect()

@@ -123,5 +123,5 @@ fn consumers_get_their_forms() {
     let sd = all.http_sd();
     assert_eq!(sd.len(), 2);
     assert_eq!(sd[0].targets, ["10.0.0.1:80", "10.0.0.1:443"]);
-    assert_eq!(sd[0].labels["__meta_amphi_group"], "web");
+    assert_eq!(sd[0].labels["__meta_group"], "web");
 }

@@ -116,7 +116,7 @@ async fn names_are_of_one_group() {
     cloud.ops.create_server_group(P, user, &spec).await.unwrap();
     let clash = cloud.ops.create_scaling_group(P, &wish(json!({"name": "apart"}))).await.unwrap_err();
     assert!(clash.to_string().contains("server group 'apart'"), "{clash}");
-    let zone = json!({"name": "x", "autoscale": {"metric": "cpu", "target": 1, "min": 0, "max": 1, "time_zone": "Mars/Olympus"}});
+    let zone = json!({"name": "x", "autoscale": {"metric": "cpu", "target": 1, "min": 1, "max": 1, "time_zone": "Mars/Olympus"}});
     let refused = cloud.ops.create_scaling_group(P, &wish(zone)).await.unwrap_err();
     assert!(matches!(refused, OpsError::Field(ref e) if e.field == "autoscale.time_zone"), "{refused}");
 }
