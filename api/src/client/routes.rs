@@ -39,7 +39,12 @@ impl Client {
             .map_err(|e| ClientError::Protocol { operation, message: format!("`{key}` cannot be read: {e}") })
     }
 
-    pub(super) async fn post<T: DeserializeOwned>(&self, what: String, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        what: String,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
         self.call(what, Method::POST, path).json(body).read().await
     }
 

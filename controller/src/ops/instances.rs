@@ -23,7 +23,8 @@ impl Ops {
                 let mut draft = Draft::default();
                 let asked = Request::default();
                 let place = None;
-                let id = plan(view, scope, request, self.policy(), (asked, place), Timestamp::now(), &mut draft)?;
+                let id =
+                    plan(view, scope, request, self.policy(), (asked, place), Timestamp::now(), &mut draft)?;
                 Ok((draft, id))
             })
             .await?;

@@ -132,7 +132,15 @@ impl Agent {
         let looping = reconciler.clone();
         tasks.spawn(async move { looping.run(|| ()).await });
         let link = tasks.spawn(std::future::ready(()));
-        let mut agent = Self { home: home.clone(), reconciler, spec, health, figures: watch::Sender::default(), link, tasks };
+        let mut agent = Self {
+            home: home.clone(),
+            reconciler,
+            spec,
+            health,
+            figures: watch::Sender::default(),
+            link,
+            tasks,
+        };
         agent.link()?;
         Ok(agent)
     }
