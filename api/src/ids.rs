@@ -94,6 +94,8 @@ id!(/// A user: who asks.
     UserId);
 id!(/// A server group: instances that keep together or apart.
     ServerGroupId);
+id!(/// A scaling group: so many instances of one template.
+    ScalingGroupId);
 
 impl ProjectId {
     /// The project that exists before anyone has made one.

@@ -7,6 +7,7 @@ pub mod client;
 pub mod error;
 pub mod events;
 pub mod failover;
+pub mod group;
 pub mod host;
 pub mod ids;
 pub mod image;

@@ -55,6 +55,9 @@ pub enum FromHost {
     Heartbeat {
         engines: Vec<Engine>,
         volume_group_free_bytes: u64,
+        /// What instances use, where it was measured anew.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        figures: Vec<crate::group::InstanceFigures>,
     },
     Status(HostStatus),
     Answer {
@@ -113,6 +116,9 @@ pub struct HostDesired {
     /// about to start elsewhere. The lease says the same where hosts have leases.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shut_out: bool,
+    /// Instances of which the controller wants to know how much they use: heartbeats tell it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub measured: BTreeSet<InstanceId>,
 }
 
 impl HostDesired {
@@ -129,6 +135,7 @@ impl HostDesired {
             tombstones: Vec::new(),
             groups: Vec::new(),
             shut_out: false,
+            measured: BTreeSet::new(),
         }
     }
 }

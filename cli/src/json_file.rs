@@ -41,6 +41,11 @@ impl JsonFile {
         Ok(Self { name, text })
     }
 
+    /// A text that was made here, not read.
+    pub fn of(name: &str, text: String) -> Self {
+        Self { name: name.to_owned(), text }
+    }
+
     /// The text as `T`.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let mut reader = serde_json::Deserializer::from_str(&self.text);

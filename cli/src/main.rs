@@ -74,6 +74,9 @@ enum Noun {
     /// Sets of containers: check a description, create an instance.
     #[command(subcommand)]
     Set(noun::set::Command),
+    /// Groups: so many instances of one template, updated one after the other, scaling by themselves.
+    #[command(subcommand)]
+    Group(noun::group::Command),
     /// Virtual machines: create an instance.
     #[command(subcommand)]
     Vm(noun::vm::Command),
@@ -149,6 +152,7 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::SecurityGroup(command) => command.run(session).await,
         Noun::Image(command) => command.run(session).await,
         Noun::Set(command) => command.run(session).await,
+        Noun::Group(command) => command.run(session).await,
         Noun::Vm(command) => command.run(session).await,
         Noun::Instance(command) => command.run(session).await,
         Noun::Failovers(arguments) => arguments.run(session).await,
@@ -201,6 +205,39 @@ mod tests {
         assert!(!parse(&["host", "maintenance", "h1"]));
         assert!(parse(&["place", "--explain", "--body", "vm", "--qos", "guaranteed"]));
         assert!(!parse(&["place", "--qos", "gold"]));
+    }
+
+    #[test]
+    fn groups() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["amphi", "group"], words].concat()).is_ok();
+        assert!(parse(&["create", "-f", "group.yaml", "--count", "3"]));
+        assert!(parse(&["create", "web", "--template", "web.json"]) && !parse(&["create", "web"]));
+        assert!(parse(&["scale", "web", "--to", "5"]) && parse(&["scale", "web", "--explain"]));
+        assert!(!parse(&["scale", "web"]) && !parse(&["scale", "web", "--to", "5", "--explain"]));
+        assert!(parse(&["update", "web", "--template", "web.json", "--percent", "30"]));
+        assert!(parse(&["update", "web", "--template", "web.json", "--canary"]));
+        assert!(!parse(&["update", "web", "--template", "web.json", "--canary", "--percent", "30"]));
+        assert!(parse(&["update", "web", "--image", "shop:2"]) && !parse(&["update", "web"]));
+        assert!(
+            parse(&["rollout", "status", "web"]) && parse(&["rollout", "promote", "web", "--percent", "50"])
+        );
+        assert!(parse(&["endpoints", "web", "--format", "hosts", "--watch"]));
+        assert!(parse(&["metric", "web", "queue", "120.5"]));
+    }
+
+    #[test]
+    fn the_orders_of_the_page_on_groups_are_orders() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/groups.md");
+        let text = std::fs::read_to_string(page).unwrap();
+        let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let lines: Vec<&str> =
+            blocks.flat_map(str::lines).filter(|line| line.starts_with("amphi ")).collect();
+        assert!(lines.len() >= 15, "{lines:?}");
+        for line in lines {
+            let order = line.split('#').next().unwrap_or_default();
+            let parsed = Arguments::try_parse_from(order.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {}", parsed.err().unwrap());
+        }
     }
 
     #[test]

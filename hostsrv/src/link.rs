@@ -7,6 +7,7 @@ use crate::reconcile::Reconciler;
 use crate::reconcile::ledger::LedgerError;
 use crate::streams;
 use amphi_api::HostId;
+use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
 use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
@@ -75,6 +76,8 @@ pub struct Voice {
     pub health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
     /// What its bodies use.
     pub gauge: Gauge,
+    /// What instances use, of those that the controller asks about.
+    pub figures: watch::Receiver<Arc<Vec<InstanceFigures>>>,
 }
 
 /// Stays connected for as long as the process lives. `on_welcome` hears where OVN's southbound database is.
@@ -131,6 +134,7 @@ async fn session(
     let (mut up, mut down) = socket.split();
     let (answers, mut answered) = mpsc::channel::<FromHost>(64);
     let (mut spec, mut status) = (voice.spec.clone(), reconciler.status());
+    let mut figures = voice.figures.clone();
     let mut heartbeat = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut fences = tokio::time::interval(FENCES);
@@ -182,7 +186,10 @@ async fn session(
                     continue;
                 }
                 let health = voice.health.borrow().clone();
-                FromHost::Heartbeat { engines: health.0.clone(), volume_group_free_bytes: health.1 }
+                // Each measurement is told once.
+                let news = figures.has_changed().unwrap_or(false);
+                let figures = if news { figures.borrow_and_update().to_vec() } else { Vec::new() };
+                FromHost::Heartbeat { engines: health.0.clone(), volume_group_free_bytes: health.1, figures }
             }
         };
         let text = serde_json::to_string(&message)?;

@@ -1,6 +1,7 @@
 //! From what a person types to the thing meant: an id, else a name that only one thing has.
 
 use super::{Client, ClientError};
+use crate::group::Group;
 use crate::host::Host;
 use crate::image::Image;
 use crate::instance::Instance;
@@ -31,7 +32,7 @@ macro_rules! named {
 
 named! {
     Host: "host", Network: "network", SecurityGroup: "security group", Image: "image",
-    Instance: "instance", Volume: "volume", Snapshot: "snapshot",
+    Instance: "instance", Volume: "volume", Snapshot: "snapshot", Group: "group",
 }
 
 /// The one thing that `text` means: the one with this id (also in other letter case), else the only one of this name.
@@ -75,6 +76,8 @@ find! {
     find_security_group, security_groups, SecurityGroup;
     /// An image by id or name.
     find_image, images, Image;
+    /// A scaling group by id or name.
+    find_group, groups, Group;
     /// An instance by id or name.
     find_instance, instances, Instance;
     /// A volume by id or name; volumes in the recycle bin are not looked at.

@@ -4,6 +4,7 @@
 
 mod error;
 mod find;
+mod groups;
 mod routes;
 mod streams;
 mod upload;

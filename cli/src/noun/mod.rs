@@ -5,6 +5,8 @@ pub mod debug;
 pub mod events;
 pub mod exchange;
 pub mod failovers;
+pub mod group;
+mod group_view;
 pub mod host;
 pub mod image;
 pub mod instance;

@@ -4,6 +4,7 @@ use super::hosts::{AskError as LinkError, HostSide, Links, Refusal};
 use crate::ops::{AskError, HostLinks, Ops, OpsError};
 use crate::pki::Ca;
 use crate::streams::HostStream;
+use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
@@ -44,6 +45,10 @@ impl HostSide for Side {
 
     async fn heartbeat(&self, host: HostId, engines: Vec<Engine>, volume_group_free_bytes: u64) {
         told(host, "heartbeat", self.ops.heartbeat(host, &engines, volume_group_free_bytes).await);
+    }
+
+    fn figures(&self, host: HostId, figures: &[InstanceFigures]) {
+        self.ops.take_figures(host, figures);
     }
 
     async fn status(&self, host: HostId, status: HostStatus) {

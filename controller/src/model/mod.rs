@@ -20,6 +20,7 @@ pub mod network;
 mod passes;
 mod past;
 mod quota;
+mod scaling_group;
 mod server_group;
 mod tombstone;
 mod twin;
@@ -58,6 +59,10 @@ pub use network::{
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use scaling_group::{
+    GroupSight, GroupStep, Presence, RevisionRecord, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord,
+    ScalingPlace, Share, Slot, Trouble, autoscale, group_steps,
+};
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};
 pub use twin::{TwinPlace, TwinRecord, TwinSight, TwinStep, TwinWish, twin_step};

@@ -1,6 +1,6 @@
 //! What is asked of placement: of an instance that exists, of a flavor, of a project.
 
-use super::{OpsError, View, server_groups};
+use super::{OpsError, View, scaling_groups, server_groups};
 use crate::model::*;
 use crate::scheduler::{Request, SchedulerId};
 use amphi_api::instance::FailoverPolicy;
@@ -31,7 +31,9 @@ pub fn request_of(view: &View, record: &InstanceRecord) -> Request {
         reach: view.reach_of(record),
         images: record.body_of(record.body).map(|b| b.images.clone()).unwrap_or_default(),
         zone: record.server.zone.clone(),
-        group: group.map(|group| server_groups::ask(view, group, Some(record.id))),
+        group: group
+            .map(|group| server_groups::ask(view, group, Some(record.id)))
+            .or_else(|| scaling_groups::ask_of(view, record)),
         extra_specs: record.server.flavor.as_ref().map(|f| f.extra_specs.clone()).unwrap_or_default(),
         // One that is known no more is no reason to stay where it is.
         scheduler: scheduler(view, record.project, record.server.scheduler.as_deref()).unwrap_or_default(),

@@ -119,7 +119,14 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
             .map(|row| row.order)
             .collect(),
         groups,
+        measured: instances.iter().filter(|row| is_measured(view, row)).map(|row| row.id).collect(),
     }
+}
+
+/// Whether a group scales by what the instance uses.
+fn is_measured(view: &View, row: &InstanceRecord) -> bool {
+    let group = row.server.scaling.and_then(|place| view.scaling_groups.get(place.group));
+    group.is_some_and(|group| group.measures())
 }
 
 /// A volume of a shared group that the host has for an instance, as large as the keeper has said that it is.

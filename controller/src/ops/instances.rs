@@ -21,8 +21,12 @@ impl Ops {
         request.check()?;
         let id = self
             .transact_room(|view| {
-                let decision = decide(view, scope, request, self.policy(), Timestamp::now())?;
-                Ok((decision.0, decision.1))
+                let mut draft = Draft::default();
+                let asked = Request::default();
+                let place = None;
+                let id =
+                    plan(view, scope, request, self.policy(), (asked, place), Timestamp::now(), &mut draft)?;
+                Ok((draft, id))
             })
             .await?;
         self.instance(scope, id)
@@ -40,22 +44,24 @@ impl Ops {
     }
 }
 
-/// The native order as a plan.
-fn decide(
+/// The native order as a plan, and its launch. What placement is asked beside what the request says, and of which scaling
+/// group it is.
+pub(super) fn plan(
     view: &View,
     scope: ProjectId,
     request: &InstanceCreate,
     policy: &crate::scheduler::Policy,
+    (asked, scaling): (Request, Option<ScalingPlace>),
     now: Timestamp,
-) -> Result<(Draft, InstanceId), OpsError> {
-    let mut draft = Draft::default();
+    draft: &mut Draft,
+) -> Result<InstanceId, OpsError> {
     let mut bodies = Vec::new();
     for (at, body) in request.bodies.iter().enumerate() {
         let (record, images) = resolve::body(view, scope, &format!("bodies[{at}]"), body)?;
         images.into_iter().for_each(|image| draft.guard(image));
         bodies.push(record);
     }
-    let groups = security_groups(view, scope, &request.security_groups, &mut draft)?;
+    let groups = security_groups(view, scope, &request.security_groups, draft)?;
     let pinned = match &request.host {
         Some(text) => Some(resolve::host(view, "host", text)?.id),
         None => None,
@@ -101,16 +107,16 @@ fn decide(
         metadata: request.metadata.clone(),
         failover: request.failover,
         failover_terms: request.failover_terms,
-        asked: Request { pinned, ..Request::default() },
+        asked: Request { pinned, ..asked },
         server: ServerTraits {
             qos: request.qos,
             scheduler: request.scheduler.clone(),
+            scaling,
             ..ServerTraits::default()
         },
         no_room: NoRoomIs::Refused,
     };
-    let id = launch(view, &Origin::native(scope), plan, policy, now, &mut draft)?;
-    Ok((draft, id))
+    launch(view, &Origin::native(scope), plan, policy, now, draft)
 }
 
 fn security_groups(

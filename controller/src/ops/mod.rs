@@ -42,6 +42,7 @@ mod reach;
 mod resizing;
 mod resolve;
 pub mod routers;
+mod scaling_groups;
 pub mod server_groups;
 pub mod servers;
 mod snapshots;
@@ -75,6 +76,7 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
+pub use scaling_groups::EndpointQuery;
 pub use snapshots::SnapshotWish;
 pub use use_now::UseQuery;
 pub use view::{Row, Table, View};
@@ -162,6 +164,8 @@ pub struct Ops {
     leases: Arc<Leases>,
     tickets: looking_in::Spent,
     lent: lent::Lent,
+    /// What was measured of instances, and posted of groups.
+    figures: scaling_groups::Figures,
 }
 
 impl Ops {
@@ -187,6 +191,7 @@ impl Ops {
             door: identity::Door::default(),
             tickets: looking_in::Spent::default(),
             lent: lent::Lent::default(),
+            figures: scaling_groups::Figures::default(),
         })
     }
 

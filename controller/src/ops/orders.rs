@@ -101,45 +101,7 @@ impl Ops {
                 return Err(OpsError::conflict(format!("Instance {id} is locked")));
             }
             let mut draft = Draft::default();
-            let now = Timestamp::now();
-            let Some(host) = row.host else {
-                // No host has anything of it that would have to go first.
-                note(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
-                bury(view, &mut draft, row, now);
-                return Ok((draft, ()));
-            };
-            if row.intent == Intent::Live {
-                end_task(view, &mut draft, row, Some("the instance was deleted"), now);
-                // In the middle of a move: where the body may still be.
-                let host = where_the_body_is(view, row).unwrap_or(host);
-                let action = begin(&mut draft, origin, row, "delete", "compute_terminate_instance", now);
-                let from = server_state(row, true, now).vm;
-                // What the deletion's end is told to; the task itself is the intent.
-                let task = Some(Pending { task: Task::Stop, action, since: now, from });
-                draft.update(
-                    row,
-                    &InstanceRecord {
-                        intent: Intent::Deleting,
-                        trash_volume: volume == VolumeFate::Trash,
-                        exchange: None,
-                        host: Some(host),
-                        task,
-                        updated_at: now,
-                        ..(*row.record).clone()
-                    },
-                );
-                if let Some(resize) = row.resize.as_ref().filter(|r| r.old_host != host) {
-                    entomb(
-                        view,
-                        &mut draft,
-                        resize.old_host,
-                        Tombstone::Instance { id, epoch: row.epoch },
-                        now,
-                    );
-                }
-                entomb(view, &mut draft, host, Tombstone::Instance { id, epoch: row.epoch }, now);
-                end_exchange(view, &mut draft, row, Some(host), ("deleted", "the instance was deleted"), now);
-            }
+            delete(view, &mut draft, origin, row, volume, Timestamp::now());
             Ok((draft, ()))
         })
         .await
@@ -183,6 +145,51 @@ impl Ops {
             }
         }
     }
+}
+
+/// All of a deletion: the record goes where no host has anything of it, else the order to destroy it is given.
+pub(super) fn delete(
+    view: &View,
+    draft: &mut Draft,
+    origin: &Origin,
+    row: &Row<InstanceRecord>,
+    volume: VolumeFate,
+    now: Timestamp,
+) {
+    let Some(host) = row.host else {
+        // No host has anything of it that would have to go first.
+        note(draft, origin, row, "delete", "compute_terminate_instance", now);
+        bury(view, draft, row, now);
+        return;
+    };
+    if row.intent == Intent::Deleting {
+        return;
+    }
+    end_task(view, draft, row, Some("the instance was deleted"), now);
+    // In the middle of a move: where the body may still be.
+    let host = where_the_body_is(view, row).unwrap_or(host);
+    let action = begin(draft, origin, row, "delete", "compute_terminate_instance", now);
+    let from = server_state(row, true, now).vm;
+    // What the deletion's end is told to; the task itself is the intent.
+    let task = Some(Pending { task: Task::Stop, action, since: now, from });
+    draft.update(
+        row,
+        &InstanceRecord {
+            intent: Intent::Deleting,
+            trash_volume: volume == VolumeFate::Trash,
+            exchange: None,
+            host: Some(host),
+            task,
+            updated_at: now,
+            ..(*row.record).clone()
+        },
+    );
+    let order = Tombstone::Instance { id: row.id, epoch: row.epoch };
+    if let Some(resize) = row.resize.as_ref().filter(|r| r.old_host != host) {
+        entomb(view, draft, resize.old_host, order, now);
+    }
+    entomb(view, draft, host, order, now);
+    end_exchange(view, draft, row, Some(host), ("deleted", "the instance was deleted"), now);
 }
 
 pub(super) fn refuse_no_member(row: &InstanceRecord, name: &str) -> Result<(), OpsError> {

@@ -186,6 +186,7 @@ pub struct View {
     pub flavors: Table<FlavorRecord>,
     pub key_pairs: Table<KeyPairRecord>,
     pub server_groups: Table<ServerGroupRecord>,
+    pub scaling_groups: Table<ScalingGroupRecord>,
     pub aggregates: Table<AggregateRecord>,
     pub quotas: Table<QuotaRecord>,
     pub past_instances: Table<PastInstanceRecord>,
@@ -441,6 +442,15 @@ impl View {
             FlavorRecord::PREFIX => drop(self.flavors.put(read!(), version)),
             KeyPairRecord::PREFIX => drop(self.key_pairs.put(read!(), version)),
             ServerGroupRecord::PREFIX => drop(self.server_groups.put(read!(), version)),
+            ScalingGroupRecord::PREFIX => {
+                let (id, before) = self.scaling_groups.put(read!(), version);
+                if let Some(now) = self.scaling_groups.get(id)
+                    && before.is_some_and(|b| b.measures() != now.measures())
+                {
+                    let instances = now.slots.values().filter_map(|slot| self.instances.get(slot.instance));
+                    touched.extend(instances.filter_map(|row| row.host));
+                }
+            }
             AggregateRecord::PREFIX => {
                 let (id, before) = self.aggregates.put(read!(), version);
                 let mut hosts = before.map(|b| b.hosts.clone()).unwrap_or_default();
@@ -634,6 +644,7 @@ impl View {
             FlavorRecord::PREFIX => drop(remove(&mut self.flavors, id)),
             KeyPairRecord::PREFIX => drop(remove(&mut self.key_pairs, id)),
             ServerGroupRecord::PREFIX => drop(remove(&mut self.server_groups, id)),
+            ScalingGroupRecord::PREFIX => drop(remove(&mut self.scaling_groups, id)),
             AggregateRecord::PREFIX => {
                 let hosts = remove(&mut self.aggregates, id).map(|old| old.hosts.clone());
                 hosts.unwrap_or_default().into_iter().for_each(|host| self.regroup(host));

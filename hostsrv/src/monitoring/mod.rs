@@ -2,6 +2,7 @@
 //! and the sinks' lives: a sink that is slow or away misses rounds and holds up nobody. Refuses to ask an engine more than
 //! one question a round, to keep figures, and to change anything.
 
+pub mod load;
 pub mod sample;
 pub mod settings;
 mod sink;

@@ -2,6 +2,7 @@
 //! `main` does, without switch, lease and facts. Runs as a process (`amphi-lab agent`) that can be killed, or as tasks.
 
 use crate::engines::{EnginePort, MemoryBodies, MemoryVolumes};
+use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::BodyKind;
 use amphi_hostsrv::blobs::ControllerBlobs;
@@ -94,6 +95,8 @@ pub struct Agent {
     reconciler: Arc<Reconciler>,
     spec: watch::Receiver<Arc<HostSpec>>,
     health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
+    /// Nothing is measured here.
+    figures: watch::Sender<Arc<Vec<InstanceFigures>>>,
     link: AbortHandle,
     tasks: JoinSet<()>,
 }
@@ -130,7 +133,15 @@ impl Agent {
         let looping = reconciler.clone();
         tasks.spawn(async move { looping.run(|| ()).await });
         let link = tasks.spawn(std::future::ready(()));
-        let mut agent = Self { home: home.clone(), reconciler, spec, health, link, tasks };
+        let mut agent = Self {
+            home: home.clone(),
+            reconciler,
+            spec,
+            health,
+            figures: watch::Sender::default(),
+            link,
+            tasks,
+        };
         agent.link()?;
         Ok(agent)
     }
@@ -143,8 +154,8 @@ impl Agent {
     /// Connects at once, however long the pause after the last failure has grown.
     pub fn link(&mut self) -> Result<()> {
         self.link.abort();
-        let gauge = Gauge::default();
-        let voice = Voice { spec: self.spec.clone(), health: self.health.clone(), gauge };
+        let (gauge, figures) = (Gauge::default(), self.figures.subscribe());
+        let voice = Voice { spec: self.spec.clone(), health: self.health.clone(), gauge, figures };
         self.link = self.tasks.spawn(link::run(papers(&self.home)?, self.reconciler.clone(), voice, |_| ()));
         Ok(())
     }

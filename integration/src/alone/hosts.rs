@@ -140,7 +140,11 @@ async fn talk(
                 _ => {}
             },
             _ = heartbeat.tick(), if welcome.is_none() => {
-                let heartbeat = FromHost::Heartbeat { engines: engines.clone(), volume_group_free_bytes: VOLUME_GROUP };
+                let heartbeat = FromHost::Heartbeat {
+                    engines: engines.clone(),
+                    volume_group_free_bytes: VOLUME_GROUP,
+                    figures: Vec::new(),
+                };
                 send(&mut up, &heartbeat).await?;
             }
         }

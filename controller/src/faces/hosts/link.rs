@@ -378,7 +378,8 @@ enum Down<'a> {
 async fn hear(side: &dyn HostSide, host: HostId, message: FromHost, waiting: &Waiting) -> Result<(), String> {
     match message {
         FromHost::Hello { spec, .. } => side.hello(host, spec).await.map(drop).map_err(|r| r.message)?,
-        FromHost::Heartbeat { engines, volume_group_free_bytes } => {
+        FromHost::Heartbeat { engines, volume_group_free_bytes, figures } => {
+            side.figures(host, &figures);
             side.heartbeat(host, engines, volume_group_free_bytes).await;
         }
         FromHost::Status(status) => side.status(host, status).await,

@@ -13,6 +13,7 @@ pub use tls::serve;
 
 use crate::images::BlobStore;
 use crate::leases::Leases;
+use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorBody, ErrorCode, HostId};
@@ -56,6 +57,8 @@ pub trait HostSide: Send + Sync + 'static {
     async fn hello(&self, host: HostId, spec: HostSpec) -> Result<String, Refusal>;
     /// The host is there. Called every few seconds by every host: must cost nearly nothing.
     async fn heartbeat(&self, host: HostId, engines: Vec<Engine>, volume_group_free_bytes: u64);
+    /// What instances there use; kept in memory alone.
+    fn figures(&self, host: HostId, figures: &[InstanceFigures]);
     async fn status(&self, host: HostId, status: HostStatus);
     /// The host's link has ended and no newer one has taken its place.
     async fn gone(&self, host: HostId);

@@ -4,6 +4,7 @@
 mod answers;
 mod debug;
 mod events;
+mod endpoints;
 mod exchanges;
 mod extract;
 mod failovers;
@@ -15,6 +16,7 @@ mod images;
 mod instances;
 mod networks;
 mod placements;
+mod scaling_groups;
 mod shape;
 mod snapshots;
 mod streams;
@@ -114,6 +116,15 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(exchanges::create_move))
         .routes(routes!(placements::explain))
         .routes(routes!(placements::rebalance))
+        .routes(routes!(scaling_groups::list, scaling_groups::create))
+        .routes(routes!(scaling_groups::show, scaling_groups::change, scaling_groups::delete))
+        .routes(routes!(scaling_groups::explain, scaling_groups::scale))
+        .routes(routes!(scaling_groups::update))
+        .routes(routes!(scaling_groups::order_rollout))
+        .routes(routes!(scaling_groups::post_metric))
+        .routes(routes!(endpoints::of_group))
+        .routes(routes!(endpoints::of_instance))
+        .routes(routes!(endpoints::of_label))
         .routes(routes!(failovers::list))
         .routes(routes!(failovers::show))
         .routes(routes!(volumes::list, volumes::create))

@@ -1,7 +1,7 @@
 //! What an instance is beside its body: the flavor it was made of, who ordered it, how it is called and shown. None of
 //! it reaches a host by itself.
 
-use crate::model::FlavorRecord;
+use crate::model::{FlavorRecord, ScalingPlace};
 use amphi_api::instance::Fault;
 use amphi_api::placement::Qos;
 use amphi_api::{HostId, ImageId, PortId, ServerGroupId, UserId, VolumeId};
@@ -67,6 +67,8 @@ pub struct ServerTraits {
     /// The zone that was asked for.
     pub zone: Option<String>,
     pub group: Option<ServerGroupId>,
+    /// The scaling group that made it.
+    pub scaling: Option<ScalingPlace>,
     /// What stands behind its vCPUs and memory.
     pub qos: Qos,
     /// The scheduler that was asked for; none: its project's, else the cloud's.

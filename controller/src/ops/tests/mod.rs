@@ -11,6 +11,7 @@ mod moves;
 mod passes;
 mod placement;
 mod resizing;
+mod scaling_groups;
 mod servers;
 mod shared_groups;
 mod sums;

@@ -1,0 +1,366 @@
+//! What is to be done about a group next: pure. First what was seen is written down (who is ready, who is gone); then members
+//! are deleted, made and exchanged.
+//!
+//! Never takes a ready member away because of an update when more than `max_unavailable` of those wanted would be missing
+//! then; what is missing for other reasons counts as missing too. One that is not ready costs nothing to take away.
+
+use super::{ScalingGroupRecord, Slot};
+use crate::model::Intent;
+use amphi_api::InstanceId;
+use amphi_api::group::OnFailure;
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Members made or deleted by one decision: the next one follows at once.
+const AT_ONCE: usize = 8;
+/// How long the host of a member that may not fail over can be away.
+const LOST_AFTER: SignedDuration = SignedDuration::from_secs(60);
+/// A member's patience is doubled so often at most, each time that the one before it was replaced.
+const DOUBLED_MAX: u32 = 5;
+
+/// What is seen of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// No record of it is left.
+    Gone,
+    /// Somebody else has deleted it.
+    Going,
+    Here {
+        ready: bool,
+        /// Somebody has stopped it, or it is on its way to another host or body: it is not replaced meanwhile.
+        held: bool,
+        /// Its host does not answer, and it may not leave it.
+        lost: bool,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct GroupSight<'a> {
+    pub group: &'a ScalingGroupRecord,
+    pub members: BTreeMap<u32, Presence>,
+    /// Of `leaving`, those that still have a record.
+    pub leaving: BTreeSet<InstanceId>,
+    pub now: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupStep {
+    /// The number is free. `going`: a host may still have something of who had it.
+    Vacate {
+        index: u32,
+        going: bool,
+    },
+    /// Nothing is left of a deleted member.
+    Forget {
+        instance: InstanceId,
+    },
+    Seen {
+        index: u32,
+        ready: bool,
+    },
+    /// Out of the endpoints; deleted later.
+    Drain {
+        index: u32,
+    },
+    /// The rollout has failed, and the revision before comes back.
+    Undo {
+        why: String,
+    },
+    /// The rollout has failed, and waits.
+    Pause {
+        why: String,
+    },
+    /// The rollout is over.
+    Settle,
+    /// Nothing is missing any more: what kept members from being made is no trouble.
+    Calm,
+    Delete {
+        index: u32,
+        unhealthy: bool,
+        why: String,
+    },
+    Create {
+        index: u32,
+        revision: u32,
+    },
+    /// The group's record goes.
+    End,
+}
+
+impl GroupStep {
+    /// It changes the group's record alone.
+    pub fn is_note(&self) -> bool {
+        !matches!(self, Self::Delete { .. } | Self::Create { .. } | Self::End)
+    }
+}
+
+pub fn group_steps(sight: &GroupSight) -> Vec<GroupStep> {
+    let notes = notes(sight);
+    if !notes.is_empty() {
+        return notes;
+    }
+    if sight.group.intent == Intent::Deleting {
+        return ending(sight.group);
+    }
+    let mut plan = Plan::of(sight);
+    if let Some(step) = plan.failed() {
+        return vec![step];
+    }
+    plan.drained();
+    plan.unhealthy();
+    plan.surplus();
+    plan.deficit();
+    plan.roll();
+    plan.steps
+}
+
+fn notes(sight: &GroupSight) -> Vec<GroupStep> {
+    let group = sight.group;
+    let seen = group.slots.iter().filter_map(|(index, slot)| match sight.members.get(index) {
+        None | Some(Presence::Gone) => Some(GroupStep::Vacate { index: *index, going: false }),
+        Some(Presence::Going) => Some(GroupStep::Vacate { index: *index, going: true }),
+        Some(Presence::Here { ready, .. }) => (*ready != slot.unready_since.is_none())
+            .then_some(GroupStep::Seen { index: *index, ready: *ready }),
+    });
+    let gone = group.leaving.difference(&sight.leaving);
+    let kept = group.slots.values().filter(|slot| slot.draining_since.is_none()).count();
+    let whole = kept >= group.wanted as usize && group.target == group.base;
+    let calm = (group.trouble.is_some() && whole).then_some(GroupStep::Calm);
+    seen.chain(gone.map(|id| GroupStep::Forget { instance: *id })).chain(calm).collect()
+}
+
+fn ending(group: &ScalingGroupRecord) -> Vec<GroupStep> {
+    if group.slots.is_empty() {
+        return if group.leaving.is_empty() { vec![GroupStep::End] } else { Vec::new() };
+    }
+    let delete = |index: &u32| GroupStep::Delete {
+        index: *index,
+        unhealthy: false,
+        why: "the group is deleted".into(),
+    };
+    group.slots.keys().take(AT_ONCE).map(delete).collect()
+}
+
+struct Plan<'a> {
+    sight: &'a GroupSight<'a>,
+    group: &'a ScalingGroupRecord,
+    /// Neither draining nor about to be deleted.
+    kept: BTreeMap<u32, &'a Slot>,
+    /// Ready ones of them.
+    available: u32,
+    /// Places that are taken: those of `kept`, and of those on their way out.
+    taken: BTreeSet<u32>,
+    /// Members of the target among `kept`, and those that are to be.
+    new: u32,
+    want_new: u32,
+    /// Members of the target that this plan makes.
+    made: u32,
+    steps: Vec<GroupStep>,
+}
+
+impl<'a> Plan<'a> {
+    fn of(sight: &'a GroupSight<'a>) -> Self {
+        let group = sight.group;
+        let kept: BTreeMap<u32, &Slot> =
+            group.slots.iter().filter(|(_, s)| s.draining_since.is_none()).map(|(i, s)| (*i, s)).collect();
+        Self {
+            sight,
+            group,
+            available: kept.values().filter(|s| is_ready(s)).count() as u32,
+            taken: group.slots.keys().copied().collect(),
+            new: kept.values().filter(|s| s.revision == group.target).count() as u32,
+            want_new: group.share.of(group.wanted),
+            kept,
+            made: 0,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Why the member has to be replaced, where it has to.
+    fn due(&self, index: u32, slot: &Slot) -> Option<String> {
+        let Some(Presence::Here { held, lost, .. }) = self.sight.members.get(&index) else { return None };
+        let since = slot.unready_since?;
+        let health = &self.group.health;
+        let never = slot.ready_at.is_none();
+        let patience = if never { health.ready_within_s } else { health.replace_after_s };
+        if *held || health.replace_after_s == 0 {
+            return None;
+        }
+        let doubled = 1 << self.group.failures.get(&index).copied().unwrap_or(0).min(DOUBLED_MAX);
+        let mut patience = SignedDuration::from_secs(i64::from(patience) * doubled);
+        if *lost {
+            patience = patience.min(LOST_AFTER);
+        }
+        let waited = self.sight.now.duration_since(since);
+        (waited >= patience).then(|| match (lost, never) {
+            (true, _) => {
+                format!("its host has not answered for {} s, and it may not leave it", waited.as_secs())
+            }
+            (_, true) => format!("it was not ready within {} s", waited.as_secs()),
+            (_, false) => format!("it has not been ready for {} s", waited.as_secs()),
+        })
+    }
+
+    /// A member of a new revision that has to be replaced ends the rollout.
+    fn failed(&self) -> Option<GroupStep> {
+        let group = self.group;
+        if group.target == group.base || group.paused {
+            return None;
+        }
+        let fresh = self.kept.iter().filter(|(_, slot)| slot.revision == group.target);
+        let (index, why) =
+            fresh.into_iter().find_map(|(index, slot)| Some((*index, self.due(*index, slot)?)))?;
+        let why = format!("member {index} of revision {}: {why}", group.target);
+        Some(match group.update.on_failure {
+            OnFailure::Undo => GroupStep::Undo { why },
+            OnFailure::Pause => GroupStep::Pause { why },
+        })
+    }
+
+    fn drained(&mut self) {
+        let wait = SignedDuration::from_secs(self.group.update.drain_s.into());
+        for (index, slot) in &self.group.slots {
+            let Some(since) = slot.draining_since else { continue };
+            if !is_ready(slot) || self.sight.now.duration_since(since) >= wait {
+                self.delete(*index, false, "drained");
+            }
+        }
+    }
+
+    fn unhealthy(&mut self) {
+        let due: Vec<(u32, String)> =
+            self.kept.iter().filter_map(|(index, slot)| Some((*index, self.due(*index, slot)?))).collect();
+        for (index, why) in due {
+            if self.steps.len() < AT_ONCE {
+                self.delete(index, true, &why);
+            }
+        }
+    }
+
+    fn delete(&mut self, index: u32, unhealthy: bool, why: &str) {
+        self.leave(index);
+        self.steps.push(GroupStep::Delete { index, unhealthy, why: why.to_owned() });
+    }
+
+    /// One that is not ready goes at once; one that works leaves the endpoints first.
+    fn take_away(&mut self, index: u32, why: &str) {
+        match self.kept.get(&index).is_some_and(|slot| is_ready(slot)) && self.group.update.drain_s > 0 {
+            false => self.delete(index, false, why),
+            true => {
+                self.leave(index);
+                self.steps.push(GroupStep::Drain { index });
+            }
+        }
+    }
+
+    fn leave(&mut self, index: u32) {
+        if let Some(slot) = self.kept.remove(&index) {
+            self.available -= u32::from(is_ready(slot));
+            self.new -= u32::from(slot.revision == self.group.target);
+        }
+    }
+
+    fn may_lose_one(&self) -> bool {
+        self.available > self.group.wanted.saturating_sub(self.group.update.max_unavailable)
+    }
+
+    fn old(&self) -> u32 {
+        self.kept.len() as u32 - self.new
+    }
+
+    /// Of those that match: the ones that are not ready first, then the highest number.
+    fn victim(&self, of: impl Fn(&Slot) -> bool) -> Option<u32> {
+        let fit = self.kept.iter().filter(|(_, slot)| of(slot));
+        fit.max_by_key(|(index, slot)| (!is_ready(slot), **index)).map(|(index, _)| *index)
+    }
+
+    fn surplus(&mut self) {
+        let group = self.group;
+        let rolling = self.old() > 0 && self.new > 0;
+        while self.kept.len() as u32 > group.wanted && self.steps.len() < AT_ONCE {
+            let extra = self.kept.len() as u32 - group.wanted;
+            if group.paused && rolling && extra <= group.update.max_surge {
+                return;
+            }
+            let outdated = self.old() > group.wanted.saturating_sub(self.want_new);
+            let outdated = outdated && (self.new > 0 || self.want_new > 0);
+            let Some(index) = self.victim(|slot| !outdated || slot.revision != group.target) else { return };
+            let ready = self.kept.get(&index).is_some_and(|slot| is_ready(slot));
+            // A member too many may always go when nothing is exchanged: those that stay are enough.
+            if ready && !self.may_lose_one() && rolling && extra <= group.update.max_surge {
+                return;
+            }
+            self.take_away(
+                index,
+                if outdated { "another revision takes its place" } else { "fewer are wanted" },
+            );
+        }
+    }
+
+    fn may_create(&self) -> bool {
+        self.group.trouble.as_ref().is_none_or(|t| t.retry_at <= self.sight.now)
+    }
+
+    fn create(&mut self, revision: u32) {
+        let index = (0..).find(|index| !self.taken.contains(index)).unwrap_or(u32::MAX);
+        self.taken.insert(index);
+        self.made += u32::from(revision == self.group.target);
+        self.steps.push(GroupStep::Create { index, revision });
+    }
+
+    fn deficit(&mut self) {
+        let group = self.group;
+        let missing = group.wanted.saturating_sub(self.kept.len() as u32);
+        // Who drains has its room still.
+        let room = (group.wanted + group.update.max_surge).saturating_sub(self.taken.len() as u32);
+        if !self.may_create() {
+            return;
+        }
+        for _ in 0..missing.min(room) {
+            if self.steps.len() >= AT_ONCE {
+                return;
+            }
+            let fresh = self.new + self.made < self.want_new && (!group.paused || group.target == group.base);
+            self.create(if fresh { group.target } else { group.base });
+        }
+    }
+
+    fn roll(&mut self) {
+        let group = self.group;
+        if group.paused || !self.steps.is_empty() || self.kept.len() < group.wanted as usize {
+            return;
+        }
+        let waiting =
+            self.kept.values().filter(|s| s.revision == group.target && !is_ready(s)).count() as u32;
+        let mut lanes =
+            (group.update.max_unavailable + group.update.max_surge).max(1).saturating_sub(waiting);
+        while lanes > 0
+            && self.steps.len() < AT_ONCE
+            && self.new + self.made < self.want_new
+            && self.old() > self.made
+        {
+            lanes -= 1;
+            if (self.taken.len() as u32) < group.wanted + group.update.max_surge {
+                if !self.may_create() {
+                    return;
+                }
+                self.create(group.target);
+                continue;
+            }
+            let Some(index) = self.victim(|slot| slot.revision != group.target) else { return };
+            let ready = self.kept.get(&index).is_some_and(|slot| is_ready(slot));
+            if ready && !self.may_lose_one() {
+                return;
+            }
+            self.take_away(index, "another revision takes its place");
+        }
+        let over = self.old() == 0 && waiting == 0 && self.taken.len() == self.kept.len();
+        if self.steps.is_empty() && group.base != group.target && over && self.want_new == group.wanted {
+            self.steps.push(GroupStep::Settle);
+        }
+    }
+}
+
+fn is_ready(slot: &Slot) -> bool {
+    slot.unready_since.is_none()
+}
