@@ -16,6 +16,7 @@ pub mod lease;
 pub mod looking;
 pub mod network;
 pub mod placement;
+pub mod rollout;
 pub mod set;
 pub mod streams;
 pub mod validate;

@@ -91,13 +91,14 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
-    let tasks: [Arc<dyn Task>; 10] = [
+    let tasks: [Arc<dyn Task>; 11] = [
         Arc::new(failover),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::Leases::new(ops.clone())),
         Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
+        Arc::new(tasks::Rollouts { ops: ops.clone() }),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),
         Arc::new(tasks::Twins::new(ops.clone())),

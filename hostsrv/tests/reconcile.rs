@@ -455,6 +455,7 @@ fn set(volume: VolumeId) -> InstanceDesired {
         copying: None,
         copied_from: None,
         twin: false,
+        members: Default::default(),
     }
 }
 

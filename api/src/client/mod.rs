@@ -4,6 +4,7 @@
 
 mod error;
 mod find;
+mod rollouts;
 mod routes;
 mod streams;
 mod upload;

@@ -24,11 +24,11 @@ type Result<T> = std::result::Result<T, ClientError>;
 const EVACUATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Client {
-    async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, what: &str, path: &str) -> Result<T> {
         self.call(format!("read {what}"), Method::GET, path).read().await
     }
 
-    async fn list<T: DeserializeOwned>(&self, key: &'static str, path: &str) -> Result<Vec<T>> {
+    pub(super) async fn list<T: DeserializeOwned>(&self, key: &'static str, path: &str) -> Result<Vec<T>> {
         let operation = format!("list {}", key.replace('_', " "));
         let mut envelope: serde_json::Map<String, serde_json::Value> =
             self.call(operation.clone(), Method::GET, path).read().await?;
@@ -39,11 +39,16 @@ impl Client {
             .map_err(|e| ClientError::Protocol { operation, message: format!("`{key}` cannot be read: {e}") })
     }
 
-    async fn post<T: DeserializeOwned>(&self, what: String, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        what: String,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
         self.call(what, Method::POST, path).json(body).read().await
     }
 
-    async fn order<T: DeserializeOwned>(&self, what: String, path: &str) -> Result<T> {
+    pub(super) async fn order<T: DeserializeOwned>(&self, what: String, path: &str) -> Result<T> {
         self.call(what, Method::POST, path).read().await
     }
 

@@ -16,6 +16,7 @@ pub mod network;
 pub mod place;
 pub mod port;
 pub mod recycle_bin;
+pub mod rollout;
 pub mod security_group;
 pub mod set;
 pub mod snapshot;

@@ -20,6 +20,7 @@ pub mod network;
 mod passes;
 mod past;
 mod quota;
+mod rollout;
 mod server_group;
 mod tombstone;
 mod twin;
@@ -58,6 +59,9 @@ pub use network::{
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use rollout::{
+    RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,
+};
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};
 pub use twin::{TwinPlace, TwinRecord, TwinSight, TwinStep, TwinWish, twin_step};

@@ -40,6 +40,7 @@ mod qos;
 pub mod quotas;
 mod reach;
 mod resolve;
+mod rollouts;
 pub mod routers;
 pub mod server_groups;
 pub mod servers;
@@ -49,6 +50,7 @@ mod subnets;
 #[cfg(test)]
 pub(crate) mod tests;
 mod twins;
+mod updates;
 pub mod usage;
 mod use_now;
 pub mod view;

@@ -80,6 +80,7 @@ fn body(kind: BodyKind, plan: &BodyPlan) -> Body {
         name: name.to_owned(),
         index,
         running: state == State::Running,
+        generation: plan.generation_of(name),
         ..MemberStatus::default()
     };
     let members = match plan.runs() {

@@ -15,6 +15,7 @@ mod images;
 mod instances;
 mod networks;
 mod placements;
+mod rollouts;
 mod shape;
 mod snapshots;
 mod streams;
@@ -97,6 +98,13 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(instances::stop))
         .routes(routes!(instances::restart))
         .routes(routes!(instances::console_log))
+        .routes(routes!(rollouts::show, rollouts::update))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::undo))
+        .routes(routes!(rollouts::revisions))
+        .routes(routes!(rollouts::revision))
+        .routes(routes!(rollouts::restart_member))
         .routes(routes!(streams::exec))
         .routes(routes!(streams::console))
         .routes(routes!(streams::screen))

@@ -10,6 +10,7 @@ mod live;
 mod moves;
 mod passes;
 mod placement;
+mod rollouts;
 mod servers;
 mod shared_groups;
 mod sums;

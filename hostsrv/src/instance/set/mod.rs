@@ -42,6 +42,8 @@ pub mod render;
 mod restarts;
 mod shared;
 mod start;
+mod succession;
+mod swap;
 mod tar_gate;
 mod tools;
 mod twin;
