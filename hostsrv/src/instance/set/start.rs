@@ -353,7 +353,8 @@ pub async fn execute(
         match step {
             Step::Swap { made, old, keep, overlap } => {
                 let Some(old) = part(old) else { continue };
-                swap::take_over(shared, old, made.as_deref().unwrap_or(name), *keep, *overlap).await?;
+                let new = made.as_deref().unwrap_or(name);
+                swap::take_over(shared, old, new, made.is_some(), *keep, *overlap).await?;
             }
             Step::Retire { old, keep } => {
                 let Some(old) = part(old) else { continue };

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// What a member has for its end that says nothing about it.
 const GRACE: Duration = Duration::from_secs(10);
+/// What one has that was no good: its forerunner waits to come back.
+const GRACE_BAD: Duration = Duration::from_secs(2);
 
 /// What is wanted of one member's containers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,17 +101,18 @@ fn hold_us(update: UpdateSpec, part: &Part) -> i64 {
     i64::from(update.min_ready_s(part.tag.life.probes.tell_ready())) * 1_000_000
 }
 
-/// The new one takes the place of the old one, or starts beside it. One that cannot be started leaves the old one where it
+/// The new one takes the place of the old one, or starts beside it. `back`: it was there before the old one. One that cannot be started leaves the old one where it
 /// was.
 pub async fn take_over(
     shared: &Arc<Shared>,
     old: &Part,
     new: &str,
+    back: bool,
     keep: bool,
     overlap: bool,
 ) -> Result<(), DriverError> {
     if !overlap {
-        ending::end(shared, old, GRACE).await?;
+        ending::end(shared, old, if back { GRACE_BAD } else { GRACE }).await?;
     }
     if let Err(error) = run(shared, new).await {
         if let DriverError::EngineRefused { message, .. } = &error {
