@@ -26,9 +26,10 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Asks until it is killed.
 pub fn run(log: &Path, servers: &[SocketAddrV4]) -> Result<()> {
     let log = Mutex::new(File::create(log).with_context(|| format!("create {}", log.display()))?);
+    let log = &log;
     std::thread::scope(|scope| {
         for server in servers {
-            scope.spawn(|| {
+            scope.spawn(move || {
                 loop {
                     let Ok(at) = uptime_ms() else { return };
                     let line = match ask(*server) {
