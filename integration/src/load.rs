@@ -6,20 +6,29 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use amphi_api::InstanceId;
 use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::lab::{Background, Lab};
 use crate::probe::{own_or_lab_program, uptime_ms};
 use crate::wait::{Seen, until};
 
 /// Between two requests to one server.
-pub const EVERY: Duration = Duration::from_millis(5);
+pub const EVERY: Duration = Duration::from_millis(15);
+/// Each server is called from so many ports in turn: the switch's own connection tracking does not take it well when a port
+/// calls again whose last connection was reset (an assertion of ovs-vswitchd's).
+const PORTS: u16 = 12_000;
+const FIRST_PORT: u16 = 12_000;
 /// One that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -28,11 +37,11 @@ pub fn run(log: &Path, servers: &[SocketAddrV4]) -> Result<()> {
     let log = Mutex::new(File::create(log).with_context(|| format!("create {}", log.display()))?);
     let log = &log;
     std::thread::scope(|scope| {
-        for server in servers {
+        for (nth, server) in (0u16..).zip(servers) {
             scope.spawn(move || {
-                loop {
+                for turn in (0..PORTS).cycle() {
                     let Ok(at) = uptime_ms() else { return };
-                    let line = match ask(*server) {
+                    let line = match ask(*server, FIRST_PORT + nth * PORTS + turn) {
                         Ok(()) => format!("{at} ok {server}\n"),
                         Err(why) => format!("{at} fails {server} {}\n", why.to_string().replace(' ', "_")),
                     };
@@ -49,8 +58,14 @@ pub fn run(log: &Path, servers: &[SocketAddrV4]) -> Result<()> {
     Ok(())
 }
 
-fn ask(server: SocketAddrV4) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(server), LIMIT)?;
+fn ask(server: SocketAddrV4, port: u16) -> std::io::Result<()> {
+    let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&own, sockopt::ReuseAddr, &true)?;
+    // Bounds connecting as well.
+    setsockopt(&own, sockopt::SendTimeout, &TimeVal::seconds(LIMIT.as_secs() as i64))?;
+    bind(own.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+    connect(own.as_raw_fd(), &SockaddrIn::from(server))?;
+    let mut stream = TcpStream::from(own);
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = Vec::new();
