@@ -362,6 +362,44 @@ pub struct MemberStatus {
     /// Why the host ended it last, or what its probes told last, where they fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The number of the set's description that this container was made for; 0: the first.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u64,
+    /// The one that it took the place of is kept, stopped, until the update is over: its description's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<u64>,
+    /// From the end of that one to the start of this one, in milliseconds; 0 where they overlapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_ms: Option<u64>,
+    /// The one that is to take its place, beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<ComingMember>,
+}
+
+fn is_first(generation: &u64) -> bool {
+    *generation == 0
+}
+
+/// A member's next container, while the present one still counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct ComingMember {
+    pub generation: u64,
+    pub running: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub restarts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
+    /// It could not be started at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub broken: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+fn is_none_yet(count: &u32) -> bool {
+    *count == 0
 }
 
 /// The address of an instance on one network.

@@ -18,6 +18,7 @@ pub mod looking;
 pub mod network;
 pub mod placement;
 pub mod resize;
+pub mod rollout;
 pub mod set;
 pub mod streams;
 pub mod validate;

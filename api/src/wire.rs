@@ -211,6 +211,30 @@ pub struct InstanceDesired {
     /// Of one that is expected: made as far as a start is all that it lacks, and kept so. It may never come.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub twin: bool,
+    /// Of a set's members, by name, those of which more is ordered than that they run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub members: BTreeMap<String, MemberDesired>,
+}
+
+/// What more is ordered of a set's member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberDesired {
+    /// The number of the description that its container is made for. A container of another number gives way to one of this.
+    #[serde(default)]
+    pub generation: u64,
+    /// A container of this number is kept, stopped: it may have to come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<u64>,
+    /// Counts the ordered restarts of this member alone.
+    #[serde(default)]
+    pub restarts: u64,
+}
+
+impl InstanceDesired {
+    /// The number of the description that a member's container is made for.
+    pub fn generation_of(&self, member: &str) -> u64 {
+        self.members.get(member).map_or(0, |m| m.generation)
+    }
 }
 
 /// One pass over an instance's bytes: blocks that differ on the other host are sent there.

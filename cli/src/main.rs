@@ -11,6 +11,7 @@ mod rule;
 mod session;
 mod table;
 mod terminal;
+mod yaml;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use failure::Failure;

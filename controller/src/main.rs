@@ -99,6 +99,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Arc::new(tasks::Leases::new(ops.clone())),
         Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
         Arc::new(tasks::ScalingGroups { ops: ops.clone() }),
+        Arc::new(tasks::Rollouts { ops: ops.clone() }),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
         Arc::new(tasks::Silence::new(ops.clone())),
         Arc::new(tasks::Twins::new(ops.clone())),

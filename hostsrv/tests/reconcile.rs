@@ -460,6 +460,7 @@ fn set(volume: VolumeId) -> InstanceDesired {
         copying: None,
         copied_from: None,
         twin: false,
+        members: Default::default(),
     }
 }
 

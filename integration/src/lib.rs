@@ -10,6 +10,7 @@ pub mod face;
 pub mod failing;
 pub mod fuzz;
 pub mod lab;
+pub mod load;
 pub mod probe;
 pub mod races;
 pub mod run;

@@ -192,6 +192,9 @@ enum Verb {
     /// Ask addresses by ping, all the time, and write down who answers when
     #[command(hide = true)]
     Probe { log: std::path::PathBuf, addresses: Vec<std::net::Ipv4Addr> },
+    /// Ask HTTP servers all the time, and write down every outcome
+    #[command(hide = true)]
+    Load { log: std::path::PathBuf, servers: Vec<std::net::SocketAddrV4> },
     #[command(hide = true)]
     Node {
         name: String,
@@ -213,6 +216,9 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     if let Verb::Probe { log, addresses } = &verb {
         amphi_integration::probe::run(log, addresses)?;
+    }
+    if let Verb::Load { log, servers } = &verb {
+        amphi_integration::load::run(log, servers)?;
     }
     if let Verb::Agent { name, url, state, run, socket, cpus, memory_mib } = verb {
         let home = agent::Home { name, state, run, url: Some(url), size: agent::Size { cpus, memory_mib } };

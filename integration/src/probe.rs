@@ -301,7 +301,7 @@ impl Probe {
 }
 
 /// The lab's program, also from a test's process: both lie in the same directory, or one above.
-fn own_or_lab_program() -> Result<PathBuf> {
+pub(crate) fn own_or_lab_program() -> Result<PathBuf> {
     let own = own_program()?;
     let name = "amphi-lab";
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());

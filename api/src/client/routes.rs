@@ -49,7 +49,7 @@ impl Client {
         self.call(what, Method::POST, path).json(body).read().await
     }
 
-    async fn order<T: DeserializeOwned>(&self, what: String, path: &str) -> Result<T> {
+    pub(super) async fn order<T: DeserializeOwned>(&self, what: String, path: &str) -> Result<T> {
         self.call(what, Method::POST, path).read().await
     }
 

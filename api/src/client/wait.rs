@@ -2,6 +2,7 @@
 
 use super::{Client, ClientError};
 use crate::instance::{Exchange, ExchangePhase, Fault, Instance};
+use crate::rollout::Rollout;
 use crate::volume::{Snapshot, Volume};
 use crate::{ExchangeId, InstanceId, SnapshotId, VolumeId};
 use std::future::Future;
@@ -85,6 +86,12 @@ impl Brief for Exchange {
     }
 }
 
+impl Brief for Rollout {
+    fn brief(&self) -> String {
+        brief(self.phase, reason(&self.fault))
+    }
+}
+
 impl Brief for Volume {
     fn brief(&self) -> String {
         brief(self.state, self.fault.clone())
@@ -154,6 +161,20 @@ impl Client {
         on_change: impl FnMut(&Snapshot),
     ) -> Result<Option<Snapshot>, ClientError> {
         until(format!("wait for snapshot {id}"), deadline, || self.snapshot(id), predicate, on_change).await
+    }
+
+    /// Waits until the update of the set is over, or paused.
+    pub async fn wait_rollout(
+        &self,
+        id: InstanceId,
+        mut enough: impl FnMut(&Rollout) -> bool,
+        deadline: Duration,
+        on_change: impl FnMut(&Rollout),
+    ) -> Result<Rollout, ClientError> {
+        let operation = format!("wait for the update of {id}");
+        let ended = |v: Option<&Rollout>| v.is_some_and(|r| r.ended() || enough(r));
+        let seen = until(operation.clone(), deadline, || self.rollout(id), ended, on_change);
+        seen.await?.ok_or_else(|| gone(&operation))
     }
 
     /// Waits until the exchange is `done` or `failed`.

@@ -4,6 +4,7 @@ use super::container::{self, Capabilities, ConfigFile, LogSpec, MountSpec, Tmpfs
 use super::lifecycle::{Hooks, NextWhen, RestartPolicy, StopSpec};
 use super::limits::MemberIo;
 use super::probe::Probes;
+use super::update::UpdateSpec;
 use super::{HEADROOM_DEFAULT, LIST_MAX};
 use crate::{FieldError, validate};
 use schemars::JsonSchema;
@@ -77,6 +78,9 @@ pub struct MemberSpec {
     pub stop: StopSpec,
     #[serde(default, skip_serializing_if = "Probes::is_default")]
     pub probes: Probes,
+    /// How the running one gives way to the next one.
+    #[serde(default, skip_serializing_if = "UpdateSpec::is_default")]
+    pub update: UpdateSpec,
 }
 
 /// A member's share of its set. What nobody names is divided among those that named nothing
@@ -201,6 +205,7 @@ impl MemberSpec {
         }
         self.hooks.check().map_err(|e| e.under("hooks"))?;
         self.stop.check().map_err(|e| e.under("stop"))?;
+        self.update.check().map_err(|e| e.under("update"))?;
         self.probes.check().map_err(|e| e.under("probes"))
     }
 }

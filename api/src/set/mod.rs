@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod member;
 mod probe;
+mod update;
 
 pub use anchor::{AnchorSpec, DnsSpec};
 pub use container::{Capabilities, ConfigFile, LogSpec, MountSpec, TmpfsSpec, Ulimit, permissions};
@@ -17,6 +18,7 @@ pub use lifecycle::{Hook, Hooks, NextWhen, RestartPolicy, StopSpec};
 pub use limits::{IoLimit, MemberIo};
 pub use member::{MemberOptions, MemberSpec};
 pub use probe::{HttpProbe, Probe, Probes, TcpProbe};
+pub use update::{MIN_READY_S, UPDATE_DEADLINE_S, UpdateSpec};
 
 use crate::{FieldError, validate};
 use schemars::JsonSchema;

@@ -120,6 +120,11 @@ fn slash() -> String {
 }
 
 impl Probes {
+    /// Whether something says that it can take work.
+    pub fn tell_ready(&self) -> bool {
+        self.startup.is_some() || self.readiness.is_some()
+    }
+
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -5,10 +5,11 @@ use crate::compose::{self, Around, Size};
 use crate::failure::Failure;
 use crate::flags::InstanceFlags;
 use crate::json_file::JsonFile;
-use crate::noun::instance;
 use crate::noun::resize::Resize;
+use crate::noun::{instance, rollout};
 use crate::session::{Session, say};
 use crate::table::clean;
+use crate::yaml;
 use amphi_api::FieldError;
 use amphi_api::instance::BodySpec;
 use amphi_api::set::SetSpec;
@@ -28,6 +29,14 @@ pub enum Command {
     Import(Box<Import>),
     /// Give a set another size, while it runs. Less than what is used is refused with the figures.
     Resize(Box<Resize>),
+    /// Change the description while it runs. Members whose containers differ are replaced, one after another; when a new one
+    /// fails, the former ones come back.
+    Update(rollout::Update),
+    /// The update under way, and the revisions that there were.
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// End one member and start it again; the others stay as they are.
+    Restart(rollout::Restart),
     /// One set in full: members with their readiness, restarts and last end.
     Show {
         /// Name or id.
@@ -70,6 +79,9 @@ impl Command {
             }
             Self::Show { set } => instance::Command::Show { instance: set }.run(session).await,
             Self::Resize(resize) => resize.run(session).await,
+            Self::Update(update) => update.run(session).await,
+            Self::Rollout(command) => command.run(session).await,
+            Self::Restart(restart) => restart.run(session).await,
             Self::Import(import) => import.run(session).await,
             Self::Create(create) => {
                 let set = load(&create.file)?;
@@ -123,10 +135,34 @@ fn text_of(path: &Path) -> Option<String> {
     (meta.is_file() && meta.len() <= FILE_MAX).then(|| std::fs::read_to_string(path).ok()).flatten()
 }
 
-/// A set description out of a file, checked.
+/// A set description out of a file, checked: JSON, or YAML by its name.
 pub fn load(path: &Path) -> Result<SetSpec, Failure> {
+    if path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml") {
+        return load_yaml(path);
+    }
     let file = JsonFile::read(path)?;
     let set: SetSpec = file.parse()?;
     set.check().map_err(|e: FieldError| file.refused(e))?;
+    Ok(set)
+}
+
+fn load_yaml(path: &Path) -> Result<SetSpec, Failure> {
+    let refused = |why: String, field: Option<String>| Failure {
+        code: 4,
+        what: format!("{}: {why}", path.display()),
+        field,
+        next: None,
+    };
+    let source = std::fs::read_to_string(path)
+        .map_err(|e| Failure::new(2, format!("{}: cannot be read: {e}", path.display())))?;
+    if source.len() > amphi_api::validate::BODY_MAX {
+        return Err(refused(format!("larger than {} bytes", amphi_api::validate::BODY_MAX), None));
+    }
+    let value = yaml::read(&source).map_err(|why| refused(why, None))?;
+    let set: SetSpec = serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error.path().to_string();
+        refused(error.inner().to_string(), (field != ".").then_some(field))
+    })?;
+    set.check().map_err(|error: FieldError| refused(error.message, Some(error.field)))?;
     Ok(set)
 }

@@ -20,6 +20,7 @@ pub mod network;
 mod passes;
 mod past;
 mod quota;
+mod rollout;
 mod scaling_group;
 mod server_group;
 mod tombstone;
@@ -59,9 +60,12 @@ pub use network::{
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use rollout::{
+    RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,
+};
 pub use scaling_group::{
-    GroupSight, GroupStep, Presence, RevisionRecord, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord,
-    ScalingPlace, Share, Slot, Trouble, autoscale, group_steps,
+    GroupSight, GroupStep, Presence, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord,
+    ScalingPlace, Share, Slot, TemplateRevision, Trouble, autoscale, group_steps,
 };
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};

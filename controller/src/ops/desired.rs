@@ -7,14 +7,16 @@ use super::{Ops, Row, View, volume_groups};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
-use amphi_api::instance::{BodySpec, ExchangePhase, Power};
+use amphi_api::instance::{BodyKind, BodySpec, ExchangePhase, Power};
 use amphi_api::wire::{
     AddressDesired, AttachmentDesired, BodyDesired, CopyingDesired, ExportDesired, HostDesired,
-    InstanceDesired, LeavingDesired, PortDesired, RouteDesired, SnapshotDesired, VolumeDesired, VolumeSource,
+    InstanceDesired, LeavingDesired, MemberDesired, PortDesired, RouteDesired, SnapshotDesired,
+    VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -344,7 +346,25 @@ fn instance(view: &View, row: &InstanceRecord) -> Option<InstanceDesired> {
         copying: copying(view, row),
         copied_from: None,
         twin: false,
+        members: members(row),
     })
+}
+
+/// What more is ordered of a set's members than that they run.
+fn members(row: &InstanceRecord) -> BTreeMap<String, MemberDesired> {
+    if row.body != BodyKind::Set {
+        return BTreeMap::new();
+    }
+    let former = row.rolling.as_ref().map(|r| &r.former);
+    let kept = former.into_iter().flat_map(BTreeMap::keys);
+    let names = row.generations.keys().chain(row.member_restarts.keys()).chain(kept);
+    let count = |map: &BTreeMap<String, u64>, name: &str| map.get(name).copied().unwrap_or(0);
+    let one = |name: &String| MemberDesired {
+        generation: count(&row.generations, name),
+        former: former.and_then(|f| f.get(name)).copied(),
+        restarts: count(&row.member_restarts, name),
+    };
+    names.map(|name| (name.clone(), one(name))).collect()
 }
 
 /// What a volume that is not there yet begins with.

@@ -107,6 +107,9 @@ fn ordered(
     if let Some(other) = row.exchange {
         return Err(OpsError::conflict(format!("exchange {other} is in progress; wait for its end")));
     }
+    if let Some(rolling) = &row.rolling {
+        return Err(super::updates::under_way(rolling));
+    }
     if row.body == request.to {
         return Err(OpsError::conflict(format!("its body is a {} already", row.body)));
     }

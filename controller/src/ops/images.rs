@@ -371,6 +371,9 @@ fn refuse_used(view: &View, id: ImageId) -> Result<(), OpsError> {
     if let Some(user) = view.instances.iter().find(|i| made_of(i)) {
         return Err(OpsError::conflict(format!("instance {} ('{}') uses it", user.id, user.name)));
     }
+    if let Some(rollout) = view.rollouts.iter().find(|r| !r.ended() && super::updates::uses(view, r, id)) {
+        return Err(OpsError::conflict(format!("the update of instance {} uses it", rollout.instance)));
+    }
     match view.exchanges.iter().find(|e| !e.ended() && uses(&e.body.images)) {
         Some(user) => Err(OpsError::conflict(format!("exchange {} uses it", user.id))),
         None => Ok(()),

@@ -41,6 +41,7 @@ pub mod quotas;
 mod reach;
 mod resizing;
 mod resolve;
+mod rollouts;
 pub mod routers;
 mod scaling_groups;
 pub mod server_groups;
@@ -51,6 +52,7 @@ mod subnets;
 #[cfg(test)]
 pub(crate) mod tests;
 mod twins;
+mod updates;
 pub mod usage;
 mod use_now;
 pub mod view;

@@ -216,6 +216,9 @@ pub(super) fn movable(view: &View, row: &InstanceRecord) -> Result<HostId, OpsEr
     if let Some(other) = row.exchange {
         return Err(OpsError::conflict(format!("exchange {other} is in progress; wait for its end")));
     }
+    if let Some(rolling) = &row.rolling {
+        return Err(super::updates::under_way(rolling));
+    }
     let from = row.host.ok_or_else(|| OpsError::conflict("no host has room for the instance"))?;
     if !view.host_up(from) {
         let name = view.host_name(from).unwrap_or_default();

@@ -210,6 +210,9 @@ fn ordered(row: &InstanceRecord, order: Order, now: Timestamp) -> Result<Instanc
     if let Some(exchange) = row.exchange {
         return Err(OpsError::conflict(format!("exchange {exchange} is in progress; wait for its end")));
     }
+    if let Some(rolling) = &row.rolling {
+        return Err(super::updates::under_way(rolling));
+    }
     if row.shelved.is_some() {
         return Err(OpsError::conflict("the instance is shelved; unshelve it"));
     }

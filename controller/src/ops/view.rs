@@ -179,6 +179,8 @@ pub struct View {
     pub failovers: Table<FailoverRecord>,
     pub tombstones: Table<TombstoneRecord>,
     pub twins: Table<TwinRecord>,
+    pub rollouts: Table<RolloutRecord>,
+    pub revisions: Table<RevisionRecord>,
     pub claims: Table<ClaimRecord>,
     pub actions: Table<ActionRecord>,
     pub migrations: Table<MigrationRecord>,
@@ -296,6 +298,12 @@ impl View {
     /// What was done to an instance, the oldest first; also of one that is gone.
     pub fn actions_of(&self, instance: InstanceId) -> impl Iterator<Item = &Row<ActionRecord>> {
         self.actions.from(ActionKey::first(instance)).take_while(move |a| a.instance == instance)
+    }
+
+    /// The descriptions that an instance had, the oldest first.
+    pub fn revisions_of(&self, instance: InstanceId) -> impl Iterator<Item = &Row<RevisionRecord>> {
+        let first = RevisionKey { instance, number: 0 };
+        self.revisions.from(first).take_while(move |r| r.instance == instance)
     }
 
     pub fn tombstones_on(&self, host: HostId) -> impl Iterator<Item = &Row<TombstoneRecord>> {
@@ -424,6 +432,8 @@ impl View {
                 self.regroup(id);
             }
             JoinRecord::PREFIX => drop(self.joins.put(read!(), version)),
+            RolloutRecord::PREFIX => drop(self.rollouts.put(read!(), version)),
+            RevisionRecord::PREFIX => drop(self.revisions.put(read!(), version)),
             NetworkRecord::PREFIX => drop(self.networks.put(read!(), version)),
             SecurityGroupRecord::PREFIX => drop(self.groups.put(read!(), version)),
             ImageRecord::PREFIX => {
@@ -625,6 +635,8 @@ impl View {
                 }
             }
             JoinRecord::PREFIX => drop(remove(&mut self.joins, id)),
+            RolloutRecord::PREFIX => drop(remove(&mut self.rollouts, id)),
+            RevisionRecord::PREFIX => drop(remove(&mut self.revisions, id)),
             NetworkRecord::PREFIX => drop(remove(&mut self.networks, id)),
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
             ImageRecord::PREFIX => {

@@ -18,7 +18,7 @@ pub mod vm;
 use crate::qemu_img::QemuImgError;
 use amphi_api::image::{BlobRole, Image, ImageFormat};
 use amphi_api::instance::{BodyKind, MemberStatus, Power};
-use amphi_api::wire::{AddressDesired, BodyDesired, PortDesired, RouteDesired};
+use amphi_api::wire::{AddressDesired, BodyDesired, MemberDesired, PortDesired, RouteDesired};
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
 use ipnet::IpNet;
@@ -135,9 +135,22 @@ pub struct BodyPlan {
     pub metadata: BTreeMap<String, String>,
     /// To be prepared until only its start is left, as a body of its own: no other one of the instance is here.
     pub twin: bool,
+    /// What more is ordered of a set's members, by name.
+    pub members: BTreeMap<String, MemberDesired>,
 }
 
 impl BodyPlan {
+    /// The number of the description that a member's container is made for. A rescue has one description.
+    pub fn generation_of(&self, member: &str) -> u64 {
+        let ordered = self.members.get(member).filter(|_| self.rescue.is_none());
+        ordered.map_or(0, |m| m.generation)
+    }
+
+    /// Of the containers that a member had before, the one that is kept.
+    pub fn former_of(&self, member: &str) -> Option<u64> {
+        self.members.get(member).and_then(|m| m.former)
+    }
+
     /// What runs: the rescue's body while there is one.
     pub fn runs(&self) -> &BodyDesired {
         self.rescue.as_ref().unwrap_or(&self.body)
@@ -313,7 +326,7 @@ pub trait BodyDriver: BodyExport + streams::BodyStreams + moves::BodyMoves + siz
 }
 
 /// A change to a running body that its engine has to know of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Adjustment {
     /// The volume's device has grown to this many bytes.
     VolumeGrown {
@@ -323,6 +336,8 @@ pub enum Adjustment {
     /// Hold still: no write may be under way while a snapshot is taken. One that is halted anyhow stays so after it.
     Pause,
     Resume,
+    /// End one member of a set in an orderly way and start it again. One that does not run is let be.
+    RestartMember(String),
 }
 
 /// The network's side of a body's start: tells when a port that is plugged passes traffic.

@@ -173,6 +173,7 @@ mod tests {
             copying: None,
             copied_from: None,
             twin: false,
+            members: Default::default(),
         }
     }
 

@@ -133,13 +133,16 @@ impl Reconciler {
                     let ms = began.elapsed().as_millis() as u64;
                     tracing::info!(target: "reconcile", ?item, ?step, ms, "done");
                 }
-                Err(error) if *step == Step::PrepareNext => {
-                    // The present body is well: only the exchange that asked for this is in trouble.
+                Err(error) if matches!(step, Step::PrepareNext | Step::PrepareUpdate) => {
+                    // The present body is well: only the exchange or the update that asked for this is in trouble.
                     tracing::warn!(target: "reconcile", ?item, %error, "the next body cannot be made ready");
                     let mut memory = self.memory();
                     let held = memory.entry(item).or_default();
                     held.next_fault =
                         Some(Memory::fault_since(held.next_fault.take(), error.code(), error.to_string()));
+                    if *step == Step::PrepareUpdate {
+                        break;
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(target: "reconcile", ?item, ?step, %error, "failed");
@@ -191,6 +194,20 @@ impl Reconciler {
                 held.prepared = Some((coming.body.kind(), coming.epoch));
                 held.prepared_for = Some(order);
                 Ok(())
+            }
+            (Step::PrepareUpdate, Item::Instance(_), Some(instance)) => {
+                self.prepare(instance, &instance.body, instance.epoch).await?;
+                self.memory().entry(item).or_default().next_fault = None;
+                Ok(())
+            }
+            (Step::RestartMember { member }, Item::Instance(id), _) => {
+                let order = Adjustment::RestartMember(member.clone());
+                Ok(self.body_driver(BodyKind::Set)?.adjust(id, order).await?)
+            }
+            (Step::NoteMemberRestarts { members }, Item::Instance(id), _) => {
+                let mut ledger = self.ledger();
+                let begun = super::ledger::Begun { members: members.clone(), ..ledger.begun(id) };
+                Ok(ledger.note(id, begun)?)
             }
             (Step::PrepareDesired, _, Some(instance)) => {
                 self.prepare(instance, &instance.body, instance.epoch).await
@@ -404,6 +421,7 @@ impl Reconciler {
             ssh_keys: instance.ssh_keys.clone(),
             metadata: instance.metadata.clone(),
             twin: false,
+            members: instance.members.clone(),
         })
     }
 }

@@ -38,6 +38,9 @@ pub struct Begun {
     pub kinds: Vec<BodyKind>,
     /// The ordered restarts that have been carried out.
     pub restarts: u64,
+    /// The same of single members, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub members: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -235,7 +238,7 @@ mod tests {
         assert!(!ledger.confirmed());
         ledger.accept(desired(host, 7)).unwrap();
         assert!(matches!(ledger.accept(desired(host, 6)), Err(LedgerError::Stale { offered: 6, held: 7 })));
-        ledger.note(id, Begun { kinds: vec![BodyKind::Set], restarts: 2 }).unwrap();
+        ledger.note(id, Begun { kinds: vec![BodyKind::Set], restarts: 2, ..Begun::default() }).unwrap();
 
         let ledger = Ledger::open(state.path(), run.path()).unwrap();
         assert!(ledger.confirmed(), "the agent restarted, the host did not");
@@ -250,7 +253,7 @@ mod tests {
         assert!(ledger.confirmed());
         ledger.note(id, Begun::default()).unwrap();
         assert_eq!(ledger.all_begun().count(), 0);
-        ledger.note(id, Begun { kinds: vec![], restarts: 2 }).unwrap();
+        ledger.note(id, Begun { kinds: vec![], restarts: 2, ..Begun::default() }).unwrap();
         ledger.accept(desired(host, 7)).unwrap();
         assert_eq!(ledger.all_begun().count(), 1, "nothing new was ordered");
         ledger.accept(HostDesired { generation: 8, ..desired(host, 7) }).unwrap();
@@ -297,7 +300,7 @@ mod tests {
         std::fs::create_dir(&obstacle).unwrap();
         assert!(matches!(ledger.accept(desired(host, 8)), Err(LedgerError::Io { .. })));
         assert_eq!(ledger.desired().unwrap().generation, 7);
-        let begun = Begun { kinds: vec![BodyKind::Set], restarts: 0 };
+        let begun = Begun { kinds: vec![BodyKind::Set], restarts: 0, ..Begun::default() };
         for _ in 0..2 {
             assert!(ledger.note(id, begun.clone()).is_err(), "it is not noted the second time either");
         }

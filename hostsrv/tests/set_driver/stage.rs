@@ -106,6 +106,7 @@ impl<'a> Stage<'a> {
         let set = set.normalized();
         let images = set.members.iter().map(|_| self.image.image.clone()).collect();
         BodyPlan {
+            members: Default::default(),
             instance: InstanceId::new(),
             project: ProjectId::new(),
             name: "Web 1".to_owned(),

@@ -133,6 +133,7 @@ fn plan(format: ImageFormat, cmdline: &str, blobs: BTreeMap<BlobRole, PathBuf>) 
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
     };
     BodyPlan {
+        members: Default::default(),
         instance: InstanceId::new(),
         project: ProjectId::DEFAULT,
         name: "</name><devices>\"&' ]]> größe %s $(reboot)".into(),

@@ -199,8 +199,13 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         Power::Suspended => BodyState::Suspended,
     };
     let running = state == BodyState::Running;
-    let member =
-        |name: &str, index| MemberStatus { name: name.to_owned(), index, running, ..MemberStatus::default() };
+    let member = |name: &str, index| MemberStatus {
+        name: name.to_owned(),
+        index,
+        running,
+        generation: wanted.generation_of(name),
+        ..MemberStatus::default()
+    };
     let members = match &wanted.body {
         BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),
         BodyDesired::Vm { .. } => Vec::new(),

@@ -81,6 +81,7 @@ fn body(kind: BodyKind, plan: &BodyPlan) -> Body {
         name: name.to_owned(),
         index,
         running: state == State::Running,
+        generation: plan.generation_of(name),
         ..MemberStatus::default()
     };
     let members = match plan.runs() {

@@ -31,7 +31,7 @@ use amphi_api::client::Client;
 use anyhow::Result;
 
 use crate::lab::Lab;
-pub use cli::read_env;
+pub use cli::{Cli, read_env};
 pub use report::{Lines, Outcome, Progress};
 use stage::Stage;
 

@@ -17,6 +17,7 @@ mod instances;
 mod networks;
 mod placements;
 mod scaling_groups;
+mod rollouts;
 mod shape;
 mod snapshots;
 mod streams;
@@ -100,6 +101,13 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(instances::restart))
         .routes(routes!(instances::resize))
         .routes(routes!(instances::console_log))
+        .routes(routes!(rollouts::show, rollouts::update))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::undo))
+        .routes(routes!(rollouts::revisions))
+        .routes(routes!(rollouts::revision))
+        .routes(routes!(rollouts::restart_member))
         .routes(routes!(streams::exec))
         .routes(routes!(streams::console))
         .routes(routes!(streams::screen))

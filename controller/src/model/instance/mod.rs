@@ -14,6 +14,7 @@ pub use state::{fault_of, state_of};
 pub use traits::{Attachment, FlavorCopy, Leaving, Lock, Resize, ServerTraits, Shelved};
 
 use super::Record;
+use super::rollout::Rolling;
 use amphi_api::failover::FailoverTerms;
 use amphi_api::instance::{BodyKind, BodySpec, FailoverPolicy, Lost, Power};
 use amphi_api::wire::BodyState;
@@ -113,6 +114,15 @@ pub struct InstanceRecord {
     /// The exchange in progress.
     #[serde(default)]
     pub exchange: Option<ExchangeId>,
+    /// The numbers of the descriptions that a set's members are made for, by name, where it is not the first.
+    #[serde(default)]
+    pub generations: BTreeMap<String, u64>,
+    /// Ordered restarts of single members, by name.
+    #[serde(default)]
+    pub member_restarts: BTreeMap<String, u64>,
+    /// The update in progress.
+    #[serde(default)]
+    pub rolling: Option<Rolling>,
     /// What is out of reach until a host returns.
     #[serde(default)]
     pub lost: Vec<Lost>,
@@ -222,6 +232,9 @@ pub(crate) mod tests {
             intent: Intent::Live,
             trash_volume: false,
             exchange: None,
+            generations: BTreeMap::new(),
+            member_restarts: BTreeMap::new(),
+            rolling: None,
             lost: Vec::new(),
             built: true,
             observed: Some(observed(2, BodyState::Running)),

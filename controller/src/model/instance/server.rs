@@ -159,7 +159,10 @@ pub fn server_state(record: &InstanceRecord, host_up: bool, now: Timestamp) -> S
     } else if vm == VmState::Error {
         None
     } else {
-        pending.map(|p| p.task.word()).or_else(|| record.exchange.map(|_| "migrating"))
+        let moving = record.exchange.map(|_| "migrating");
+        // nova has no word for it; clients show any.
+        let updating = record.rolling.as_ref().map(|_| "updating");
+        pending.map(|p| p.task.word()).or(moving).or(updating)
     };
     let power = match record.current().map(|o| o.state) {
         _ if !host_up => 0,

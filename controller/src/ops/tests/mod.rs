@@ -12,6 +12,7 @@ mod passes;
 mod placement;
 mod resizing;
 mod scaling_groups;
+mod rollouts;
 mod servers;
 mod shared_groups;
 mod sums;

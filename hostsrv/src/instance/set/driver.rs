@@ -13,7 +13,8 @@ use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
 use super::{
-    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, throttle, tools, twin,
+    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, succession, swap, throttle,
+    tools, twin,
 };
 use crate::instance::moves::BodyMoves;
 use crate::instance::sizing::BodySizing;
@@ -129,16 +130,28 @@ impl SetDriver {
         let mut members: Vec<&MemberSpec> = set.members.iter().collect();
         members.sort_by_key(|member| member.index);
         let lives: Vec<Life> = members.iter().map(|member| Life::of(member)).collect();
+        let swap = |member: &&MemberSpec| {
+            let name = member.effective_name();
+            let (generation, former) = (plan.generation_of(&name), plan.former_of(&name));
+            swap::Wanted { generation, former, update: member.update }
+        };
+        let swaps: Vec<swap::Wanted> = members.iter().map(swap).collect();
         let names: Vec<String> = members.into_iter().map(MemberSpec::effective_name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let record = |id: &str| self.shared.restarts.get(id);
         let halted = plan.power != Power::On;
         let whole = self.wakes(plan, set, &parts).await?;
-        let wanted =
-            start::Wanted { names: &names, lives: &lives, rescue: plan.rescue.is_some(), halted, whole };
+        let wanted = start::Wanted {
+            names: &names,
+            lives: &lives,
+            swaps: &swaps,
+            rescue: plan.rescue.is_some(),
+            halted,
+            whole,
+        };
         self.shared.watch(&parts, false);
-        let ready = |part: &Part| self.shared.outlook(part).ready == Some(true);
-        let mut steps = start::decide(wanted, &parts, ready, record, Timestamp::now().as_microsecond());
+        let mut steps =
+            start::decide(wanted, &parts, &*self.shared, record, Timestamp::now().as_microsecond());
         self.shared.roots.hold(&mut steps);
         for part in parts.iter().filter(|part| part.state == PartState::Ended) {
             self.shared.restarts.note(&part.id, part.detail.exit_code, part.detail.oom_killed);
@@ -150,7 +163,8 @@ impl SetDriver {
         });
         // Docker does not tell the networks of what never ran.
         let replug = replug.filter(|replug| !replug.difference.is_empty() && !whole);
-        for (id, until_us) in start::execute(&self.shared, plan, set, &steps, replug.as_ref()).await? {
+        for (id, until_us) in start::execute(&self.shared, plan, set, &parts, &steps, replug.as_ref()).await?
+        {
             self.shared.wake_at(id, until_us);
         }
         if halted { self.halt(plan).await } else { Ok(()) }
@@ -191,13 +205,17 @@ impl SetDriver {
         let mut parts = self.parts(instance).await?;
         let rescued = parts.iter().any(Part::is_rescuer);
         parts.retain(|part| part.is_rescuer() == rescued);
-        let wanted = parts.iter().rfind(|part| match (part.tag.role.member(), member) {
-            (Some((_, name)), Some(member)) => name == member,
-            _ => false,
-        });
         let newest = parts.last().map(|part| part.tag.epoch);
         let first = parts.iter().find(|part| !part.is_anchor() && Some(part.tag.epoch) == newest);
-        let part = wanted.or(first.filter(|_| member.is_none())).cloned();
+        let first = first.and_then(|part| part.tag.role.member()).map(|(_, name)| name);
+        // A member that has left its newest epoch may still be looked into.
+        let mut epochs: Vec<u64> = parts.iter().map(|part| part.tag.epoch).collect();
+        epochs.dedup();
+        let of = |epoch: &u64| {
+            let name = member.or(first)?;
+            succession::present(parts.iter().filter(|part| part.tag.epoch == *epoch), name)
+        };
+        let part = epochs.iter().rev().find_map(of).cloned();
         part.ok_or_else(|| DriverError::EngineRefused {
             engine: ENGINE,
             doing: format!("{doing} of member {} of instance {instance}", member.unwrap_or("(first)")),
@@ -352,6 +370,10 @@ impl BodyDriver for SetDriver {
         let parts = match adjustment {
             // Members share the mounted file system: they see its size at once.
             Adjustment::VolumeGrown { .. } => return Ok(()),
+            Adjustment::RestartMember(member) => {
+                let part = self.member(instance, Some(&member), "restart").await?;
+                return swap::end(&self.shared, &part).await;
+            }
             Adjustment::Pause | Adjustment::Resume => self.parts(instance).await?,
         };
         let mut members: Vec<&Part> = parts.iter().filter(|part| !part.is_anchor()).collect();
@@ -359,7 +381,7 @@ impl BodyDriver for SetDriver {
             members.reverse();
         }
         for part in members {
-            match (adjustment, part.state) {
+            match (&adjustment, part.state) {
                 (Adjustment::Pause, PartState::Running) => self.shared.pause(&part.id).await?,
                 (Adjustment::Resume, PartState::Paused) => self.shared.resume(&part.id).await?,
                 _ => {}

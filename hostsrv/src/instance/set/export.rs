@@ -4,7 +4,7 @@
 use super::labels;
 use super::observed::Part;
 use super::shared::Shared;
-use super::{ENGINE, engine};
+use super::{ENGINE, engine, succession};
 use crate::instance::{DriverError, ExportPart, ExportPlan};
 use amphi_api::image::ImageFormat;
 use bollard::models::ContainerConfig;
@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 /// For all bytes of a member.
 const SAVE: Duration = Duration::from_secs(1800);
 /// Labels of ours that a container has. Empty, they make no container of this image one of ours.
-const OWN: [&str; 10] = [
+const OWN: [&str; 12] = [
     labels::INSTANCE,
     labels::EPOCH,
     labels::MEMBER,
@@ -30,6 +30,8 @@ const OWN: [&str; 10] = [
     labels::KIND,
     labels::MEMBERS,
     labels::RESCUE,
+    labels::GENERATION,
+    labels::LIFE,
 ];
 
 /// `parts`: of the instance, in start order.
@@ -70,12 +72,9 @@ pub async fn export(shared: &Shared, plan: &ExportPlan, parts: &[Part]) -> Resul
 /// The named member, or the first. A rescue's members are not the set's.
 fn choose<'a>(parts: &'a [Part], member: Option<&str>) -> Option<&'a Part> {
     let newest = parts.last()?.tag.epoch;
-    parts.iter().find(|part| match &part.tag.role {
-        labels::Role::Member { name, .. } => {
-            part.tag.epoch == newest && member.is_none_or(|member| name == member)
-        }
-        _ => false,
-    })
+    let own = |part: &&Part| part.tag.epoch == newest && matches!(part.tag.role, labels::Role::Member { .. });
+    let first = parts.iter().find(own).and_then(|part| part.tag.role.member()).map(|(_, name)| name);
+    succession::present(parts.iter().filter(own), member.or(first)?)
 }
 
 async fn save(shared: &Shared, plan: &ExportPlan, image: &str, doing: &str) -> Result<(), DriverError> {

@@ -32,7 +32,7 @@ impl SetFiles {
         self.folder.join("authorized_keys")
     }
 
-    /// The folder of the members' config files: `<member>/<place in the list>`.
+    /// The folder of the members' config files; see [`of_member`].
     pub fn members(&self) -> PathBuf {
         self.folder.join("files")
     }
@@ -42,11 +42,12 @@ impl SetFiles {
         let files = self.clone();
         let drive = config_drive::files(plan);
         let keys = (!plan.ssh_keys.is_empty()).then(|| plan.ssh_keys.join("\n") + "\n");
-        let own: Vec<(String, Vec<ConfigFile>)> = set
+        let folder = |name: &str| of_member(&self.members(), name, plan.generation_of(name));
+        let own: Vec<(PathBuf, Vec<ConfigFile>)> = set
             .members
             .iter()
             .filter(|member| !member.files.is_empty())
-            .map(|member| (member.effective_name(), member.files.clone()))
+            .map(|member| (folder(&member.effective_name()), member.files.clone()))
             .collect();
         folders::blocking("write the set's config drive and files", move || {
             files.write(&drive, keys.as_deref().map(str::as_bytes))?;
@@ -77,10 +78,13 @@ impl SetFiles {
 
 impl SetFiles {
     /// A member's file is root's on the host but for its owner, and below a folder that only root passes through.
-    fn write_members(&self, members: &[(String, Vec<ConfigFile>)]) -> io::Result<()> {
-        for (name, files) in members {
-            let folder = self.members().join(name);
-            make_folder(&folder, 0o700)?;
+    fn write_members(&self, members: &[(PathBuf, Vec<ConfigFile>)]) -> io::Result<()> {
+        for (folder, files) in members {
+            // Each on the way too: whatever the process's umask, nobody else passes.
+            if let Some(parent) = folder.parent() {
+                make_folder(parent, 0o700)?;
+            }
+            make_folder(folder, 0o700)?;
             for (at, file) in files.iter().enumerate() {
                 let path = folder.join(at.to_string());
                 // Nobody reads it before its mode says who may.
@@ -97,6 +101,16 @@ impl SetFiles {
             }
         }
         Ok(())
+    }
+}
+
+/// Where a member's config files lie, by their places in the list. A later description's lie in a folder of their own: the
+/// container of an earlier one may still run, or have to come back.
+pub fn of_member(members: &Path, name: &str, generation: u64) -> PathBuf {
+    match generation {
+        0 => members.join(name),
+        // A place in the list is a number alone.
+        _ => members.join(name).join(format!("g{generation}")),
     }
 }
 

@@ -15,6 +15,8 @@ pub const MEMBER: &str = "amphi.member";
 pub const INDEX: &str = "amphi.index";
 /// Hash of the rendered spec.
 pub const SPEC: &str = "amphi.spec";
+/// The number of the description that the container was made for; absent where it is the first.
+pub const GENERATION: &str = "amphi.generation";
 pub const PROJECT: &str = "amphi.project";
 pub const NAME: &str = "amphi.name";
 /// [`Life`] as JSON, where a member's is not the default.
@@ -66,8 +68,7 @@ impl Life {
 
     /// The next index waits for its probes.
     pub fn gates_by_probe(&self) -> bool {
-        self.next_when == NextWhen::Ready
-            && (self.probes.readiness.is_some() || self.probes.startup.is_some())
+        self.next_when == NextWhen::Ready && self.probes.tell_ready()
     }
 }
 
@@ -79,6 +80,8 @@ pub struct Tag {
     pub epoch: u64,
     pub role: Role,
     pub spec: String,
+    /// See [`GENERATION`]; 0 where the label is missing.
+    pub generation: u64,
     pub life: Life,
 }
 
@@ -131,6 +134,7 @@ impl Tag {
             epoch: get(EPOCH).parse().unwrap_or(0),
             role,
             spec: get(SPEC).to_owned(),
+            generation: get(GENERATION).parse().unwrap_or(0),
             life: serde_json::from_str(get(LIFE)).unwrap_or_default(),
         })
     }
@@ -159,6 +163,14 @@ pub fn anchor_name(instance: InstanceId) -> String {
 /// A member's container name.
 pub fn container_name(instance: InstanceId, member: &str) -> String {
     format!("amphi-{instance}-{member}")
+}
+
+/// The container name of a member of a later description, beside which an earlier one's may stand; no member's is like it.
+pub fn generation_name(instance: InstanceId, member: &str, generation: u64) -> String {
+    match generation {
+        0 => container_name(instance, member),
+        _ => format!("amphi-g{generation}-{instance}-{member}"),
+    }
 }
 
 /// A rescuer's container name; no member's is like it.
@@ -201,6 +213,7 @@ mod tests {
                 epoch: 3,
                 role: Role::Anchor { members },
                 spec: "x".to_owned(),
+                generation: 0,
                 life: Life::default()
             })
         );

@@ -3,6 +3,7 @@
 
 use super::observed::{Part, PartState};
 use super::shared::Shared;
+use super::succession::standing;
 use crate::instance::DriverError;
 use crate::instance::streams::{Bare, Opened, Piece};
 use amphi_api::InstanceId;
@@ -183,8 +184,10 @@ impl Follow {
                         part.is_rescuer() == before.is_rescuer()
                             && part.tag.role.member().map(|(_, name)| name) == name.as_deref()
                     };
-                    let newest = parts.iter().filter(same).max_by_key(|part| part.tag.epoch);
-                    let Some(part) = newest else { return Ok(None) };
+                    let newest = parts.iter().filter(same).map(|part| part.tag.epoch).max();
+                    let mine: Vec<&Part> =
+                        parts.iter().filter(same).filter(|part| Some(part.tag.epoch) == newest).collect();
+                    let Some(part) = standing(&mine).present else { return Ok(None) };
                     let again = part.id != before.id || part.detail.started_us != before.detail.started_us;
                     if part.state == PartState::Running || (again && part.state == PartState::Ended) {
                         return Ok(Some(part.clone()));

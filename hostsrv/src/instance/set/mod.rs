@@ -44,6 +44,8 @@ mod roots;
 mod shared;
 mod sizing;
 mod start;
+mod succession;
+mod swap;
 mod tar_gate;
 mod tools;
 mod throttle;

@@ -1,6 +1,7 @@
 //! Renders what a set's containers have mounted: the shared volume, the place of further volumes, the config drive and the
 //! keys. Pure. Refuses to mount anything: Docker does, and for further volumes `volumes`.
 
+use super::files;
 use super::member::ZONES;
 use super::render::{DRIVER, Facts};
 use crate::instance::{BodyPlan, VolumeAttachment};
@@ -57,7 +58,8 @@ pub fn of_member(
         mounts.push(read_only(&facts.authorized_keys, AUTHORIZED_KEYS));
     }
     for (at, file) in member.files.iter().enumerate() {
-        mounts.push(read_only(&facts.files.join(name).join(at.to_string()), &file.path));
+        let folder = files::of_member(&facts.files, name, plan.generation_of(name));
+        mounts.push(read_only(&folder.join(at.to_string()), &file.path));
     }
     if let Some(zone) = timezone {
         let rules = format!("{ZONES}/{zone}");

@@ -6,11 +6,12 @@ use super::labels::{self, Role, Tag};
 use super::restarts::{Record, Restarts};
 use super::sizing;
 use super::start::gate;
+use super::succession::{Standing, standing};
 use super::throttle::{Device, Devices};
 use crate::health::Outlook;
 use crate::instance::limits::Held;
 use crate::instance::{DriverError, ObservedBody, ObservedState};
-use amphi_api::instance::{BodyKind, MemberStatus};
+use amphi_api::instance::{BodyKind, ComingMember, MemberStatus};
 use amphi_api::{InstanceId, PortId};
 use bollard::models::{
     ContainerState, ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, MountPoint,
@@ -351,31 +352,34 @@ fn body(
     let anchor = parts.iter().copied().find(|part| part.is_anchor());
     let runs = anchor.filter(|anchor| anchor.is_alive());
     let rescued = parts.iter().any(|part| part.is_rescuer());
-    let mut expected: BTreeMap<(u32, String), Option<&Part>> = BTreeMap::new();
+    let mut expected: BTreeMap<(u32, String), Vec<&Part>> = BTreeMap::new();
     for part in parts {
         match &part.tag.role {
             Role::Anchor { .. } if rescued => {}
             Role::Anchor { members } | Role::Rescuer { members, .. } => {
                 for member in members {
-                    expected.entry(member.clone()).or_insert(None);
+                    expected.entry(member.clone()).or_default();
                 }
             }
             Role::Member { .. } => {}
         }
         // Beside a rescue's, the set's own members only wait.
         if let Some((index, name)) = part.tag.role.member().filter(|_| part.is_rescuer() == rescued) {
-            expected.insert((index, name.to_owned()), Some(part));
+            expected.entry((index, name.to_owned())).or_default().push(part);
         }
     }
+    let expected: BTreeMap<(u32, String), Standing<'_>> =
+        expected.into_iter().map(|(member, parts)| (member, standing(&parts))).collect();
     let alive = runs.is_some();
     let all_paused = alive
         && !expected.is_empty()
-        && expected.values().all(|part| part.is_some_and(|part| part.state == PartState::Paused));
+        && expected.values().all(|one| one.present.is_some_and(|part| part.state == PartState::Paused));
     let mut members = Vec::new();
     let mut held = BTreeMap::new();
     let mut troubles = Vec::new();
     let mut waits_for: Option<String> = None;
-    for ((index, name), part) in expected {
+    for ((index, name), place) in expected {
+        let part = place.present;
         let record = part.map(|part| restarts.get(&part.id)).unwrap_or_default();
         let outlook = part.map(seen.outlook).unwrap_or_default();
         let rests = runs.zip(part).is_some_and(|(anchor, part)| part.rests(anchor));
@@ -400,6 +404,10 @@ fn body(
             finished: rests,
             out_of_memory: ended.map_or(record.out_of_memory, |part| part.detail.oom_killed),
             reason: outlook.reason.or_else(|| part.and_then(|part| out_of_memory(part, record))),
+            generation: part.map_or(0, |part| part.tag.generation),
+            former: place.former.map(|former| former.tag.generation),
+            gap_ms: place.gap_ms(),
+            coming: place.coming.map(|part| coming(part, restarts.get(&part.id), (seen.outlook)(part))),
         });
         held.extend(
             part.filter(|part| part.state != PartState::Created)
@@ -443,6 +451,20 @@ fn out_of_memory(part: &Part, record: Record) -> Option<String> {
         (true, _) => Some(format!("OOM killed{limit}")),
         (false, 0) => None,
         (false, kills) => Some(format!("{kills} of its processes OOM killed{limit}")),
+    }
+}
+
+/// A member's next container, beside the present one.
+fn coming(part: &Part, record: Record, outlook: Outlook) -> ComingMember {
+    let ended = part.state == PartState::Ended;
+    ComingMember {
+        generation: part.tag.generation,
+        running: part.state == PartState::Running,
+        ready: outlook.ready,
+        restarts: record.restarts,
+        exit_code: if ended { part.detail.exit_code } else { record.exit_code },
+        broken: part.state == PartState::Created && outlook.reason.is_some(),
+        reason: outlook.reason,
     }
 }
 

@@ -326,6 +326,7 @@ mod tests {
                 epoch: 1,
                 role: Role::Anchor { members: Vec::new() },
                 spec: String::new(),
+                generation: 0,
                 life: Default::default(),
             },
             state: PartState::Running,

@@ -40,7 +40,7 @@ pub struct Facts {
     pub authorized_keys: PathBuf,
     /// The host's directory below which further volumes come and go; see [`mounts::VOLUMES`].
     pub volumes: PathBuf,
-    /// Folder of the members' config files: `<member>/<place in the list>`.
+    /// Folder of the members' config files; see [`super::files::of_member`].
     pub files: PathBuf,
     /// Folder in which directories of the volume are mounted for members: `<member>-<place in the list>`.
     pub parts: PathBuf,
@@ -227,7 +227,7 @@ pub fn member_container(plan: &BodyPlan, member: &str) -> String {
     if plan.rescue.is_some() {
         labels::rescuer_name(plan.instance, member)
     } else {
-        labels::container_name(plan.instance, member)
+        labels::generation_name(plan.instance, member, plan.generation_of(member))
     }
 }
 
@@ -319,6 +319,10 @@ fn member_labels(plan: &BodyPlan, set: &SetSpec, member: &MemberSpec, name: &str
     if plan.rescue.is_some() {
         let members = labels::write_members(set.members.iter().map(|m| (m.index, m.name.as_str())));
         all.extend(pairs([(labels::RESCUE, "yes".to_owned()), (labels::MEMBERS, members)]));
+    }
+    let generation = plan.generation_of(name);
+    if generation > 0 {
+        all.extend(pairs([(labels::GENERATION, generation.to_string())]));
     }
     all.extend(Life::of(member).write().map(|life| (labels::LIFE.to_owned(), life)));
     all

@@ -28,6 +28,8 @@ pub struct Record {
     /// How it ended the last time that it started again after.
     pub exit_code: Option<i64>,
     pub out_of_memory: bool,
+    /// Its end was ordered: it starts again whatever its policy says.
+    pub ordered: bool,
 }
 
 impl Record {
@@ -59,6 +61,20 @@ impl Restarts {
         let mut all = self.lock();
         let record = all.entry(container.to_owned()).or_default();
         (record.exit_code, record.out_of_memory) = (exit_code, out_of_memory);
+    }
+
+    /// It ends by order, to start again.
+    pub fn order(&self, container: &str) {
+        let mut all = self.lock();
+        let record = all.entry(container.to_owned()).or_default();
+        (record.ordered, record.failures) = (true, 0);
+    }
+
+    /// What was ordered is done.
+    pub fn started(&self, container: &str) {
+        if let Some(record) = self.lock().get_mut(container) {
+            record.ordered = false;
+        }
     }
 
     /// An ordered stop: what comes next is no restart.

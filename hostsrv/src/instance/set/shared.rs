@@ -13,6 +13,7 @@ use super::parts::Parts;
 use super::render::Facts;
 use super::restarts::Restarts;
 use super::roots::Roots;
+use super::swap::Sight;
 use super::volumes::Places;
 use crate::health::Health;
 use crate::instance::{Bell, BodyPlan, DriverError, PortAttachment, PortGate};
@@ -62,6 +63,16 @@ pub struct Still<'a> {
 impl Drop for Still<'_> {
     fn drop(&mut self) {
         self.shared.still.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Sight for Shared {
+    fn is_ready(&self, part: &Part) -> bool {
+        self.outlook(part).ready == Some(true)
+    }
+
+    fn is_broken(&self, part: &Part) -> bool {
+        part.state == PartState::Created && self.outlook(part).reason.is_some()
     }
 }
 

@@ -9,11 +9,14 @@ use super::ports;
 use super::render::{Rendered, RenderedSet, render};
 use super::restarts::Record;
 use super::shared::Shared;
+use super::succession;
+use super::swap::{self, Sight};
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::{MemberSpec, NextWhen, SetSpec};
 use bollard::models::NetworkConnectRequest;
 use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use futures_util::future::{join, join_all, try_join4};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +55,23 @@ pub enum Step {
     Hold,
     /// It has ended, and by its restart policy that is that.
     Rest,
+    /// It starts by order, whoever is before it: no restart of its own.
+    Return {
+        id: String,
+    },
+    /// The one of an earlier description works: this one, made already or yet to be made, takes its place, or starts beside
+    /// it. `keep`: the old one stays, stopped.
+    Swap {
+        made: Option<String>,
+        old: String,
+        keep: bool,
+        overlap: bool,
+    },
+    /// Both run, and the old one is to go.
+    Retire {
+        old: String,
+        keep: bool,
+    },
 }
 
 /// What should run.
@@ -61,6 +81,8 @@ pub struct Wanted<'a> {
     pub names: &'a [&'a str],
     /// Parallel to the names.
     pub lives: &'a [Life],
+    /// Parallel to the names: which of a member's containers is meant.
+    pub swaps: &'a [swap::Wanted],
     /// They are a rescue's: the set's own stop and stay.
     pub rescue: bool,
     /// Those that are paused stay so.
@@ -105,23 +127,24 @@ fn hold(plan: &mut StartPlan, wanted: Wanted<'_>, closed: impl Fn(usize) -> bool
     }
 }
 
-/// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made. `ready`: a part's
-/// probes hold.
+/// `parts`: of this instance and epoch. Parts that never ran are replaced: they may be half made.
 pub fn decide(
     wanted: Wanted<'_>,
     parts: &[Part],
-    ready: impl Fn(&Part) -> bool,
+    sight: &impl Sight,
     record: impl Fn(&str) -> Record,
     now_us: i64,
 ) -> StartPlan {
     let names = wanted.names;
     let anchor = parts.iter().find(|part| part.is_anchor());
-    let member = |name: &str| {
-        parts.iter().find(|part| {
+    let of = |name: &str| -> Vec<&Part> {
+        let same = |part: &&Part| {
             part.is_rescuer() == wanted.rescue
                 && part.tag.role.member().is_some_and(|(_, found)| found == name)
-        })
+        };
+        parts.iter().filter(same).collect()
     };
+    let swap_of = |at: usize| wanted.swaps.get(at).copied().unwrap_or_default();
     let Some(anchor) = anchor.filter(|anchor| wanted.whole || anchor.state != PartState::Created) else {
         // Members are tied to their anchor's container by its id.
         let mut all: Vec<&Part> = parts.iter().collect();
@@ -151,8 +174,20 @@ pub fn decide(
         }
     }
     let anchor_ended = !anchor.is_alive();
-    for name in names {
-        let Some(part) = member(name) else {
+    for (at, name) in names.iter().enumerate() {
+        let (all, swap) = (of(name), swap_of(at));
+        let turn = match wanted.halted {
+            // What is halted is not exchanged.
+            true => swap::Turn::default(),
+            false => swap::turn(swap, &all, anchor, sight, now_us),
+        };
+        plan.remove.extend(turn.remove);
+        if let Some(step) = turn.step {
+            plan.members.push(step);
+            continue;
+        }
+        let own = all.iter().copied().find(|part| part.tag.generation == swap.generation || wanted.halted);
+        let Some(part) = own else {
             plan.members.push(Step::Create);
             continue;
         };
@@ -172,6 +207,7 @@ pub fn decide(
             PartState::Paused if wanted.halted => Step::Keep,
             PartState::Paused => Step::Resume { id },
             PartState::Ended if anchor_ended => Step::Start { id, again: None },
+            PartState::Ended if record(&part.id).ordered => Step::Return { id },
             PartState::Ended if part.rests(anchor) => Step::Rest,
             // It has not been started since its anchor was.
             PartState::Ended if !part.is_of_run(anchor) && wanted.lives.iter().any(holds_up) => {
@@ -184,10 +220,8 @@ pub fn decide(
         });
     }
     let closed = |at: usize| {
-        names
-            .get(at)
-            .and_then(|name| member(name))
-            .is_some_and(|part| gate(part, anchor, ready(part)).is_some())
+        let present = names.get(at).and_then(|name| succession::standing(&of(name)).present);
+        present.is_some_and(|part| gate(part, anchor, sight.is_ready(part)).is_some())
     };
     hold(&mut plan, wanted, closed);
     plan
@@ -195,12 +229,15 @@ pub fn decide(
 
 impl StartPlan {
     fn creates(&self) -> bool {
-        self.anchor == Step::Create || self.members.contains(&Step::Create)
+        let makes = |step: &Step| matches!(step, Step::Create | Step::Swap { made: None, .. });
+        makes(&self.anchor) || self.members.iter().any(makes)
     }
 
     /// Something is made or started, and finds the files as they are ordered now.
     fn starts(&self) -> bool {
-        let starts = |step: &Step| matches!(step, Step::Create | Step::Start { .. });
+        let starts = |step: &Step| {
+            matches!(step, Step::Create | Step::Start { .. } | Step::Return { .. } | Step::Swap { .. })
+        };
         starts(&self.anchor) || self.members.iter().any(starts)
     }
 
@@ -227,6 +264,7 @@ pub async fn execute(
     shared: &Arc<Shared>,
     plan: &BodyPlan,
     set: &SetSpec,
+    parts: &[Part],
     steps: &StartPlan,
     replug: Option<&Replug<'_>>,
 ) -> Result<Vec<(String, i64)>, DriverError> {
@@ -277,8 +315,12 @@ pub async fn execute(
     // volume cannot be made before the volume is mounted, which is the anchor's doing.
     let parted = set.members.iter().any(|member| !member.mounts.is_empty());
     let members = || {
-        let made = steps.members.iter().zip(&rendered.members).filter(|(step, _)| **step == Step::Create);
-        join_all(made.map(|(_, member)| create(shared, &member.container)))
+        let makes = |step: &Step| matches!(step, Step::Create | Step::Swap { made: None, .. });
+        let made = steps.members.iter().zip(&rendered.members).enumerate();
+        let made = made.filter(move |(_, (step, _))| makes(step));
+        join_all(made.map(async |(at, (_, member))| {
+            Ok::<_, DriverError>((at, create(shared, &member.container).await?))
+        }))
     };
     let made = async { if parted { Vec::new() } else { members().await } };
     let anchor = super::labels::anchor_name(plan.instance);
@@ -293,10 +335,10 @@ pub async fn execute(
     };
     let (anchor, made) = join(anchor, made).await;
     anchor?;
-    made.into_iter().collect::<Result<(), _>>()?;
+    let mut made: HashMap<usize, String> = made.into_iter().collect::<Result<_, DriverError>>()?;
     if parted {
         shared.parts.ensure(plan, set).await?;
-        members().await.into_iter().collect::<Result<(), _>>()?;
+        made = members().await.into_iter().collect::<Result<_, DriverError>>()?;
     }
     let mut described: Vec<&MemberSpec> = set.members.iter().collect();
     described.sort_by_key(|member| member.index);
@@ -306,8 +348,20 @@ pub async fn execute(
             waiting.push((id.clone(), *until_us));
             continue;
         }
-        let name = rendered.members.get(at).map(|member| member.container.name.as_str()).unwrap_or_default();
-        bring_up(shared, step, name).await?;
+        let part = |id: &str| parts.iter().find(|part| part.id == id);
+        let name = made.get(&at).map(String::as_str).unwrap_or_default();
+        match step {
+            Step::Swap { made, old, keep, overlap } => {
+                let Some(old) = part(old) else { continue };
+                let new = made.as_deref().unwrap_or(name);
+                swap::take_over(shared, old, new, made.is_some(), *keep, *overlap).await?;
+            }
+            Step::Retire { old, keep } => {
+                let Some(old) = part(old) else { continue };
+                swap::retire(shared, old, *keep).await?;
+            }
+            step => bring_up(shared, step, name).await?,
+        }
         if let Some(member) = described.get(at) {
             if member.hooks.post_start.is_some() {
                 // It takes as long as it takes.
@@ -328,7 +382,8 @@ async fn post_start(
 ) -> Result<(), DriverError> {
     let id = match step {
         Step::Create => created,
-        Step::Start { id, .. } => id,
+        Step::Start { id, .. } | Step::Return { id } => id,
+        Step::Swap { made, .. } => made.as_deref().unwrap_or(created),
         _ => return Ok(()),
     };
     let Some(hook) = &member.hooks.post_start else { return Ok(()) };
@@ -346,13 +401,15 @@ async fn post_start(
     })
 }
 
-/// Starts or resumes one container. `created`: its name where it was made just now.
+/// Starts or resumes one container. `created`: its name or id where it was made just now.
 async fn bring_up(shared: &Shared, step: &Step, created: &str) -> Result<(), DriverError> {
     let limit = shared.engine.limits.start;
     let id = match step {
         Step::Keep | Step::Wait { .. } | Step::Hold | Step::Rest => return Ok(()),
+        // Not one container's affair.
+        Step::Swap { .. } | Step::Retire { .. } => return Ok(()),
         Step::Create => created,
-        Step::Start { id, .. } => id,
+        Step::Start { id, .. } | Step::Return { id } => id,
         Step::Resume { id } => {
             let doing = format!("resume container {id}");
             return shared
@@ -361,10 +418,17 @@ async fn bring_up(shared: &Shared, step: &Step, created: &str) -> Result<(), Dri
                 .await;
         }
     };
-    let doing = format!("start container {id}");
     if let Step::Start { id, again: Some(ran) } = step {
         shared.restarts.count(id, *ran);
     }
+    run(shared, id).await?;
+    shared.restarts.started(id);
+    Ok(())
+}
+
+/// Starts a container.
+pub async fn run(shared: &Shared, id: &str) -> Result<(), DriverError> {
+    let (doing, limit) = (format!("start container {id}"), shared.engine.limits.start);
     shared.engine.call(&doing, limit, |docker| async move { docker.start_container(id, None).await }).await
 }
 
@@ -385,7 +449,8 @@ pub async fn connect(
     Ok(())
 }
 
-pub async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverError> {
+/// Answers its id.
+pub async fn create(shared: &Shared, container: &Rendered) -> Result<String, DriverError> {
     let options = CreateContainerOptionsBuilder::default().name(&container.name).build();
     let doing = format!("create container {}", container.name);
     let body = container.body.clone();
@@ -399,7 +464,7 @@ pub async fn create(shared: &Shared, container: &Rendered) -> Result<(), DriverE
     if let Some(tag) = tag {
         shared.orphans.note(&made.id, tag.instance, tag.epoch);
     }
-    Ok(())
+    Ok(made.id)
 }
 
 /// SIGKILL, and the container gone with its anonymous volumes.

@@ -314,6 +314,7 @@ mod tests {
             epoch: 1,
             role: Role::Member { index: 0, name: "web".to_owned() },
             spec: String::new(),
+            generation: 0,
             life: Default::default(),
         };
         let part = Part { id: "abc".into(), tag, state: PartState::Running, detail: Default::default() };

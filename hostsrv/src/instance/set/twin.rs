@@ -59,7 +59,7 @@ pub async fn lay_out(shared: &Shared, plan: &BodyPlan, set: &SetSpec) -> Result<
     };
     try_join3(shared.files(plan).ensure(plan, set), shared.places.sync(plan), anchor).await?;
     let made = join_all(rendered.members.iter().map(|member| create(shared, &member.container))).await;
-    made.into_iter().collect()
+    made.into_iter().map(|made| made.map(drop)).collect()
 }
 
 #[cfg(test)]
@@ -75,6 +75,7 @@ mod tests {
             epoch: 3,
             role,
             spec: spec.to_owned(),
+            generation: 0,
             life: Default::default(),
         };
         Part { id: spec.to_owned(), tag, state, detail: Default::default() }

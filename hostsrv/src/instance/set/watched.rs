@@ -46,7 +46,8 @@ impl Shared {
 
     /// Nobody asks a part that does not run.
     pub fn outlook(&self, part: &Part) -> Outlook {
-        self.health.outlook(&run_of(part).unwrap_or_default())
+        // Why one could not be started is known by its id alone.
+        self.health.outlook(&run_of(part).unwrap_or_else(|| (part.id.clone(), 0)))
     }
 }
 

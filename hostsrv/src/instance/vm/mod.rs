@@ -333,12 +333,15 @@ impl BodyDriver for VmDriver {
     }
 
     async fn adjust(&self, instance: InstanceId, adjustment: Adjustment) -> Result<(), DriverError> {
-        let doing = match adjustment {
+        let resumes = adjustment == Adjustment::Resume;
+        let doing = match &adjustment {
             Adjustment::VolumeGrown { volume, bytes } => {
                 format!("grow volume {volume} of {instance} to {bytes} bytes")
             }
             Adjustment::Pause => format!("hold the VM of {instance} still"),
             Adjustment::Resume => format!("resume the VM of {instance}"),
+            // It has none.
+            Adjustment::RestartMember(_) => return Ok(()),
         };
         if adjustment == Adjustment::Pause {
             // Noted first, so that nobody takes the pause for somebody's order; unless it is one.
@@ -348,7 +351,7 @@ impl BodyDriver for VmDriver {
             }
             self.hold(instance, true);
         }
-        if adjustment == Adjustment::Resume && !self.holds(instance) {
+        if resumes && !self.holds(instance) {
             return Ok(());
         }
         let adjust = move |c: &Connect| {
@@ -370,10 +373,11 @@ impl BodyDriver for VmDriver {
                 Adjustment::Pause if condition.paused() => Ok(()),
                 Adjustment::Pause => domain.suspend().map(drop),
                 Adjustment::Resume => resume(&domain),
+                Adjustment::RestartMember(_) => Ok(()),
             }
         };
         let done = self.link.call(&doing, CHANGE, adjust).await;
-        if adjustment == Adjustment::Resume {
+        if resumes {
             self.hold(instance, false);
         }
         done

@@ -26,6 +26,7 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
         .map(|role| (*role, format!("/s/images/{}", format!("{role:?}").to_lowercase()).into()))
         .collect();
     BodyPlan {
+        members: Default::default(),
         instance: InstanceId(id(2)),
         project: ProjectId::DEFAULT,
         name: "web <1> & \"co\"".into(),

@@ -5,7 +5,7 @@ use super::volumes::{is_attached, lacks};
 use super::{GRACE, Observed, Remembered, Step};
 use crate::instance::{ObservedBody, ObservedState, Remains, limits};
 use amphi_api::VolumeId;
-use amphi_api::instance::{BodyKind, Power};
+use amphi_api::instance::{BodyKind, MemberStatus, Power};
 use amphi_api::wire::{InstanceDesired, VolumeDesired};
 use std::collections::BTreeSet;
 
@@ -79,6 +79,7 @@ pub fn instance(
         let differs = current.is_some_and(|body| limits::differ(desired, body));
         (differs && !memory.keeps_size).then_some(Step::Resize)
     };
+    let (again, note) = restarts_of_members(desired, memory);
     let rescue = desired.rescue.is_some();
     match (desired.power.wants_body(), current) {
         // Another instance here has not let go of one of the volumes yet.
@@ -88,6 +89,12 @@ pub fn instance(
             steps.push(Step::Stop { kind, grace: GRACE });
             steps.push(Step::Ensure);
             steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
+            steps.extend(note);
+        }
+        (true, Some(body)) if body.state != ObservedState::Stopped && !again.is_empty() => {
+            steps.extend(again);
+            steps.push(Step::Ensure);
+            steps.extend(note);
         }
         (true, Some(body)) if !matches!(body.state, ObservedState::Stopped | ObservedState::Degraded) => {
             for volume in lacking() {
@@ -96,8 +103,10 @@ pub fn instance(
                     steps.push(Step::TellGrown { kind, volume });
                 }
             }
+            let current = has_ordered_members(desired, body);
             steps.extend(resize());
-            if !is_settled(desired, body) && !takes_what_is_held(desired, body, seen) {
+            if (!current || !is_settled(desired, body)) && !takes_what_is_held(desired, body, seen) {
+                steps.extend((!current).then_some(Step::PrepareUpdate));
                 steps.push(Step::Ensure);
             }
             if let Some(next) = &desired.next_body
@@ -111,6 +120,7 @@ pub fn instance(
             steps.extend(resize());
             steps.push(Step::Ensure);
             steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
+            steps.extend(note);
         }
         (false, Some(body)) if body.state != ObservedState::Stopped || !body.volumes.is_empty() => {
             steps.push(Step::Stop { kind, grace: GRACE });
@@ -198,6 +208,30 @@ fn is_settled(desired: &InstanceDesired, body: &ObservedBody) -> bool {
     };
     // What is on disk takes part in no exchange of devices.
     state && (body.state == ObservedState::Suspended || is_plugged(desired, body))
+}
+
+/// Whether every member of a set is made for the description that is ordered, with nothing beside it that is to go.
+fn has_ordered_members(desired: &InstanceDesired, body: &ObservedBody) -> bool {
+    let as_ordered = |m: &MemberStatus| {
+        let former = desired.members.get(&m.name).and_then(|o| o.former);
+        m.generation == desired.generation_of(&m.name)
+            && m.coming.is_none()
+            && m.former.is_none_or(|kept| former == Some(kept))
+    };
+    body.kind != BodyKind::Set || body.rescued || body.members.iter().all(as_ordered)
+}
+
+/// The members to restart by order, and what is to be written down then.
+fn restarts_of_members(desired: &InstanceDesired, memory: &Remembered) -> (Vec<Step>, Option<Step>) {
+    let done = |name: &str| memory.begun.members.get(name).copied().unwrap_or(0);
+    let due: Vec<&String> =
+        desired.members.iter().filter(|(name, o)| done(name) < o.restarts).map(|(name, _)| name).collect();
+    if due.is_empty() || desired.body.kind() != BodyKind::Set {
+        return (Vec::new(), None);
+    }
+    let members = desired.members.iter().map(|(name, o)| (name.clone(), o.restarts)).collect();
+    let again = due.into_iter().map(|name| Step::RestartMember { member: name.clone() }).collect();
+    (again, Some(Step::NoteMemberRestarts { members }))
 }
 
 fn is_plugged(desired: &InstanceDesired, body: &ObservedBody) -> bool {

@@ -77,6 +77,16 @@ pub enum Step {
     NoteRestarts {
         restarts: u64,
     },
+    /// Get all of a set's new members ready that can be while the present ones run.
+    PrepareUpdate,
+    /// End a set's member by order; what follows starts it again.
+    RestartMember {
+        member: String,
+    },
+    /// The ordered restarts of members are carried out.
+    NoteMemberRestarts {
+        members: BTreeMap<String, u64>,
+    },
     Trash {
         volume: VolumeId,
     },
@@ -102,6 +112,9 @@ impl Step {
                 | Step::Resize
                 | Step::NoteRestarts { .. }
                 | Step::PrepareNext
+                | Step::PrepareUpdate
+                | Step::RestartMember { .. }
+                | Step::NoteMemberRestarts { .. }
                 | Step::PrepareDesired
                 | Step::Depart
                 | Step::PrepareExpected

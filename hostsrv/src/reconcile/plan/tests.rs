@@ -68,6 +68,7 @@ fn world() -> World {
             copying: None,
             copied_from: None,
             twin: false,
+            members: BTreeMap::new(),
         },
         volumes: BTreeMap::from([(volume.id.0, observed_volume(&volume))]),
         volume,
@@ -138,6 +139,9 @@ fn name(step: &Step) -> String {
         Step::TellGrown { kind, .. } => return format!("tell {kind}"),
         Step::PrepareExpected => "prepare what comes",
         Step::PrepareNext => "prepare next",
+        Step::PrepareUpdate => "prepare update",
+        Step::RestartMember { member } => return format!("restart {member}"),
+        Step::NoteMemberRestarts { .. } => "note members",
         Step::Depart => "depart",
         Step::PrepareDesired => "prepare",
         Step::EnsureVolume { .. } => "volume",
@@ -461,13 +465,13 @@ fn only_tombstones_bury_and_only_when_every_engine_has_answered() {
     let w = world().with(Set, 4, Running);
     let id = w.desired.id;
     let mut seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
-    let begun = Begun { kinds: vec![Set], restarts: 0 };
+    let begun = Begun { kinds: vec![Set], ..Begun::default() };
     let steps = |epoch, seen: &Observed<'_>, begun: &Begun| -> Vec<_> {
         burial(id, epoch, seen, begun).iter().map(name).collect()
     };
     assert_eq!(steps(4, &seen, &begun), ["stop set", "bury set 4"]);
     assert!(steps(3, &seen, &begun).is_empty(), "a tombstone for an older epoch spares the newer body");
-    let both = Begun { kinds: vec![Set, Vm], restarts: 0 };
+    let both = Begun { kinds: vec![Set, Vm], ..Begun::default() };
     let left = ["stop set", "bury set 4", "bury vm 4"];
     assert_eq!(steps(4, &seen, &both), left, "a kind that never had a body may have left files");
 
@@ -574,4 +578,78 @@ fn a_twin_is_made_whole_and_kept() {
     let w = world().with(Set, 4, Stopped);
     let seen = Observed { bodies: &w.bodies, answered: &w.answered, volumes: None };
     assert!(expected(&w.desired, &seen, &never, true).is_empty());
+}
+
+#[test]
+fn members_of_another_description_are_prepared_and_then_swapped() {
+    use amphi_api::instance::{ComingMember, MemberStatus};
+    use amphi_api::wire::MemberDesired;
+    let sees = |change: fn(&mut MemberStatus)| {
+        move |w: &mut World| {
+            let mut web = MemberStatus { name: "web".into(), running: true, ..MemberStatus::default() };
+            change(&mut web);
+            w.bodies[0].members = vec![web];
+            let ordered = MemberDesired { generation: 2, former: Some(1), restarts: 0 };
+            w.desired.members.insert("web".into(), ordered);
+        }
+    };
+    let running = || world().with(BodyKind::Set, 5, ObservedState::Running);
+    let table: Vec<(&str, Vec<String>, Vec<&str>)> = vec![
+        ("as ordered", running().and(sees(|m| m.generation = 2)).plan(), vec![]),
+        (
+            "as ordered, the former one kept",
+            running().and(sees(|m| (m.generation, m.former) = (2, Some(1)))).plan(),
+            vec![],
+        ),
+        ("another one", running().and(sees(|m| m.generation = 1)).plan(), vec!["prepare update", "ensure"]),
+        (
+            "one that nobody keeps",
+            running().and(sees(|m| (m.generation, m.former) = (2, Some(0)))).plan(),
+            vec!["prepare update", "ensure"],
+        ),
+        (
+            "one beside it",
+            running()
+                .and(sees(|m| {
+                    (m.generation, m.coming) =
+                        (2, Some(ComingMember { generation: 3, ..Default::default() }));
+                }))
+                .plan(),
+            vec!["prepare update", "ensure"],
+        ),
+        (
+            "a rescue has members of its own",
+            running()
+                .and(sees(|m| m.generation = 0))
+                .and(|w| {
+                    w.bodies[0].rescued = true;
+                    w.desired.rescue = Some(w.desired.body.clone());
+                })
+                .plan(),
+            vec![],
+        ),
+    ];
+    for (what, plan, wanted) in table {
+        assert_eq!(plan, wanted, "{what}");
+    }
+}
+
+#[test]
+fn a_member_is_restarted_once() {
+    use amphi_api::wire::MemberDesired;
+    let ordered = |done: Option<u64>, state| {
+        world()
+            .with(BodyKind::Set, 5, state)
+            .and(|w| {
+                w.desired.members.insert("web".into(), MemberDesired { restarts: 2, ..Default::default() });
+                w.desired.members.insert("db".into(), MemberDesired { generation: 1, ..Default::default() });
+                w.memory.begun.members = done.map(|n| ("web".to_owned(), n)).into_iter().collect();
+            })
+            .plan()
+    };
+    use ObservedState::{Running, Stopped};
+    assert_eq!(ordered(None, Running), ["restart web", "ensure", "note members"]);
+    assert_eq!(ordered(Some(1), Running), ["restart web", "ensure", "note members"]);
+    assert_eq!(ordered(Some(2), Running), Vec::<String>::new());
+    assert_eq!(ordered(Some(1), Stopped), ["volume", "ensure", "note members"], "a start is one");
 }

@@ -23,6 +23,7 @@ fn part(name: &str, state: PartState, started_us: i64) -> Part {
         epoch: 4,
         role,
         spec: String::new(),
+        generation: 0,
         life: Default::default(),
     };
     Part { id: format!("id-{name}"), tag, state, detail }

@@ -34,6 +34,7 @@ fn plan(ports: Vec<PortAttachment>, volume: bool, set: serde_json::Value) -> (Bo
     let set: SetSpec = serde_json::from_value(set).unwrap();
     let set = set.normalized();
     let plan = BodyPlan {
+        members: Default::default(),
         instance: InstanceId(id(1)),
         project: ProjectId(id(2)),
         name: "Web shop_1".to_owned(),

@@ -27,18 +27,31 @@ fn part(name: &str, state: PartState, started: i64) -> Part {
         epoch: 1,
         role,
         spec: String::new(),
+        generation: 0,
         life: Default::default(),
     };
     Part { id: name.to_owned(), tag, state, detail }
 }
 
+struct Ready<F>(F);
+
+impl<F: Fn(&Part) -> bool> Sight for Ready<F> {
+    fn is_ready(&self, part: &Part) -> bool {
+        self.0(part)
+    }
+    fn is_broken(&self, _: &Part) -> bool {
+        false
+    }
+}
+
 fn says(parts: &[Part], failures: u32) -> String {
     let lives = [Life::default(), Life::default()];
-    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false, whole: false };
+    let wanted =
+        Wanted { names: &["a", "b"], lives: &lives, swaps: &[], rescue: false, halted: false, whole: false };
     let plan = decide(
         wanted,
         parts,
-        |_| false,
+        &Ready(|_: &Part| false),
         |_| Record { restarts: failures, failures, ..Record::default() },
         NOW,
     );
@@ -62,6 +75,9 @@ fn word(step: &Step) -> &'static str {
         Step::Wait { .. } => "wait",
         Step::Hold => "hold",
         Step::Rest => "rest",
+        Step::Return { .. } => "return",
+        Step::Swap { .. } => "swap",
+        Step::Retire { .. } => "retire",
     }
 }
 
@@ -119,11 +135,12 @@ fn a_failing_member_waits_its_time() {
         assert_eq!(says(&parts, failures), format!("remove [] kill [] {wanted}"), "{failures} failures");
     }
     let lives = [Life::default()];
-    let only = |names| Wanted { names, lives: &lives, rescue: false, halted: false, whole: false };
+    let only =
+        |names| Wanted { names, lives: &lives, swaps: &[], rescue: false, halted: false, whole: false };
     let plan = decide(
         only(&["b"]),
         &parts,
-        |_| false,
+        &Ready(|_: &Part| false),
         |_| Record { restarts: 3, failures: 3, ..Record::default() },
         NOW,
     );
@@ -133,7 +150,7 @@ fn a_failing_member_waits_its_time() {
     let plan = decide(
         only(&["a"]),
         &future,
-        |_| false,
+        &Ready(|_: &Part| false),
         |_| Record { restarts: 9, failures: 9, ..Record::default() },
         NOW,
     );
@@ -150,8 +167,8 @@ fn a_rescue_runs_in_the_place_of_members_that_stay() {
     let (anchor, a) = (part("anchor", Running, 0), |state| part("a", state, 10));
     let step = |rescue, halted, parts: &[Part]| {
         let lives = [Life::default()];
-        let wanted = Wanted { names: &["a"], lives: &lives, rescue, halted, whole: false };
-        decide(wanted, parts, |_| false, |_| Record::default(), NOW)
+        let wanted = Wanted { names: &["a"], lives: &lives, swaps: &[], rescue, halted, whole: false };
+        decide(wanted, parts, &Ready(|_: &Part| false), |_| Record::default(), NOW)
     };
     let plan = step(true, false, &[anchor.clone(), a(Running)]);
     assert_eq!((plan.kill, plan.remove, plan.members), (vec!["a".to_owned()], vec![], vec![Step::Create]));
@@ -171,8 +188,10 @@ fn gated(life: &Life, parts: &[Part], exit_code: i64, ready: bool) -> String {
         (part.tag.life, part.detail.exit_code) = (life.clone(), Some(exit_code));
     }
     let lives = [life.clone(), Life::default()];
-    let wanted = Wanted { names: &["a", "b"], lives: &lives, rescue: false, halted: false, whole: false };
-    let plan = decide(wanted, &parts, |part| ready && part.id == "a", |_| Record::default(), NOW);
+    let wanted =
+        Wanted { names: &["a", "b"], lives: &lives, swaps: &[], rescue: false, halted: false, whole: false };
+    let plan =
+        decide(wanted, &parts, &Ready(|part: &Part| ready && part.id == "a"), |_| Record::default(), NOW);
     plan.members.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
@@ -232,4 +251,40 @@ fn the_next_index_waits() {
         let parts = [anchor(Running), a(Ended, 10), b(Running, 20)];
         assert_eq!(gated(&life, &parts, exit_code, false), expected, "{restart:?} {exit_code}");
     }
+}
+
+#[test]
+fn an_update_swaps_one_and_holds_nobody() {
+    let lives = [Life::default(), Life::default()];
+    let swaps =
+        [swap::Wanted { generation: 2, former: Some(0), ..swap::Wanted::default() }, swap::Wanted::default()];
+    let wanted = Wanted {
+        names: &["a", "b"],
+        lives: &lives,
+        swaps: &swaps,
+        rescue: false,
+        halted: false,
+        whole: false,
+    };
+    let parts = [part("anchor", Running, 0), part("a", Running, 10), part("b", Running, 11)];
+    let plan = decide(wanted, &parts, &Ready(|_: &Part| false), |_| Record::default(), NOW);
+    let swap = Step::Swap { made: None, old: "a".to_owned(), keep: true, overlap: false };
+    assert_eq!((plan.anchor, plan.members), (Step::Keep, vec![swap, Step::Keep]));
+    assert!(plan.remove.is_empty() && plan.kill.is_empty());
+    let halted = Wanted { halted: true, ..wanted };
+    let plan = decide(halted, &parts, &Ready(|_: &Part| false), |_| Record::default(), NOW);
+    assert_eq!(plan.members, [Step::Keep, Step::Keep], "what is halted is not exchanged");
+}
+
+#[test]
+fn a_restart_by_order_heeds_no_policy() {
+    let lives = [Life::default()];
+    let wanted =
+        Wanted { names: &["a"], lives: &lives, swaps: &[], rescue: false, halted: false, whole: false };
+    let mut parts = [part("anchor", Running, 0), part("a", Ended, 10)];
+    parts[1].tag.life.restart = amphi_api::set::RestartPolicy::Never;
+    let ordered = |ordered| Record { ordered, failures: 9, ..Record::default() };
+    let step = |record| decide(wanted, &parts, &Ready(|_: &Part| false), |_| record, NOW).members.remove(0);
+    assert_eq!(step(ordered(false)), Step::Rest);
+    assert_eq!(step(ordered(true)), Step::Return { id: "a".to_owned() });
 }
