@@ -1,6 +1,7 @@
 //! One file per noun: its verbs, its columns.
 
 pub mod exchange;
+pub mod failover_policy;
 pub mod failovers;
 pub mod host;
 pub mod image;
