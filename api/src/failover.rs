@@ -1,7 +1,7 @@
 //! Failovers: what became of a host's instances after the host was taken for dead, with the time of every step. And
 //! what an instance says beforehand of its own.
 
-use crate::instance::{BodyKind, Fault};
+use crate::instance::{BodyKind, FailoverPolicy, Fault};
 use crate::{FailoverId, FieldError, HostId, InstanceId, VolumeId, validate};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -57,6 +57,16 @@ impl FailoverTerms {
     pub fn check(&self) -> Result<(), FieldError> {
         validate::within("priority", self.priority.into(), 0, PRIORITY_MAX.into(), "")
     }
+}
+
+/// What an instance says from now on of the loss of its host, all of it: what is not named is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverChange {
+    #[serde(default)]
+    pub failover: FailoverPolicy,
+    #[serde(default)]
+    pub failover_terms: FailoverTerms,
 }
 
 /// How it stands with the body that waits on another host, as far as a start is all that it lacks.

@@ -588,7 +588,8 @@ pub struct Copied {
     pub estimated_stop_ms: Option<u64>,
 }
 
-/// A pass over all of a move's bytes. Every byte is read on both hosts; only blocks that differ are sent.
+/// A pass over all of a move's bytes. Only blocks that differ are sent. Every byte is read on both hosts, unless the pass before was
+/// followed: then what was written since is read, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct CopyPass {
     /// The one that was made while nothing ran, after which both hosts had the same bytes.
@@ -597,6 +598,9 @@ pub struct CopyPass {
     pub read_bytes: u64,
     pub sent_bytes: u64,
     pub took_ms: u64,
+    /// The old host knew from its beginning on what was written meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub followed: bool,
 }
 
 /// A pass under way.

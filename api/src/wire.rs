@@ -272,6 +272,9 @@ pub struct CopyingStatus {
     pub took_ms: u64,
     /// All is over there; of the last one, and the other host has found the same bytes on its disks.
     pub done: bool,
+    /// What is written since is known: the next pass reads no more than that.
+    #[serde(default)]
+    pub followed: bool,
     pub fault: Option<Fault>,
 }
 

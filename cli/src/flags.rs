@@ -71,7 +71,7 @@ pub struct InstanceFlags {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Failover {
+pub enum Failover {
     Never,
     SameKind,
     AnyKind,
@@ -80,9 +80,29 @@ enum Failover {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum TwinBody {
+pub enum TwinBody {
     Set,
     Vm,
+}
+
+impl Failover {
+    pub fn policy(self) -> FailoverPolicy {
+        match self {
+            Self::Never => FailoverPolicy::Never,
+            Self::SameKind => FailoverPolicy::SameKind,
+            Self::AnyKind => FailoverPolicy::AnyKind,
+            Self::Twin => FailoverPolicy::Twin,
+        }
+    }
+}
+
+impl TwinBody {
+    pub fn kind(self) -> BodyKind {
+        match self {
+            Self::Set => BodyKind::Set,
+            Self::Vm => BodyKind::Vm,
+        }
+    }
 }
 
 impl InstanceFlags {
@@ -132,22 +152,14 @@ impl InstanceFlags {
             user_data: self.user_data.as_deref().map(read).transpose()?,
             ssh_keys,
             metadata: self.metadata.into_iter().collect(),
-            failover: match self.failover {
-                Failover::Never => FailoverPolicy::Never,
-                Failover::SameKind => FailoverPolicy::SameKind,
-                Failover::AnyKind => FailoverPolicy::AnyKind,
-                Failover::Twin => FailoverPolicy::Twin,
-            },
+            failover: self.failover.policy(),
             failover_terms: FailoverTerms {
                 priority: self.failover_priority,
                 local_volume: match self.failover_fresh_volume {
                     true => LocalVolume::Fresh,
                     false => LocalVolume::Wait,
                 },
-                twin_body: self.twin_body.map(|kind| match kind {
-                    TwinBody::Set => BodyKind::Set,
-                    TwinBody::Vm => BodyKind::Vm,
-                }),
+                twin_body: self.twin_body.map(TwinBody::kind),
             },
             host: self.host,
             qos: self.qos,

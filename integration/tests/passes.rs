@@ -121,6 +121,8 @@ fn bytes_go_ahead_of_a_cold_move() {
     let (first, last) = (all[0].sent_bytes, all[all.len() - 1].sent_bytes);
     assert!(first >= WRITTEN_MIB << 20, "the first pass sends what is written: {first}");
     assert!(last * 5 < first, "the stop sends far less: {last} of {first}");
+    let (read, whole) = (all[all.len() - 1].read_bytes, all[0].read_bytes);
+    assert!(all[0].followed && read * 10 < whole, "the stop reads what was written, not the volume: {all:?}");
     assert_eq!(in_member(&stage, "h2", disk.id, "", "sha256sum /data/bytes"), written, "the same bytes");
     let lines = counted(&stage, "h2", disk.id);
     println!("  {lines} numbers in the log, none missing");

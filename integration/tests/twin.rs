@@ -2,7 +2,7 @@
 //! start, at the same addresses, and nothing else had to be made; when it returns, it gets the next twins. While they wait,
 //! nothing of them runs.
 
-use amphi_api::failover::FailoverFate;
+use amphi_api::failover::{FailoverChange, FailoverFate};
 use amphi_api::instance::{BodyKind, BodySpec, FailoverPolicy, Instance};
 use amphi_integration::chaos::Watch;
 use amphi_integration::failing::{PATIENCE, PEER, Stage, address, request, set, vm};
@@ -96,6 +96,16 @@ fn a_twin_takes_over_and_the_host_that_returns_gets_the_next() -> Result<()> {
         let now = waits_on(&stage, was, "h1")?;
         ensure!(now.host_name.as_deref() == Some("h2"), "{now:?}");
     }
+    println!("the policy is taken away and given back");
+    let terms = plain.failover_terms;
+    let change = |failover| {
+        stage.ask(stage.client.change_failover(plain.id, &FailoverChange { failover, failover_terms: terms }))
+    };
+    ensure!(change(FailoverPolicy::AnyKind)?.twin.is_none(), "no twin is asked for");
+    stage.buried("h1", plain.id)?;
+    change(FailoverPolicy::Twin)?;
+    waits_on(&stage, &plain, "h1")?;
+    ensure!(stage.show(plain.id)?.host_name.as_deref() == Some("h2"), "it runs on where it was");
     for address in &watched {
         ensure!(probe.count("twice", address, 0)? == 0, "{address} was answered twice");
     }

@@ -2,7 +2,7 @@
 
 use super::{Client, ClientError};
 use crate::events::EventPage;
-use crate::failover::Failover;
+use crate::failover::{Failover, FailoverChange};
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
 use crate::image::{Image, ImageCreate};
 use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
@@ -221,6 +221,15 @@ impl Client {
 
     pub async fn stop_instance(&self, id: InstanceId) -> Result<Instance> {
         self.order(format!("stop instance {id}"), &format!("/instances/{id}/stop")).await
+    }
+
+    /// What it says from now on of the loss of its host; all of it.
+    pub async fn change_failover(&self, id: InstanceId, change: &FailoverChange) -> Result<Instance> {
+        let path = format!("/instances/{id}/failover");
+        self.call(format!("change the failover of instance {id}"), Method::PUT, &path)
+            .json(change)
+            .read()
+            .await
     }
 
     pub async fn restart_instance(&self, id: InstanceId) -> Result<Instance> {

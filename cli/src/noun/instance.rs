@@ -47,6 +47,8 @@ pub enum Command {
     Restart {
         instance: String,
     },
+    /// Change what may happen when its host is lost: the policy, its terms. A body that waits (`twin`) is made, or goes.
+    Failover(crate::noun::failover_policy::Arguments),
     /// The last lines of a VM's console, or of a set member's output.
     ConsoleLog {
         instance: String,
@@ -92,6 +94,7 @@ impl Command {
                 let ordered = client.restart_instance(instance.id).await?;
                 finish(session, ordered, InstanceState::Running).await
             }
+            Self::Failover(arguments) => arguments.run(session).await,
             Self::ConsoleLog { instance, lines, member } => {
                 let client = session.client()?;
                 let instance = client.find_instance(&instance).await?;

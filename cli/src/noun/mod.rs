@@ -4,6 +4,7 @@ pub mod copying;
 pub mod debug;
 pub mod events;
 pub mod exchange;
+pub mod failover_policy;
 pub mod failovers;
 pub mod group;
 mod group_view;

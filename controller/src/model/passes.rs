@@ -1,7 +1,7 @@
 //! Copying a move's bytes in passes: what is known of them, and whether another one while the body runs is worth it. Pure.
 //!
-//! Each pass reads everything on both hosts and sends the blocks that differ, so a pass that is done anew after a death
-//! costs its reading and no more. What is read while it is written may be torn: only the last pass counts, over bytes
+//! A pass reads everything on both hosts and sends the blocks that differ, so one that is done anew after a death costs its
+//! reading and no more. Where the old host follows what is written, the next pass reads only that, and costs little. What is read while it is written may be torn: only the last pass counts, over bytes
 //! that hold still, and of it the new host has compared every block.
 
 use amphi_api::instance::{Copied, CopyNow, CopyPass, Fault};
@@ -40,11 +40,13 @@ impl CopyRecord {
         self.passes.last().is_some_and(|pass| pass.last)
     }
 
-    /// Whether what is left is better sent while nothing runs: it is little, or becomes no less by trying.
+    /// Whether what is left is better sent while nothing runs: it is little, or becomes no less by trying. What is left is what was
+    /// written during the last pass; by how much that one sent it is guessed only where another would read everything.
     pub fn is_enough(&self) -> bool {
         let Some(last) = self.passes.last() else { return false };
         let before = self.passes.iter().rev().nth(1);
-        last.sent_bytes <= LITTLE
+        let little = if last.followed { last.read_bytes } else { last.sent_bytes };
+        little <= LITTLE
             || last.took_ms <= SHORT_MS
             || self.passes.len() >= PASSES_MAX
             || before.is_some_and(|before| last.sent_bytes > before.sent_bytes / 4 * 3)
@@ -64,6 +66,7 @@ impl CopyRecord {
                 read_bytes: seen.read_bytes,
                 sent_bytes: seen.sent_bytes,
                 took_ms: seen.took_ms,
+                followed: seen.followed,
             });
         } else {
             record.now = Some(CopyNow {
@@ -103,6 +106,7 @@ mod tests {
             read_bytes: 4096 * MIB,
             sent_bytes: mib * MIB,
             took_ms,
+            followed: false,
         };
         CopyRecord { passes: passes.iter().map(pass).collect(), ..CopyRecord::default() }
     }
@@ -131,6 +135,23 @@ mod tests {
         }
     }
 
+    /// Where writes are followed it is what a pass read that tells how long it took for how little.
+    #[test]
+    fn one_more_costs_little_where_writes_are_followed() {
+        let of = |passes: &[(u64, u64, u64)]| {
+            let mut record = record(&passes.iter().map(|p| (p.1, p.2)).collect::<Vec<_>>());
+            for (pass, told) in record.passes.iter_mut().zip(passes) {
+                (pass.followed, pass.read_bytes) = (true, told.0 * MIB);
+            }
+            record.is_enough()
+        };
+        assert!(!of(&[(4000, 10, 40_000)]), "all was read, and much may have been written meanwhile");
+        assert!(of(&[(4000, 10, 900)]), "hardly any time to write in");
+        assert!(!of(&[(4000, 900, 40_000), (200, 200, 3_000)]));
+        assert!(of(&[(4000, 900, 40_000), (200, 200, 3_000), (16, 16, 1_200)]));
+        assert!(of(&[(4000, 900, 40_000), (200, 200, 3_000), (190, 190, 2_900)]), "it shrinks no more");
+    }
+
     #[test]
     fn only_the_ordered_pass_counts() {
         let held = record(&[(4000, 40_000)]);
@@ -143,6 +164,7 @@ mod tests {
             sent_bytes: 1,
             took_ms: 3,
             done: true,
+            followed: false,
             fault: None,
         };
         assert_eq!(held.told(&seen, true), None, "what ended while it ran is no last pass");

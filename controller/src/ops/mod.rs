@@ -15,6 +15,7 @@ pub mod evacuate;
 pub mod exchanges;
 mod exodus;
 mod failover;
+mod failover_terms;
 pub mod feed;
 pub mod flavors;
 pub mod floating_ips;

@@ -12,15 +12,16 @@ mod tests;
 use super::Task;
 use crate::fence::Fence;
 use crate::leases::{Leases, Verdict};
-use crate::network::NetworkBar;
+use crate::network::{BarError, Barred, NetworkBar};
 use crate::ops::Ops;
 use amphi_api::HostId;
 use amphi_api::failover::FailoverCause;
 use async_trait::async_trait;
 use fencing::Fencing;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// A verdict is acted on within this.
 const LOOK: Duration = Duration::from_millis(50);
@@ -28,6 +29,12 @@ const LOOK: Duration = Duration::from_millis(50);
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often the bars are compared although nothing has changed.
 const COMPARE: Duration = Duration::from_secs(10);
+/// How long one look waits for the network's database, which answers within some ten milliseconds or is away. A try goes on
+/// beside the looks: what needs no bar, such as a host that a device has switched off, is not held up by it.
+const ANSWER: Duration = Duration::from_millis(100);
+
+/// A try to have the network shut these hosts out.
+type Try = (BTreeSet<Barred>, JoinHandle<Result<(), BarError>>);
 
 /// What failover needs of the leases.
 pub trait Verdicts: Send + Sync + 'static {
@@ -69,6 +76,7 @@ pub struct Failover {
     network: Arc<dyn NetworkBar>,
     fencing: Fencing,
     clock: Mutex<Clock>,
+    trying: tokio::sync::Mutex<Option<Try>>,
 }
 
 impl Failover {
@@ -79,7 +87,14 @@ impl Failover {
         network: Arc<dyn NetworkBar>,
         fences: BTreeMap<String, Fence>,
     ) -> Self {
-        Self { ops, leases, network, fencing: Fencing::new(fences), clock: Mutex::default() }
+        Self {
+            ops,
+            leases,
+            network,
+            fencing: Fencing::new(fences),
+            clock: Mutex::default(),
+            trying: Default::default(),
+        }
     }
 
     fn clock(&self) -> MutexGuard<'_, Clock> {
@@ -114,13 +129,26 @@ impl Failover {
         if !due && !self.ops.bars_are_awaited() {
             return Ok(());
         }
-        let outcome = self.network.shut_out(&barred).await;
-        if outcome.is_ok() {
+        let mut trying = self.trying.lock().await;
+        let (tried, handle) = trying.get_or_insert_with(|| {
+            let (network, barred) = (self.network.clone(), barred.clone());
+            let due = barred.clone();
+            (barred, tokio::spawn(async move { network.shut_out(&due).await }))
+        });
+        let Ok(outcome) = tokio::time::timeout(ANSWER, handle).await else {
+            return Ok(self.ops.are_barred(&BTreeSet::new(), false).await?);
+        };
+        let tried = std::mem::take(tried);
+        *trying = None;
+        let outcome = outcome?;
+        // Another set than is barred now says nothing: the next look tries that one.
+        let shut_out = outcome.is_ok() && tried == barred;
+        if shut_out {
             let mut clock = self.clock();
             clock.compared = Some(Instant::now());
             clock.shut_out = barred.len();
         }
-        self.ops.are_barred(&barred, outcome.is_ok()).await?;
+        self.ops.are_barred(&tried, shut_out).await?;
         Ok(outcome?)
     }
 

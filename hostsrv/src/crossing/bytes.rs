@@ -3,10 +3,14 @@
 //! keeps anything: what two hosts have on their disks is all the state there is, and a pass that was cut short is made again
 //! for the price of reading.
 //!
+//! Where the sending end knows what has changed since a pass that ended well (`changes`), and the receiving end remembers
+//! that pass and nothing later, neither reads the rest: the changed blocks go over, and are read back.
+//!
 //! In the last pass, over bytes that hold still, that comparison is the proof: a block that was not sent had its digest read
 //! off the other host's disk and found the same; one that was sent is read back there, past the page cache, after all is
 //! durable. Refuses to decide when a pass is the last.
 
+use super::changes::Blocks;
 use super::medium::{CHUNK, Medium, Scratch};
 use amphi_api::VolumeId;
 use anyhow::{Context, bail, ensure};
@@ -18,6 +22,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 /// What is compared and sent as one, in bytes. A digest for each is 0.05 % of the bytes on the wire; a database's scattered
 /// write of 4 KiB costs 16 times its size, and would cost 256 times with a MiB.
@@ -50,6 +55,12 @@ pub struct Pass {
     pub last: bool,
     /// The bytes are a file system of ours.
     pub xfs: bool,
+    /// What this pass is called when it has ended well: all that it sent is read back, and a later one may build on it.
+    #[serde(default)]
+    pub mark: Option<Uuid>,
+    /// All but what is sent is as it was after that pass, if the receiving end knows it.
+    #[serde(default)]
+    pub after: Option<Uuid>,
 }
 
 /// How far a pass has got, in bytes.
@@ -97,19 +108,38 @@ fn blocks(size: u64) -> u64 {
 
 /// A piece of a medium with the digests of its blocks.
 struct Chunk {
+    /// Its first block.
+    first: u64,
     bytes: Vec<u8>,
     names: Vec<Name>,
 }
 
-/// Reads a medium from its first byte to its last, as quickly as the chunks are taken.
-fn read_all(medium: Arc<Medium>, size: u64) -> mpsc::Receiver<std::io::Result<Chunk>> {
+/// Whole chunks, or the runs of these blocks, none longer than a chunk: where each begins and ends, in bytes.
+fn runs(size: u64, only: Option<Blocks>) -> Box<dyn Iterator<Item = (u64, u64)> + Send> {
+    let block = BLOCK as u64;
+    let Some(only) = only else {
+        let chunk = CHUNK as u64;
+        return Box::new((0..size.div_ceil(chunk)).map(move |n| (n * chunk, size.min((n + 1) * chunk))));
+    };
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for begin in only.iter().map(|index| index * block).filter(|begin| *begin < size) {
+        let end = size.min(begin + block);
+        match runs.last_mut() {
+            Some((first, last)) if *last == begin && end - *first <= CHUNK as u64 => *last = end,
+            _ => runs.push((begin, end)),
+        }
+    }
+    Box::new(runs.into_iter())
+}
+
+/// Reads a medium, or some blocks of it, from its first byte to its last, as quickly as the chunks are taken.
+fn read_all(medium: Arc<Medium>, size: u64, only: Option<Blocks>) -> mpsc::Receiver<std::io::Result<Chunk>> {
     let (chunks, taken) = mpsc::channel(AHEAD);
     tokio::task::spawn_blocking(move || {
         let mut scratch = Scratch::new();
-        let mut offset = 0;
-        while offset < size {
-            let length = (CHUNK as u64).min(size - offset) as usize;
-            let read = medium.read(&mut scratch, offset, length).map(|bytes| Chunk {
+        for (begin, end) in runs(size, only) {
+            let read = medium.read(&mut scratch, begin, (end - begin) as usize).map(|bytes| Chunk {
+                first: begin / BLOCK as u64,
                 names: bytes.chunks(BLOCK).map(name_of).collect(),
                 bytes: bytes.to_vec(),
             });
@@ -118,35 +148,37 @@ fn read_all(medium: Arc<Medium>, size: u64) -> mpsc::Receiver<std::io::Result<Ch
             if chunks.blocking_send(read).is_err() || failed {
                 return;
             }
-            offset += length as u64;
         }
     });
     taken
 }
 
-/// Sends what differs. `size` bytes of the medium are compared.
+/// Sends what differs of the medium's first `size` bytes; or these blocks, if the other end builds on an earlier pass.
 pub async fn send<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     medium: Arc<Medium>,
     size: u64,
+    changed: Option<Blocks>,
     progress: &Progress,
 ) -> Result<(), PassError> {
-    let mut chunks = read_all(medium, size);
-    let mut index = 0;
+    let compared = changed.is_none();
+    let mut chunks = read_all(medium, size, changed);
     let mut theirs = vec![0; (CHUNK / BLOCK) * size_of::<Name>()];
-    while index < blocks(size) {
-        let chunk = chunks.recv().await.context("the reader has ended")?.context("cannot read here")?;
+    while let Some(chunk) = chunks.recv().await {
+        let chunk = chunk.context("cannot read here")?;
         let theirs = &mut theirs[..chunk.names.len() * size_of::<Name>()];
-        stalls(stream.read_exact(theirs)).await.context("the other host's digests")?;
+        if compared {
+            stalls(stream.read_exact(theirs)).await.context("the other host's digests")?;
+        }
         let theirs = theirs.chunks(size_of::<Name>());
-        for ((block, name), theirs) in chunk.bytes.chunks(BLOCK).zip(&chunk.names).zip(theirs) {
-            if name.as_slice() != theirs {
+        let blocks = chunk.bytes.chunks(BLOCK).zip(&chunk.names).zip(theirs);
+        for (index, ((block, name), theirs)) in (chunk.first..).zip(blocks) {
+            if !compared || name.as_slice() != theirs {
                 let bytes: &[u8] = if is_zero(block) { &[] } else { block };
                 let sent = frame(stream, index, name, bytes);
                 stalls(sent).await.context("sending")?;
                 progress.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
-            index += 1;
         }
         progress.read.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
     }
@@ -198,12 +230,13 @@ struct Write {
     bytes: Vec<u8>,
 }
 
-/// Takes one pass into the medium and answers, unless it is not wanted any more: when `gone` returns. `adopt` is called once
-/// the bytes are whole, before that is said. Returns when nothing writes to the medium any more.
+/// Takes one pass into the medium and answers, unless it is not wanted any more: when `gone` returns. `compared`: all that is
+/// here is told first. `adopt` is called once the bytes are whole, before that is said. Returns when nothing writes to the medium any more.
 pub async fn take<S: AsyncRead + AsyncWrite + Unpin + Send>(
     stream: &mut S,
     medium: Arc<Medium>,
     pass: &Pass,
+    compared: bool,
     gone: impl Future<Output = ()>,
     adopt: impl AsyncFnOnce() -> Result<(), String>,
 ) -> anyhow::Result<()> {
@@ -211,7 +244,7 @@ pub async fn take<S: AsyncRead + AsyncWrite + Unpin + Send>(
     let (target, what) = (medium.clone(), pass.clone());
     let writer = tokio::task::spawn_blocking(move || write_all(&target, &what, taken));
     let taken = tokio::select! {
-        taken = take_blocks(stream, medium, pass, writes) => taken,
+        taken = take_blocks(stream, medium, pass, compared, writes) => taken,
         () = gone => Err(anyhow::anyhow!("it is not expected any more")),
     };
     // Whatever has happened on the wire: the medium is let go when the writer has ended.
@@ -239,13 +272,14 @@ async fn take_blocks<S: AsyncRead + AsyncWrite + Unpin + Send>(
     stream: &mut S,
     medium: Arc<Medium>,
     pass: &Pass,
+    compared: bool,
     writes: mpsc::Sender<Write>,
 ) -> anyhow::Result<()> {
     let (mut from, mut to) = tokio::io::split(stream);
-    let mut chunks = read_all(medium, pass.size);
+    let mut chunks = compared.then(|| read_all(medium, pass.size, None));
     // The reader is ahead of the writer at every block: that one is sent only in answer to its digest.
     let digests = async {
-        while let Some(chunk) = chunks.recv().await {
+        while let Some(chunk) = async { chunks.as_mut()?.recv().await }.await {
             let chunk = chunk.context("cannot read here")?;
             stalls(async {
                 to.write_all(chunk.names.as_flattened()).await?;
@@ -285,6 +319,9 @@ async fn take_blocks<S: AsyncRead + AsyncWrite + Unpin + Send>(
             }
         }
     };
+    if !compared {
+        return frames.await;
+    }
     tokio::pin!(digests, frames);
     tokio::select! {
         done = &mut digests => done?,
@@ -315,8 +352,8 @@ fn write_all(medium: &Medium, pass: &Pass, mut taken: mpsc::Receiver<Write>) -> 
     if !ended {
         return Ok(Verdict::Failed("the pass was cut short".into()));
     }
-    // Before, bytes may be torn: read while they were written.
-    if pass.last {
+    // Before, bytes may be torn: read while they were written. But a later pass may build on what is here.
+    if pass.last || pass.mark.is_some() {
         for (index, name) in &written {
             let bytes = medium.read(&mut scratch, index * BLOCK as u64, block_len(*index, pass.size))?;
             if name_of(bytes) != *name {

@@ -17,19 +17,22 @@ fn two(here: &[u8], there: &[u8]) -> Two {
     Two { _folder: folder, here: a, there: b }
 }
 
+fn last(size: u64) -> Pass {
+    Pass { part: Part::Root, size, last: true, xfs: false, mark: None, after: None }
+}
+
 /// One pass; the bytes that were sent.
 async fn pass(two: &Two, last: bool) -> Result<u64, PassError> {
     let size = std::fs::metadata(&two.here).unwrap().len();
     let (mut a, mut b) = tokio::io::duplex(8192);
     let here = Arc::new(Medium::open(&two.here, false).unwrap());
     let there = Arc::new(Medium::open(&two.there, true).unwrap());
-    let what = Pass { part: Part::Root, size, last, xfs: false };
-    let taking =
-        tokio::spawn(
-            async move { take(&mut b, there, &what, std::future::pending(), async || Ok(())).await },
-        );
+    let what = Pass { part: Part::Root, size, last, xfs: false, mark: None, after: None };
+    let taking = tokio::spawn(async move {
+        take(&mut b, there, &what, true, std::future::pending(), async || Ok(())).await
+    });
     let progress = Progress::default();
-    send(&mut a, here, size, &progress).await?;
+    send(&mut a, here, size, None, &progress).await?;
     taking.await.unwrap().unwrap();
     assert_eq!(progress.read.load(Ordering::Relaxed), size);
     Ok(progress.sent.load(Ordering::Relaxed))
@@ -67,14 +70,13 @@ async fn a_pass_that_is_cut_short_is_made_again() {
     let two = two(&bytes, &vec![0; bytes.len()]);
     let (mut a, mut b) = tokio::io::duplex(8192);
     let there = Arc::new(Medium::open(&two.there, true).unwrap());
-    let what = Pass { part: Part::Root, size: bytes.len() as u64, last: true, xfs: false };
-    let taking =
-        tokio::spawn(
-            async move { take(&mut b, there, &what, std::future::pending(), async || Ok(())).await },
-        );
+    let what = last(bytes.len() as u64);
+    let taking = tokio::spawn(async move {
+        take(&mut b, there, &what, true, std::future::pending(), async || Ok(())).await
+    });
     let (here, progress) = (Arc::new(Medium::open(&two.here, false).unwrap()), Progress::default());
     tokio::select! {
-        _ = send(&mut a, here, bytes.len() as u64, &progress) => panic!("all of it went over"),
+        _ = send(&mut a, here, bytes.len() as u64, None, &progress) => panic!("all of it went over"),
         () = async { while progress.sent.load(Ordering::Relaxed) < MIB as u64 { tokio::task::yield_now().await } } => {}
     }
     drop(a);
@@ -92,11 +94,10 @@ async fn what_differs_in_the_end_is_said() {
     let two = two(&here, &vec![0; BLOCK]);
     let medium = Arc::new(Medium::open(&two.there, true).unwrap());
     let (mut a, mut b) = tokio::io::duplex(1 << 20);
-    let what = Pass { part: Part::Root, size: BLOCK as u64, last: true, xfs: false };
-    let taking =
-        tokio::spawn(
-            async move { take(&mut b, medium, &what, std::future::pending(), async || Ok(())).await },
-        );
+    let what = last(BLOCK as u64);
+    let taking = tokio::spawn(async move {
+        take(&mut b, medium, &what, true, std::future::pending(), async || Ok(())).await
+    });
     let mut theirs = [0; 32];
     a.read_exact(&mut theirs).await.unwrap();
     // As if the wire or the disk had turned a bit: these bytes have another name.
@@ -114,11 +115,38 @@ async fn blocks_outside_are_refused() {
     for (index, length) in [(1, 100), (0, 99), (0, BLOCK)] {
         let medium = Arc::new(Medium::open(&two.there, true).unwrap());
         let (mut a, mut b) = tokio::io::duplex(1 << 20);
-        let what = Pass { part: Part::Root, size: 100, last: true, xfs: false };
+        let what = last(100);
         let taking = tokio::spawn(async move {
-            take(&mut b, medium, &what, std::future::pending(), async || Ok(())).await
+            take(&mut b, medium, &what, true, std::future::pending(), async || Ok(())).await
         });
         frame(&mut a, index, &[0; 32], &vec![1; length]).await.unwrap();
         taking.await.unwrap().unwrap_err();
     }
+}
+
+/// Only the named blocks are read and sent, the end of the medium among them; nothing is asked of the other end.
+#[tokio::test]
+async fn what_is_known_to_have_changed_is_all_that_goes() {
+    let bytes: Vec<u8> = (0..3 * MIB + 1000).map(|n| (n / 7) as u8).collect();
+    let mut before = bytes.clone();
+    let changed: [usize; 5] = [0, 1, 17, 18, 48];
+    for block in changed {
+        before[block * BLOCK] ^= 1;
+    }
+    let two = two(&bytes, &before);
+    let size = bytes.len() as u64;
+    let blocks = Blocks::of(size, changed.iter().map(|block| *block as u64));
+    let (mut a, mut b) = tokio::io::duplex(8192);
+    let here = Arc::new(Medium::open(&two.here, false).unwrap());
+    let there = Arc::new(Medium::open(&two.there, true).unwrap());
+    let taking = tokio::spawn(async move {
+        take(&mut b, there, &last(size), false, std::future::pending(), async || Ok(())).await
+    });
+    let progress = Progress::default();
+    send(&mut a, here, size, Some(blocks), &progress).await.unwrap();
+    taking.await.unwrap().unwrap();
+    assert!(same(&two));
+    let moved = (4 * BLOCK + 1000) as u64;
+    assert_eq!(progress.read.load(Ordering::Relaxed), moved);
+    assert_eq!(progress.sent.load(Ordering::Relaxed), moved);
 }

@@ -1,6 +1,6 @@
 //! The end on the host that a guest goes to. Refuses every host but the one that the instance is expected from.
 
-use super::{Answer, CONNECT, Door, Knock, LINE_MAX, folder_of, make_folder, watch};
+use super::{Answer, CONNECT, Door, Knock, LINE_MAX, ONLY_CHANGES, folder_of, make_folder, watch};
 use crate::lease::tls::PeerPapers;
 use crate::peer_wire::{greet, read, take, write};
 use crate::reconcile::Reconciler;
@@ -55,7 +55,8 @@ async fn pass(
         let take = reconciler.take_bytes(knock.instance, knock.epoch, from, what);
         return match take.await {
             Ok(place) => {
-                write(&mut stream, &Answer::Ok(String::new())).await?;
+                let how = if place.builds_on() { ONLY_CHANGES } else { "" };
+                write(&mut stream, &Answer::Ok(how.into())).await?;
                 place.fill(reconciler, &mut stream).await
             }
             Err(refusal) => write(&mut stream, &Answer::Err(refusal)).await,

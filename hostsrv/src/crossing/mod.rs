@@ -4,11 +4,13 @@
 //! says is coming from just that host, for as long as it says so. Refuses to know what passes.
 
 mod bytes;
+mod changes;
 mod gate;
 mod medium;
 mod passage;
 
 pub use bytes::{BLOCK, Part, Pass, PassError, Progress, take as take_pass};
+pub use changes::{Blocks, Changes};
 pub use gate::{Host, engine_socket, serve};
 pub use medium::Medium;
 pub use passage::{Passage, Passages, Road, Sockets};
@@ -64,6 +66,10 @@ impl Door {
         }
     }
 }
+
+/// The answer to a pass that builds on an earlier one, where that is the last thing that has happened to the bytes here. Else,
+/// and from an agent that knows nothing of it, it is empty: everything is compared.
+const ONLY_CHANGES: &str = "only changes";
 
 /// The line back. After `Ok` on all doors but `Receive` bytes follow both ways.
 type Answer = Result<String, String>;

@@ -2,8 +2,9 @@
 //! as the passage is kept.
 
 use super::bytes::{self, Pass, PassError, Progress};
+use super::changes::Blocks;
 use super::medium::Medium;
-use super::{Answer, CONNECT, Door, Knock, LINE_MAX, RECEIVE, folder_of, make_folder, watch};
+use super::{Answer, CONNECT, Door, Knock, LINE_MAX, ONLY_CHANGES, RECEIVE, folder_of, make_folder, watch};
 use crate::instance::moves::Departure;
 use crate::lease::tls::PeerPapers;
 use crate::peer_wire::{read, write};
@@ -13,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{BufReader, copy_bidirectional};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -81,12 +83,19 @@ pub struct Road {
 }
 
 impl Passages {
-    /// One pass over a part of an instance's bytes. `medium` is what it lies on here.
+    /// Where this agent keeps what a restart of the host ends.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// One pass over a part of an instance's bytes. `medium` is what it lies on here; `changed`: what is not as it was after the
+    /// pass that this one builds on.
     pub async fn send(
         &self,
         road: &Road,
         pass: &Pass,
         medium: Arc<Medium>,
+        changed: Option<Blocks>,
         progress: &Progress,
     ) -> Result<(), PassError> {
         let folder = folder_of(&self.run_dir, road.instance);
@@ -98,8 +107,17 @@ impl Passages {
             pass: Some(pass.clone()),
         };
         let tls = self.papers.client(road.to)?;
-        let (mut stream, _) = knock.knock(tls, road.address, RECEIVE).await?;
-        bytes::send(&mut stream, medium, pass.size, progress).await
+        let (mut stream, how) = knock.knock(tls, road.address, RECEIVE).await?;
+        let changed = match changed {
+            Some(changed) if how == ONLY_CHANGES => Some(changed),
+            Some(changed) => {
+                let known = changed.count() * bytes::BLOCK as u64;
+                progress.all.fetch_add(pass.size.saturating_sub(known), Ordering::Relaxed);
+                None
+            }
+            None => None,
+        };
+        bytes::send(&mut stream, medium, pass.size, changed, progress).await
     }
 }
 

@@ -3,18 +3,20 @@
 
 use super::Reconciler;
 use super::execute::WorkError;
+use super::following::{self, Following, Known};
 use super::memory::Memory;
 use super::plan::Item;
-use crate::crossing::{Medium, Part, Pass, Passages, Progress, Road};
+use crate::crossing::{BLOCK, Blocks, Medium, Part, Pass, Passages, Progress, Road};
 use crate::instance::folders;
-use crate::storage::{Attach, Filesystem, VolumeDriver};
+use crate::storage::{Attach, Filesystem, mark_of};
 use amphi_api::wire::{CopyingDesired, CopyingStatus, HostDesired, HostStatus, InstanceDesired};
 use amphi_api::{ExchangeId, InstanceId, VolumeId};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// How often the controller is told how far a pass is.
 const TELL: Duration = Duration::from_secs(2);
@@ -29,7 +31,12 @@ pub(super) struct Copying {
     passes: Mutex<BTreeMap<InstanceId, UnderWay>>,
     /// Who writes to a part that comes here: one at a time.
     pub(super) taken: Mutex<BTreeMap<(InstanceId, Part), Turn>>,
+    /// What has come here: the pass after which nothing else was written, and its size.
+    marks: Mutex<Marks>,
+    following: Mutex<Following>,
 }
+
+type Marks = BTreeMap<(InstanceId, Part), (Uuid, u64)>;
 
 /// A pass that is under way or has ended.
 #[derive(Clone)]
@@ -39,6 +46,8 @@ struct UnderWay {
     began: Instant,
     /// How long it took, when it has ended well.
     done: Option<Duration>,
+    /// What changes is known: the next one reads no more than that.
+    followed: bool,
 }
 
 fn key(order: &CopyingDesired) -> (ExchangeId, u32, bool) {
@@ -48,6 +57,14 @@ fn key(order: &CopyingDesired) -> (ExchangeId, u32, bool) {
 impl Copying {
     fn passes(&self) -> MutexGuard<'_, BTreeMap<InstanceId, UnderWay>> {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn following(&self) -> MutexGuard<'_, Following> {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state_dir(&self) -> Option<&PathBuf> {
@@ -69,6 +86,9 @@ impl Copying {
     ) {
         let instances = desired.map(|d| d.instances.as_slice()).unwrap_or_default();
         let ordered = |id: &InstanceId| instances.iter().any(|i| i.id == *id && i.copying.is_some());
+        if desired.is_some() {
+            self.following().retain(|id| instances.iter().any(|i| i.id == id), ordered);
+        }
         let mut passes = self.passes();
         passes.retain(|id, _| ordered(id));
         for told in &mut status.instances {
@@ -86,6 +106,7 @@ impl Copying {
                 sent_bytes: count(|p| p.sent.load(Ordering::Relaxed)),
                 took_ms: done.map_or(0, |took| took.as_millis() as u64),
                 done: done.is_some(),
+                followed: pass.is_some_and(|p| p.followed),
                 fault: memory.get(&Item::Bytes(told.id)).and_then(|m| m.fault.clone()),
             });
         }
@@ -96,6 +117,8 @@ impl Copying {
 struct Open {
     pass: Pass,
     medium: Arc<Medium>,
+    /// All that differs from what the pass before sent, where that is known.
+    changed: Option<Blocks>,
 }
 
 impl Reconciler {
@@ -111,7 +134,8 @@ impl Reconciler {
         let Some(order) = &instance.copying else { return Ok(()) };
         let progress = Arc::new(Progress::default());
         let began = Instant::now();
-        let under_way = UnderWay { order: key(order), progress: progress.clone(), began, done: None };
+        let under_way =
+            UnderWay { order: key(order), progress: progress.clone(), began, done: None, followed: false };
         self.copying.passes().insert(id, under_way);
         let mut orders = self.orders();
         let gone = orders.wait_for(|now| {
@@ -132,10 +156,10 @@ impl Reconciler {
             }
         };
         let sent = tokio::select! {
-            sent = self.send_parts(instance, order, &progress) => sent.map(|()| true),
+            sent = self.send_parts(instance, order, &progress) => sent.map(Some),
             // The sender lives as long as the reconciler.
-            _ = gone => Ok(false),
-            () = told => Ok(false),
+            _ = gone => Ok(None),
+            () = told => Ok(None),
         };
         if order.last {
             // Whatever came of it: nobody has them in hands any more.
@@ -143,27 +167,32 @@ impl Reconciler {
                 self.drivers.volumes.detach(volume.0).await?;
             }
         }
-        if sent? && let Some(pass) = self.copying.passes().get_mut(&id).filter(|p| p.order == key(order)) {
+        if let Some(followed) = sent?
+            && let Some(pass) = self.copying.passes().get_mut(&id).filter(|p| p.order == key(order))
+        {
             pass.done = Some(pass.began.elapsed());
+            pass.followed = followed;
         }
         Ok(())
     }
 
+    /// Whether what changes from here on is known of all of it.
     async fn send_parts(
         &self,
         instance: &InstanceDesired,
         order: &CopyingDesired,
         progress: &Progress,
-    ) -> Result<(), WorkError> {
+    ) -> Result<bool, WorkError> {
         let (passages, state_dir) = self
             .copying
             .roads
             .get()
             .ok_or_else(|| WorkError::Unreadable(format!("{}: no way to other hosts", instance.id)))?;
         let road = Road { instance: instance.id, epoch: order.epoch, to: order.to, address: order.address };
+        let began = Instant::now();
         let mut parts = Vec::new();
         for volume in &order.volumes {
-            parts.push(open_volume(&*self.drivers.volumes, *volume, order.last).await?);
+            parts.push(self.open_volume(instance.id, *volume, order, passages.run_dir()).await?);
         }
         if order.root
             && let Some(image) = instance.body.images().first()
@@ -174,27 +203,72 @@ impl Reconciler {
                 parts.push(open(path, Part::Root, None, order.last, false).await?);
             }
         }
-        progress.all.store(parts.iter().map(|part| part.pass.size).sum(), Ordering::Relaxed);
-        for part in parts {
-            passages.send(&road, &part.pass, part.medium, progress).await?;
+        let open_in = began.elapsed();
+        let due = |part: &Open| part.changed.as_ref().map_or(part.pass.size, |c| c.count() * BLOCK as u64);
+        progress.all.store(parts.iter().map(due).sum(), Ordering::Relaxed);
+        let mut followed = true;
+        for Open { pass, medium, changed } in parts {
+            passages.send(&road, &pass, medium, changed, progress).await?;
+            match (pass.part, pass.mark) {
+                (Part::Volume(id), Some(mark)) => self.copying.following().went_well(id, mark),
+                _ => followed = false,
+            }
         }
-        Ok(())
+        let (open_ms, all_ms) = (open_in.as_millis() as u64, began.elapsed().as_millis() as u64);
+        let read = progress.read.load(Ordering::Relaxed);
+        tracing::info!(instance = %instance.id, pass = order.pass, last = order.last, followed, open_ms, all_ms, read, "a pass went over");
+        Ok(followed)
     }
-}
 
-async fn open_volume(volumes: &dyn VolumeDriver, id: VolumeId, last: bool) -> Result<Open, WorkError> {
-    let missing = || WorkError::Missing(format!("volume {id}"));
-    if last {
-        // Unmounted, all that was written is on the device; and it is attached for this alone.
-        volumes.detach(id.0).await?;
+    async fn open_volume(
+        &self,
+        instance: InstanceId,
+        id: VolumeId,
+        order: &CopyingDesired,
+        run_dir: &Path,
+    ) -> Result<Open, WorkError> {
+        let volumes = &self.drivers.volumes;
+        let missing = || WorkError::Missing(format!("volume {id}"));
+        let last = order.last;
+        if last {
+            // Unmounted, all that was written is on the device; and it is attached for this alone.
+            volumes.detach(id.0).await?;
+        }
+        // Out of the list until this pass has ended well.
+        let before = self.copying.following().take(id, order.exchange);
+        let mut known = match before {
+            Some((changes, mark)) => following::asked(changes, mark).await,
+            None => None,
+        };
+        let mark = mark_of(run_dir, id.0);
+        let anew = known.is_none() && !last;
+        if anew {
+            // Before the device is looked up: whatever opens the volume as another one takes it away.
+            let set = following::set(&mark).await;
+            set.map_err(|error| WorkError::Unreadable(format!("{}: {error}", mark.display())))?;
+        }
+        let seen = volumes.observe().await?.into_iter().find(|v| v.id == id.0).ok_or_else(missing)?;
+        if let (true, Some(device)) = (anew, &seen.device) {
+            let (run_dir, device) = (run_dir.to_owned(), device.clone());
+            known = following::begin(id, run_dir, mark, device, seen.size_bytes).await;
+        }
+        let device = match seen.device {
+            Some(device) if !last => device,
+            _ => volumes.attach(id.0, Attach::Device).await?.device,
+        };
+        let xfs = seen.fs == Some(Filesystem::Xfs);
+        let mut open = open(device, Part::Volume(id), Some(seen.size_bytes), last, xfs).await?;
+        let Some(Known { changes, since }) = known.filter(|k| k.changes.size() == seen.size_bytes) else {
+            return Ok(open);
+        };
+        (open.changed, open.pass.after) = since.unzip();
+        if !last {
+            let mark = Uuid::new_v4();
+            open.pass.mark = Some(mark);
+            self.copying.following().begun(id, (instance, order.exchange), mark, changes);
+        }
+        Ok(open)
     }
-    let seen = volumes.observe().await?.into_iter().find(|v| v.id == id.0).ok_or_else(missing)?;
-    let device = match seen.device {
-        Some(device) if !last => device,
-        _ => volumes.attach(id.0, Attach::Device).await?.device,
-    };
-    let xfs = seen.fs == Some(Filesystem::Xfs);
-    open(device, Part::Volume(id), Some(seen.size_bytes), last, xfs).await
 }
 
 async fn open(
@@ -212,5 +286,6 @@ async fn open(
     });
     let opened = opened.await.map_err(std::io::Error::other).and_then(|opened| opened);
     let (medium, size) = opened.map_err(|error| WorkError::Unreadable(format!("{what}: {error}")))?;
-    Ok(Open { pass: Pass { part, size, last, xfs }, medium: Arc::new(medium) })
+    let pass = Pass { part, size, last, xfs, mark: None, after: None };
+    Ok(Open { pass, medium: Arc::new(medium), changed: None })
 }

@@ -13,6 +13,8 @@ mod copying;
 mod crossing;
 pub mod execute;
 pub mod exports;
+mod flip;
+mod following;
 pub mod ledger;
 pub mod memory;
 pub mod observe;
@@ -28,6 +30,7 @@ use amphi_api::instance::BodyKind;
 use amphi_api::wire::{HostDesired, HostStatus, VolumeSource};
 use copying::Copying;
 use exports::Exporter;
+use flip::AbortOnDrop;
 use ledger::{Ledger, LedgerError};
 use memory::Memory;
 use observe::{Observer, World};
@@ -70,6 +73,8 @@ pub struct Reconciler {
     /// A desired state that could not be written down, with the boot of its link; and why.
     unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
     copying: Copying,
+    /// The last look, and when it began; see [`flip`].
+    seen: Mutex<Option<(Instant, Arc<World>)>>,
 }
 
 fn seen_whole(seen: &Observed<'_>, id: amphi_api::VolumeId) -> bool {
@@ -99,6 +104,7 @@ impl Reconciler {
             troubles: watch::Sender::new(Arc::default()),
             unwritten: Mutex::default(),
             copying: Copying::default(),
+            seen: Mutex::default(),
         })
     }
 
@@ -211,6 +217,7 @@ impl Reconciler {
     pub async fn run(self: Arc<Self>, ready: impl FnOnce()) {
         let mut ready = Some(ready);
         let mut observer = Observer::default();
+        let _flips = AbortOnDrop(tokio::spawn(self.clone().flips()).abort_handle());
         loop {
             let unwritten = self.unwritten().take();
             if let Some((boot, desired, _)) = unwritten
@@ -219,7 +226,9 @@ impl Reconciler {
                 tracing::debug!(%error, "still not written down");
             }
             let busy_before = self.busy();
-            let world = observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await;
+            let began = Instant::now();
+            let world = Arc::new(observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await);
+            self.saw(began, &world);
             self.remember_troubles(&world);
             let started = self.act(&world, &busy_before);
             self.publish(&world, &busy_before);
@@ -279,40 +288,51 @@ impl Reconciler {
         let seen = world.observed();
         let mut started = false;
         for (item, steps) in self.plan_all(&desired, &seen, confirmed, leased) {
-            let mut memory = self.memory();
-            let held = memory.entry(item).or_default();
             if steps.is_empty() {
+                let mut memory = self.memory();
+                let held = memory.entry(item).or_default();
                 if !held.busy && !busy_before.contains(&item) {
                     held.settled();
                 }
                 continue;
             }
-            let order = execute::order_of(item, &desired);
-            if held.busy || busy_before.contains(&item) || !held.may_try(&order, Instant::now()) {
-                continue;
+            if !busy_before.contains(&item) {
+                started |= self.begin(item, steps, &desired);
             }
-            held.begin(order);
-            held.hands = match item {
-                Item::Instance(id) => {
-                    let instance = desired.instances.iter().find(|i| i.id == id);
-                    instance.map(plan::volumes_of).unwrap_or_default()
-                }
-                // While its instance runs, that one's item has them.
-                Item::Bytes(id) => {
-                    let instance = desired.instances.iter().find(|i| i.id == id);
-                    let order = instance.and_then(|i| i.copying.as_ref()).filter(|order| order.last);
-                    order.map(|order| order.volumes.clone()).unwrap_or_default()
-                }
-                _ => Vec::new(),
-            };
-            drop(memory);
-            started = true;
-            let this = self.clone();
-            let desired = desired.clone();
-            tokio::spawn(async move { this.work(item, steps, &desired).await });
         }
         self.forget_gone(&desired);
         started
+    }
+
+    /// Starts a task for an item that nobody works on and that may be tried now.
+    fn begin(self: &Arc<Self>, item: Item, steps: Vec<plan::Step>, desired: &Arc<HostDesired>) -> bool {
+        let mut memory = self.memory();
+        let held = memory.entry(item).or_default();
+        let order = execute::order_of(item, desired);
+        if held.busy || !held.may_try(&order, Instant::now()) {
+            return false;
+        }
+        held.begin(order);
+        held.hands = match item {
+            Item::Instance(id) => {
+                let instance = desired.instances.iter().find(|i| i.id == id);
+                if instance.is_some() {
+                    held.prepared_for = None;
+                }
+                instance.map(plan::volumes_of).unwrap_or_default()
+            }
+            // While its instance runs, that one's item has them.
+            Item::Bytes(id) => {
+                let instance = desired.instances.iter().find(|i| i.id == id);
+                let order = instance.and_then(|i| i.copying.as_ref()).filter(|order| order.last);
+                order.map(|order| order.volumes.clone()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        drop(memory);
+        let (this, desired) = (self.clone(), desired.clone());
+        tokio::spawn(async move { this.work(item, steps, &desired).await });
+        true
     }
 
     fn plan_all(

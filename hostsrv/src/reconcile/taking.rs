@@ -25,6 +25,7 @@ pub struct Place {
     pass: Pass,
     medium: Arc<Medium>,
     path: PathBuf,
+    builds_on: bool,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -62,10 +63,13 @@ impl Reconciler {
             }
         };
         let (path, medium) = opened;
+        // From here on nothing is known of it, until this pass has ended well.
+        let known = self.copying.marks().remove(&(instance, pass.part));
+        let builds_on = known.is_some() && known == pass.after.map(|after| (after, pass.size));
         match medium {
             Ok(medium) => {
-                let medium = Arc::new(medium);
-                Ok(Place { instance: found, from, pass: pass.clone(), medium, path, _turn: turn })
+                let (medium, pass) = (Arc::new(medium), pass.clone());
+                Ok(Place { instance: found, from, pass, medium, path, builds_on, _turn: turn })
             }
             Err(error) => {
                 self.let_go(pass).await;
@@ -124,6 +128,11 @@ impl Reconciler {
 }
 
 impl Place {
+    /// The pass that this one builds on is the last that has happened here.
+    pub fn builds_on(&self) -> bool {
+        self.builds_on
+    }
+
     /// Takes the pass. When this returns nothing writes to the part any more.
     pub async fn fill<S: AsyncRead + AsyncWrite + Unpin + Send>(
         self,
@@ -140,13 +149,19 @@ impl Place {
             // The sender lives as long as the reconciler.
             let _gone = gone.await;
         };
-        let adopt = async || match self.pass.last {
-            true => host.adopt(&self).await,
-            false => Ok(()),
+        let adopt = async || {
+            if self.pass.last {
+                host.adopt(&self).await?;
+            }
+            if let Some(mark) = self.pass.mark {
+                host.copying.marks().insert((id, self.pass.part), (mark, self.pass.size));
+            }
+            Ok(())
         };
-        let taken = take_pass(stream, self.medium.clone(), &self.pass, stays, adopt).await;
+        let compared = !self.builds_on;
+        let taken = take_pass(stream, self.medium.clone(), &self.pass, compared, stays, adopt).await;
         let pass = self.pass.clone();
-        tracing::info!(instance = %id, part = ?pass.part, last = pass.last, well = taken.is_ok(), "a pass has ended");
+        tracing::info!(instance = %id, part = ?pass.part, last = pass.last, compared, well = taken.is_ok(), "a pass has ended");
         let Self { medium, _turn: turn, .. } = self;
         drop(medium);
         host.let_go(&pass).await;

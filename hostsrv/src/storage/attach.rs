@@ -17,6 +17,16 @@ use super::{Activation, ObservedVolume, StorageError, VolumeKind, VolumeSpec, ho
 /// How long a device may take to become free after its last user has gone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Where a file of a volume's name, set by whoever follows the writes to its device, stands for as long as it is that device.
+fn followed_below(run_dir: &Path) -> PathBuf {
+    run_dir.join("followed")
+}
+
+/// The mark of a followed volume; a file by nobody else's name.
+pub fn mark_of(run_dir: &Path, id: Uuid) -> PathBuf {
+    followed_below(run_dir).join(super::driver::lv_name(id, VolumeKind::Volume))
+}
+
 impl LvmDriver {
     pub(super) fn place(&self, report: &GroupReport, lv: &LvReport) -> Result<Place, StorageError> {
         let range = lv.contiguous();
@@ -36,15 +46,28 @@ impl LvmDriver {
                 if !lv.active {
                     self.lvm.run(LvmCommand::Activate { name: &lv.name }).await?;
                 }
+                self.followed_no_more(lv, lv.active).await?;
                 Ok(Active { path: dm::path(self.lvm.group(), &lv.name), file: None, found: lv.active })
             }
             Activation::Loop => {
                 let place = self.place(report, lv)?;
                 let open =
                     blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
+                self.followed_no_more(lv, open.found).await?;
                 Ok(Active { path: open.device, file: Some(open.file), found: open.found })
             }
         }
+    }
+
+    /// Whoever follows the writes to a volume follows one device: what is opened anew is another one. Said before anybody writes
+    /// to it.
+    async fn followed_no_more(&self, lv: &LvReport, found: bool) -> Result<(), StorageError> {
+        let mark = followed_below(&self.config.run_dir).join(&lv.name);
+        let gone = move || match std::fs::remove_file(&mark) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        if found { Ok(()) } else { blocking("unmarking", &lv.name, gone).await }
     }
 
     pub(super) async fn deactivate(

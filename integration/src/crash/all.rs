@@ -1,6 +1,7 @@
 //! All deaths of all scenarios, several at a time, and what was died at. A step that the scenarios name and that nobody died
 //! at is an error: then the test would have tested nothing.
 
+use super::lab::Spent;
 use super::{SCENARIOS, Scenario, Victim, run, words};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -65,9 +66,13 @@ async fn each(program: &Path, who: Who, replays: u32) -> Result<String> {
     let mut wrong = Vec::new();
     let mut reached: Vec<BTreeSet<String>> = vec![BTreeSet::new(); SCENARIOS.len()];
     let mut deaths = vec![0; SCENARIOS.len()];
+    let mut times = Spent::new();
     while let Some(done) = runs.join_next().await {
         match done? {
-            Ok((at, died)) => {
+            Ok((at, (died, spent))) => {
+                for (on, time) in spent {
+                    *times.entry(on).or_default() += time;
+                }
                 deaths[at] += died.len();
                 reached[at].extend(died.iter().flat_map(|death| words(death)));
             }
@@ -82,6 +87,10 @@ async fn each(program: &Path, who: Who, replays: u32) -> Result<String> {
             wrong.push(format!("{}: nobody died at {step}: {at:?}", scenario.name));
         }
     }
+    let mut times: Vec<_> = times.into_iter().collect();
+    times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+    let told = times.iter().map(|(on, time)| format!("{on} {:.1} s", time.as_secs_f64()));
+    writeln!(text, "of all labs together: {}", told.collect::<Vec<_>>().join(", "))?;
     write!(text, "{} deaths, each step {replays} times", deaths.iter().sum::<usize>())?;
     if !wrong.is_empty() {
         bail!("{text}\n{}", wrong.join("\n\n"));

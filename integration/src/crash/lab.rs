@@ -8,7 +8,7 @@ use crate::engines::{EnginePort, HostEngines, Registry, Trap};
 use amphi_api::client::{Client, ClientError};
 use amphi_api::host::{HostState, JoinTokenCreate};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,11 @@ pub struct Lab {
     victim: Victim,
     /// What the victim was at when it died; in order.
     reached: Vec<String>,
+    spent: Spent,
 }
+
+/// Where the time went, by what was waited for.
+pub type Spent = BTreeMap<String, Duration>;
 
 /// Goes through a scenario as often as there are steps to die at, before each or after each. The answer is what was died
 /// at, one line a death. `program` is `amphi-lab`.
@@ -122,7 +126,7 @@ pub async fn run(
     victim: Victim,
     after: bool,
     replay: u32,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Spent)> {
     let what = format!("{}, death of {victim:?} {}", scenario.name, if after { "after" } else { "before" });
     let mut lab = Lab::raise(program, scenario, victim, after, replay).await.with_context(|| what.clone())?;
     // What commits together varies a little: an order that once needed fewer may need more the next time.
@@ -145,7 +149,7 @@ pub async fn run(
             lab.go_through(scenario, &mark, after).await.with_context(|| format!("{what} at {step}"))?;
         }
     }
-    Ok(std::mem::take(&mut lab.reached))
+    Ok((std::mem::take(&mut lab.reached), std::mem::take(&mut lab.spent)))
 }
 
 impl Lab {
@@ -191,14 +195,30 @@ impl Lab {
             hosts.push(body);
         }
         let off = BTreeSet::new();
-        let mut lab = Self { client, names, controller, hosts, off, registry, victim, reached: Vec::new() };
+        let mut lab = Self {
+            client,
+            names,
+            controller,
+            hosts,
+            off,
+            registry,
+            victim,
+            reached: Vec::new(),
+            spent: Spent::new(),
+        };
         lab.hosts.iter_mut().try_for_each(Body::start)?;
         furnish(&lab.client, lab.controller.folder(), NETWORK, "10.8.0.0/24").await?;
         Ok(lab)
     }
 
+    fn spent(&mut self, on: &str, since: Instant) {
+        *self.spent.entry(on.to_owned()).or_default() += since.elapsed();
+    }
+
     async fn go_through(&mut self, scenario: &Scenario, mark: &Mark, after: bool) -> Result<()> {
+        let began = Instant::now();
         self.all_up().await?;
+        self.spent("hosts up", began);
         for step in scenario.before {
             self.take(*step).await?;
         }
@@ -222,7 +242,9 @@ impl Lab {
         for step in scenario.after {
             self.take(*step).await?;
         }
+        let began = Instant::now();
         self.nothing_left().await?;
+        self.spent("nothing left", began);
         // What is cleared away after an order's end is a call too.
         if let Victim::Agent(host) = self.victim {
             self.hosts[host].engines().unset_trap();
@@ -246,7 +268,8 @@ impl Lab {
 
     /// Gives the order, again where its answer was lost and it was not taken, and waits until it has come to be.
     async fn take(&mut self, step: Step) -> Result<()> {
-        let end = Instant::now() + LIMIT;
+        let began = Instant::now();
+        let end = began + LIMIT;
         let mut acknowledged = false;
         match step {
             Step::Fail(at) => self.switch(at, false)?,
@@ -282,6 +305,7 @@ impl Lab {
                 bail!("{step:?} has not come to be: {sight:?}\nthe controller says:\n{log}");
             }
         }
+        self.spent(&format!("{step:?}"), began);
         Ok(())
     }
 
@@ -293,7 +317,10 @@ impl Lab {
                 bail!("the controller has ended by itself: {}", self.controller.log()?)
             };
             self.controller.unset_trap();
-            self.controller.start_again()?;
+            let began = Instant::now();
+            // Other labs' hosts are tasks of the same few threads.
+            tokio::task::block_in_place(|| self.controller.start_again())?;
+            self.spent("(of it: starts of the controller)", began);
             self.reached.push(at);
             self.hosts.iter_mut().try_for_each(Body::link)?;
         }

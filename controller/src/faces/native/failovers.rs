@@ -1,10 +1,12 @@
-//! `/v1/failovers`: what became of hosts that were taken for dead.
+//! `/v1/failovers`: what became of hosts that were taken for dead; and what an instance says of that beforehand.
 
 use super::Native;
-use super::answers::{Failure, ReadRefusals};
-use super::extract::{Id, Params};
-use amphi_api::failover::Failover;
-use amphi_api::{FailoverId, HostId};
+use super::answers::{Failure, ReadRefusals, WriteRefusals};
+use super::extract::{Body, Id, Params};
+use super::guard::Scope;
+use amphi_api::failover::{Failover, FailoverChange};
+use amphi_api::instance::Instance;
+use amphi_api::{FailoverId, HostId, InstanceId};
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -39,4 +41,16 @@ pub async fn list(
     responses((status = 200, body = Failover), ReadRefusals))]
 pub async fn show(State(native): State<Native>, Id(id): Id<FailoverId>) -> Result<Json<Failover>, Failure> {
     Ok(Json(native.ops.failover(id)?))
+}
+
+/// Change what may happen to an instance when its host is lost. All of it: what is not named is the default.
+#[utoipa::path(put, path = "/instances/{id}/failover", tag = "instances", params(("id" = Uuid, Path)),
+    request_body = FailoverChange, responses((status = 200, body = Instance), WriteRefusals))]
+pub async fn change(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<InstanceId>,
+    Body(change): Body<FailoverChange>,
+) -> Result<Json<Instance>, Failure> {
+    Ok(Json(native.ops.change_failover(scope, id, &change).await?))
 }

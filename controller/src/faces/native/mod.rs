@@ -135,6 +135,7 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(endpoints::of_label))
         .routes(routes!(failovers::list))
         .routes(routes!(failovers::show))
+        .routes(routes!(failovers::change))
         .routes(routes!(volumes::list, volumes::create))
         .routes(routes!(volumes::show, volumes::delete))
         .routes(routes!(volumes::extend))

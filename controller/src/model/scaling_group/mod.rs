@@ -41,7 +41,7 @@ pub struct ScalingGroupRecord {
     #[serde(default)]
     pub autoscale: Option<Autoscale>,
     /// By number, the oldest first.
-    pub revisions: Vec<RevisionRecord>,
+    pub revisions: Vec<TemplateRevision>,
     pub target: u32,
     pub base: u32,
     /// The revision that was in force before `target`.
@@ -74,7 +74,7 @@ pub struct ScalingGroupRecord {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RevisionRecord {
+pub struct TemplateRevision {
     pub number: u32,
     pub template: InstanceCreate,
     pub at: Timestamp,
@@ -160,7 +160,7 @@ impl ScalingGroupRecord {
     /// Another template is ordered, for this share.
     pub fn roll_out(&mut self, template: InstanceCreate, share: Share, now: Timestamp) {
         let number = self.revisions.iter().map(|r| r.number).max().unwrap_or(0) + 1;
-        self.revisions.push(RevisionRecord { number, template, at: now });
+        self.revisions.push(TemplateRevision { number, template, at: now });
         self.before = Some(self.base);
         self.aim(number, share, now);
         self.forget_revisions();

@@ -37,7 +37,7 @@ fn group(wanted: u32, members: &str) -> ScalingGroupRecord {
         health: HealthPolicy::default(),
         autoscale: None,
         revisions: (1..=2)
-            .map(|number| RevisionRecord { number, template: template(&number.to_string()), at: at(0) })
+            .map(|number| TemplateRevision { number, template: template(&number.to_string()), at: at(0) })
             .collect(),
         target: 1,
         base: 1,

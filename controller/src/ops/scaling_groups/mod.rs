@@ -32,7 +32,7 @@ impl Ops {
         request.check()?;
         check_zone(request.autoscale.as_ref())?;
         let now = Timestamp::now();
-        let revision = RevisionRecord { number: 1, template: request.template.clone(), at: now };
+        let revision = TemplateRevision { number: 1, template: request.template.clone(), at: now };
         let record = ScalingGroupRecord {
             id: ScalingGroupId::new(),
             project: scope,

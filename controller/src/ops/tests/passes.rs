@@ -63,6 +63,7 @@ async fn says(cloud: &Cloud, host: HostId, done: bool, sent_mib: u64, fault: Opt
         sent_bytes: sent_mib * MIB,
         took_ms: if done { 20_000 } else { 0 },
         done,
+        followed: false,
         fault,
     });
     cloud.ops.status(host, status).await.unwrap();

@@ -200,3 +200,39 @@ async fn a_move_may_go_to_it() {
     assert!(now.ready && now.host != Some(there), "{now:?}");
     assert_eq!(cloud.ops.host(there).unwrap().claims.instances, 1);
 }
+
+/// The policy of an instance that is there makes a twin, and takes it away again.
+#[tokio::test]
+async fn the_policy_can_be_changed_both_ways() {
+    use amphi_api::failover::{FailoverChange, FailoverTerms};
+    use amphi_api::instance::FailoverPolicy;
+    let (cloud, hosts, made) = twinned(json!({"failover": "any_kind"})).await;
+    assert!(cloud.show(&made).twin.is_none());
+    let change = async |failover, twin_body| {
+        let failover_terms = FailoverTerms { twin_body, ..FailoverTerms::default() };
+        cloud.ops.change_failover(P, made.id, &FailoverChange { failover, failover_terms }).await
+    };
+    change(FailoverPolicy::Twin, None).await.unwrap();
+    settle(&cloud, &hosts).await;
+    let first = twin(&cloud, &made);
+    assert_eq!((first.body, first.ready), (Some(BodyKind::Set), true));
+    change(FailoverPolicy::Twin, Some(BodyKind::Vm)).await.unwrap();
+    settle(&cloud, &hosts).await;
+    settle(&cloud, &hosts).await;
+    let other = twin(&cloud, &made);
+    assert_eq!((other.body, other.ready), (Some(BodyKind::Vm), true), "{other:?}");
+    let gone = change(FailoverPolicy::Never, None).await.unwrap();
+    assert!(gone.twin.is_none() && gone.failover == FailoverPolicy::Never);
+    settle(&cloud, &hosts).await;
+    settle(&cloud, &hosts).await;
+    let there = other.host.unwrap();
+    assert_eq!(cloud.ops.host(there).unwrap().claims, Claims::default(), "its room is free");
+    let view = cloud.ops.world().read();
+    assert!(view.twins.is_empty() && view.tombstones.is_empty(), "{:?}", view.tombstones);
+    drop(view);
+    assert_eq!(cloud.show(&made).state, InstanceState::Running, "nothing of it was touched");
+    let (cloud, _, made) = twinned(json!({"bodies": [{"vm": {"image": "vm"}}]})).await;
+    let failover_terms = FailoverTerms { twin_body: Some(BodyKind::Set), ..FailoverTerms::default() };
+    let change = FailoverChange { failover: FailoverPolicy::Twin, failover_terms };
+    cloud.ops.change_failover(P, made.id, &change).await.unwrap_err();
+}

@@ -268,6 +268,7 @@ pub async fn execute(
     steps: &StartPlan,
     replug: Option<&Replug<'_>>,
 ) -> Result<Vec<(String, i64)>, DriverError> {
+    let began = std::time::Instant::now();
     for id in &steps.remove {
         remove(shared, id).await?;
     }
@@ -297,6 +298,7 @@ pub async fn execute(
     let (networks, rendered, (), ()) = try_join4(networks, rendered, files, places).await?;
     // Never closed: it lives as long as the driver.
     let mut turn = shared.starts.acquire().await.ok();
+    let laid = began.elapsed();
     let none = RenderedSet::default();
     let rendered = rendered.as_ref().unwrap_or(&none);
     if steps.anchor == Step::Create {
@@ -327,14 +329,16 @@ pub async fn execute(
     // Both to their end, whatever the other says: a call cut short would leave its container half made.
     let anchor = async {
         bring_up(shared, &steps.anchor, &anchor).await?;
+        let up = began.elapsed();
         if steps.plugs() {
             // The anchor sends nothing; the members' first packets shall pass.
             shared.pass(&plan.ports).await;
         }
-        Ok::<_, DriverError>(())
+        Ok::<_, DriverError>(up)
     };
     let (anchor, made) = join(anchor, made).await;
-    anchor?;
+    let anchored = began.elapsed();
+    let up = anchor?;
     let mut made: HashMap<usize, String> = made.into_iter().collect::<Result<_, DriverError>>()?;
     if parted {
         shared.parts.ensure(plan, set).await?;
@@ -369,6 +373,11 @@ pub async fn execute(
             }
             post_start(shared, step, name, member).await?;
         }
+    }
+    if steps.plugs() {
+        let ms = |since: Duration| since.as_millis() as u64;
+        let (laid_ms, up_ms, passes_ms, all_ms) = (ms(laid), ms(up), ms(anchored), ms(began.elapsed()));
+        tracing::info!(instance = %plan.instance, laid_ms, up_ms, passes_ms, all_ms, "the set was started");
     }
     Ok(waiting)
 }

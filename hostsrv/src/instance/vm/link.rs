@@ -1,11 +1,16 @@
-//! Owns the connection to libvirtd: one thread opens it, subscribes to events and opens it again when libvirtd
+//! Owns the connections to libvirtd: one thread opens one for events, subscribes, and opens it again when libvirtd
 //! restarts; calls run on short-lived threads of their own, at most [`CALLS`] at a time, each waited for no longer
 //! than its limit. A hung libvirtd so costs a few threads and never the runtime's. Refuses to know what a call means.
+//!
+//! A connection serves one call at a time, and keepalive is sent on the one for events alone. libvirt's client before 10.4
+//! (CVE-2024-4418) leaves a watch on the socket behind, pointing into the stack of a call that has returned, whenever
+//! anything else is sent while that call waits for its answer: a second call, or a keepalive out of the event loop. The
+//! next answer on that connection then ends the process, and a libvirtd that hung for a while brings both together.
 
 use super::events::{self, Rings, Subscription};
 use crate::instance::{Bell, DriverError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
 use virt::connect::Connect;
@@ -20,34 +25,70 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
 /// How often an open connection is looked at; costs no round trip.
 const LOOK: Duration = Duration::from_secs(5);
-/// libvirt's keepalive: after this many unanswered ones, this many seconds apart, calls in a hung libvirtd fail.
+/// libvirt's keepalive: after this many unanswered ones, this many seconds apart, a hung libvirtd counts as down.
 const KEEPALIVE: (i32, u32) = (5, 3);
 
-/// An open connection with its subscriptions; only `drop` takes them out.
-struct Open(Option<(Connect, Subscription)>);
+/// An open connection with its subscriptions, on which nothing is called, and those for calls. Only `drop` takes the first out.
+struct Open {
+    events: Option<(Connect, Subscription)>,
+    /// For calls; nobody calls on these now.
+    idle: Mutex<Vec<Connect>>,
+}
 
 impl Open {
-    fn connection(&self) -> &Connect {
-        match &self.0 {
-            Some((connection, _)) => connection,
-            None => unreachable!("only drop takes the connection"),
-        }
+    fn alive(&self) -> bool {
+        self.events.as_ref().is_some_and(|(connection, _)| is_alive(connection))
     }
 
-    fn alive(&self) -> bool {
-        self.connection().is_alive().unwrap_or(false)
+    fn idle(&self) -> MutexGuard<'_, Vec<Connect>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls on a connection of its own. Besides the outcome: whether that one is still alive.
+    fn call<T>(&self, uri: &str, work: &Work<T>) -> (Result<T, Error>, bool) {
+        let held = self.idle().pop();
+        let connection = match held {
+            Some(connection) if is_alive(&connection) => connection,
+            stale => {
+                stale.into_iter().for_each(close);
+                match Connect::open(Some(uri)) {
+                    Ok(connection) => connection,
+                    Err(error) => return (Err(error), false),
+                }
+            }
+        };
+        let done = work(&connection);
+        let alive = is_alive(&connection);
+        if alive {
+            self.idle().push(connection);
+        } else {
+            close(connection);
+        }
+        (done, alive)
+    }
+}
+
+fn is_alive(connection: &Connect) -> bool {
+    connection.is_alive().unwrap_or(false)
+}
+
+fn close(mut connection: Connect) {
+    if let Err(error) = connection.close() {
+        tracing::debug!("closing a connection to libvirt: {error}");
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Some((mut connection, subscription)) = self.0.take() else { return };
-        // Saying goodbye to a hung libvirtd blocks until the keepalive gives it up: never on the caller's thread.
+        let Some((connection, subscription)) = self.events.take() else { return };
+        let idle = std::mem::take(&mut *self.idle());
+        // Saying goodbye to a hung libvirtd blocks until that goes on: never on the caller's thread.
         let goodbye = move || {
+            // Local, and no more keepalive beside the calls that follow. On a connection that is dead nothing is sent.
+            let _off = connection.set_keep_alive(0, 0);
             events::unsubscribe(&connection, &subscription);
-            if let Err(error) = connection.close() {
-                tracing::debug!("closing libvirt's connection: {error}");
-            }
+            close(connection);
+            idle.into_iter().for_each(close);
         };
         if let Err(error) = std::thread::Builder::new().name("libvirt-close".into()).spawn(goodbye) {
             tracing::debug!("no thread to close libvirt's connection: {error}");
@@ -74,6 +115,7 @@ pub struct Link {
 }
 
 struct Shared {
+    uri: String,
     state: watch::Sender<State>,
     nudge: SyncSender<()>,
 }
@@ -83,7 +125,11 @@ impl Link {
     pub fn new(uri: String, bell: Bell) -> Self {
         let (nudge, nudged) = sync_channel(1);
         let (changes, follow) = watch::channel(0);
-        let shared = Arc::new(Shared { state: watch::Sender::new(State::Opening), nudge: nudge.clone() });
+        let shared = Arc::new(Shared {
+            uri: uri.clone(),
+            state: watch::Sender::new(State::Opening),
+            nudge: nudge.clone(),
+        });
         let rings = Rings { bell, changes, link: nudge };
         let weak = Arc::downgrade(&shared);
         let keep = move || keep_connected(&uri, &weak, &rings, &nudged);
@@ -128,20 +174,20 @@ impl Link {
             let permit = self.permits.clone().acquire_owned().await.map_err(|e| down(e.to_string()))?;
             let open = self.open(doing).await?;
             let (tell, told) = oneshot::channel();
-            let task = { (work.clone(), open.clone()) };
+            let task = (work.clone(), open.clone(), self.shared.clone());
             std::thread::Builder::new()
                 .name("libvirt-call".into())
                 .spawn(move || {
-                    let (work, open) = task;
+                    let (work, open, shared) = task;
                     // Nobody listens any more when the limit has passed; the permit is held until here all the same.
-                    let _late = tell.send(work(open.connection()));
+                    let _late = tell.send(open.call(&shared.uri, &*work));
                     drop(permit);
                 })
                 .map_err(|e| down(e.to_string()))?;
             match told.await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) if open.alive() => return Err(refusal(doing, &error)),
-                Ok(Err(error)) => {
+                Ok((Ok(value), _)) => return Ok(value),
+                Ok((Err(error), true)) => return Err(refusal(doing, &error)),
+                Ok((Err(error), false)) => {
                     self.lost(&open);
                     if !again {
                         return Err(down(error.message().to_owned()));
@@ -231,14 +277,17 @@ fn keep_connected(uri: &str, shared: &Weak<Shared>, rings: &Rings, nudged: &Rece
 }
 
 fn connect(uri: &str, rings: &Rings) -> Result<Open, Error> {
-    let mut connection = Connect::open(Some(uri))?;
-    if let Err(error) = connection.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
-        tracing::debug!("libvirt's connection has no keepalive: {error}");
-    }
+    let connection = Connect::open(Some(uri))?;
     match events::subscribe(&connection, rings) {
-        Ok(subscription) => Ok(Open(Some((connection, subscription)))),
+        Ok(subscription) => {
+            // Last of all: from here on nothing is called on it.
+            if let Err(error) = connection.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1) {
+                tracing::debug!("libvirt's connection has no keepalive: {error}");
+            }
+            Ok(Open { events: Some((connection, subscription)), idle: Mutex::default() })
+        }
         Err(error) => {
-            let _refused = connection.close();
+            close(connection);
             Err(error)
         }
     }
