@@ -64,8 +64,8 @@ pub use rollout::{
     RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,
 };
 pub use scaling_group::{
-    GroupSight, GroupStep, Presence, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord,
-    ScalingPlace, Share, Slot, TemplateRevision, Trouble, autoscale, group_steps,
+    GroupSight, GroupStep, Presence, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord, ScalingPlace,
+    Share, Slot, TemplateRevision, Trouble, autoscale, group_steps,
 };
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};

@@ -57,7 +57,7 @@ impl Ops {
     ) -> Result<(), OpsError> {
         let members = match self.links.ask(host, Ask::Usage { instance }).await {
             Ok(Answer::Usage { members }) => members,
-            Ok(Answer::ConsoleLog { .. }) => Vec::new(),
+            Ok(Answer::ConsoleLog { .. } | Answer::Figures { .. }) => Vec::new(),
             Err(AskError::Fault(fault)) => return Err(OpsError::conflict(fault.message)),
             Err(error @ (AskError::NoLink | AskError::Timeout)) => {
                 return Err(OpsError::Unavailable(format!("what is in use cannot be known: {error}")));

@@ -55,7 +55,7 @@ impl Reconciler {
             let volumes = plan::volumes_of(instance);
             let volumes: Vec<_> = desired.volumes.iter().filter(|v| volumes.contains(&v.id)).collect();
             let begun = self.ledger().begun(instance.id);
-            let memory = Remembered { begun, prepared: None };
+            let memory = Remembered { begun, prepared: None, keeps_size: false };
             let steps = plan::instance(instance, &volumes, &world.observed(), &memory, true);
             if !steps.is_empty() && self.begin(item, steps, desired) {
                 tracing::info!(instance = %instance.id, epoch = instance.epoch, "what was made ready is started");

@@ -129,6 +129,7 @@ async fn talk(
                     ToHost::Ask { id, ask } => {
                         let answer = Ok(match ask {
                             Ask::ConsoleLog { .. } => Answer::ConsoleLog { text: "a body in memory\n".to_owned() },
+                            Ask::Figures => Answer::Figures { rows: Vec::new() },
                             Ask::Usage { .. } => Answer::Usage { members: Vec::new() },
                         });
                         send(&mut up, &FromHost::Answer { id, answer }).await?;

@@ -3,8 +3,8 @@
 
 mod answers;
 mod debug;
-mod events;
 mod endpoints;
+mod events;
 mod exchanges;
 mod extract;
 mod failovers;
@@ -16,8 +16,8 @@ mod images;
 mod instances;
 mod networks;
 mod placements;
-mod scaling_groups;
 mod rollouts;
+mod scaling_groups;
 mod shape;
 mod snapshots;
 mod streams;

@@ -129,7 +129,11 @@ fn beside(
         format!("{}-debug", &row.name[..most])
     });
     let ports = row.ports.iter().filter_map(|port| view.ports.get(*port));
-    let networks = ports.map(|port| InstanceNetwork { network: port.network.to_string(), address: None });
+    let networks = ports.map(|port| InstanceNetwork {
+        network: port.network.to_string(),
+        address: None,
+        bandwidth: port.bandwidth,
+    });
     let size = row.volume.and_then(|volume| view.volumes.get(volume)).map(|volume| volume.size_gib);
     let volume = size.map(|size| InstanceVolume { size_gib: Some(size), name: None, id: None });
     let told = match size {

@@ -13,8 +13,8 @@ use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
 use super::{
-    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, succession, swap, throttle,
-    tools, twin,
+    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, succession, swap,
+    throttle, tools, twin,
 };
 use crate::instance::moves::BodyMoves;
 use crate::instance::sizing::BodySizing;
@@ -261,12 +261,14 @@ impl BodyDriver for SetDriver {
         self.shared.roots.keep(|id| ids.contains(id));
         self.shared.watch(&parts, true);
         let lost = orphans::find(&self.shared, None, &parts).await?;
-        let outlook = |part: &Part| self.shared.outlook(part);
         let now_us = Timestamp::now().as_microsecond();
-        let held = |part: &Part| self.shared.held(part);
-        let over = |part: &Part| roots::trouble(&self.shared, part);
-        let seen = Seen { outlook: &outlook, held: &held, over: &over };
-        let mut bodies = assemble(&parts, &self.shared.restarts, &seen, now_us);
+        let mut bodies = {
+            let outlook = |part: &Part| self.shared.outlook(part);
+            let held = |part: &Part| self.shared.held(part);
+            let over = |part: &Part| roots::trouble(&self.shared, part);
+            let seen = Seen { outlook: &outlook, held: &held, over: &over };
+            assemble(&parts, &self.shared.restarts, &seen, now_us)
+        };
         orphans::show(&mut bodies, &lost);
         let volumes = self.shared.places.observe().await?;
         for body in &mut bodies {
