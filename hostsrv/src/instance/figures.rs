@@ -4,6 +4,8 @@
 use super::DriverError;
 use amphi_api::InstanceId;
 use async_trait::async_trait;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Whether a figure only grows (until its body starts anew) or goes up and down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,19 @@ pub struct Reading {
 #[async_trait]
 pub trait Meter: Send + Sync {
     async fn read(&self) -> Result<Vec<Reading>, DriverError>;
+}
+
+/// Longest that one meter may take; libvirt's own bound is 10 s, and a controller that asks waits 15 s.
+const LIMIT: Duration = Duration::from_secs(12);
+
+/// All meters side by side: of each its readings, or why there are none now.
+pub async fn read_all(meters: &[Arc<dyn Meter>]) -> Vec<Result<Vec<Reading>, String>> {
+    let asked = meters.iter().map(async |meter| match tokio::time::timeout(LIMIT, meter.read()).await {
+        Ok(Ok(readings)) => Ok(readings),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("measuring took longer than {} s", LIMIT.as_secs())),
+    });
+    futures_util::future::join_all(asked).await
 }
 
 #[cfg(test)]

@@ -1,16 +1,12 @@
 //! What the bodies of this host use now, for whoever asks once: the meters' figures, one row for each member and each VM.
 //! Refuses to keep any, and to reckon rates: whoever asks twice can.
 
-use super::figures::{Figure, Meter, Reading};
+use super::figures::{Figure, Meter, Reading, read_all};
 use amphi_api::InstanceId;
 use amphi_api::looking::{Use, UseRow};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Longest that one meter may take; the controller waits 15 s.
-const LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Default)]
 pub struct Gauge(Vec<Arc<dyn Meter>>);
@@ -22,15 +18,11 @@ impl Gauge {
 
     /// What could be read; a meter that cannot be read now leaves its rows out, and says so in the log.
     pub async fn read(&self) -> Vec<UseRow> {
-        let asked = self.0.iter().map(|meter| tokio::time::timeout(LIMIT, meter.read()));
         let mut readings = Vec::new();
-        for answer in futures_util::future::join_all(asked).await {
+        for answer in read_all(&self.0).await {
             match answer {
-                Ok(Ok(read)) => readings.extend(read),
-                Ok(Err(error)) => tracing::warn!("figures are missing: {error}"),
-                Err(_) => {
-                    tracing::warn!("figures are missing: measuring took longer than {} s", LIMIT.as_secs())
-                }
+                Ok(read) => readings.extend(read),
+                Err(error) => tracing::warn!("figures are missing: {error}"),
             }
         }
         rows(&readings, Timestamp::now())

@@ -1,8 +1,7 @@
 //! What instances use of what they may have, in whole percent, for those that the controller asks about. Owns the rate of
 //! looking; refuses to look while nobody asks, and to keep more than the round before.
 
-use super::METER_LIMIT;
-use crate::instance::figures::{Figure, Meter, Reading};
+use crate::instance::figures::{Figure, Meter, Reading, read_all};
 use amphi_api::InstanceId;
 use amphi_api::group::InstanceFigures;
 use amphi_api::wire::HostDesired;
@@ -31,10 +30,8 @@ pub async fn keep(
             before = None;
             continue;
         };
-        let asked = meters.iter().map(|meter| tokio::time::timeout(METER_LIMIT, meter.read()));
-        let answers = futures_util::future::join_all(asked).await;
         // What cannot be measured is left out: the controller knows how old its figures are.
-        let readings: Vec<Reading> = answers.into_iter().flatten().flatten().flatten().collect();
+        let readings: Vec<Reading> = read_all(&meters).await.into_iter().flatten().flatten().collect();
         let (now, spent) = (Instant::now(), spent(&readings));
         if let Some((then, earlier)) = &before {
             let figures = figures(&desired, &readings, earlier, &spent, now.duration_since(*then));

@@ -7,7 +7,7 @@ pub mod sample;
 pub mod settings;
 mod sink;
 
-use crate::instance::figures::{Meter, Reading};
+use crate::instance::figures::{Meter, Reading, read_all};
 use amphi_api::wire::HostDesired;
 use jiff::Timestamp;
 use sample::Round;
@@ -22,8 +22,6 @@ use tokio::time::Instant;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(2);
-/// Longest that one meter may take; libvirt's own bound is 10 s.
-const METER_LIMIT: Duration = Duration::from_secs(15);
 
 /// The newest round; none before the first.
 pub type Rounds = watch::Receiver<Option<Arc<Round>>>;
@@ -72,14 +70,8 @@ impl Monitoring {
     }
 
     async fn round(&self, troubles: &mut [Option<String>]) -> Round {
-        let asked = self.meters.iter().map(|meter| tokio::time::timeout(METER_LIMIT, meter.read()));
         let mut readings: Vec<Reading> = Vec::new();
-        for (answer, trouble) in futures_util::future::join_all(asked).await.into_iter().zip(troubles) {
-            let answer = match answer {
-                Ok(Ok(read)) => Ok(read),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("measuring took longer than {} s", METER_LIMIT.as_secs())),
-            };
+        for (answer, trouble) in read_all(&self.meters).await.into_iter().zip(troubles) {
             match answer {
                 Ok(read) => {
                     readings.extend(read);
