@@ -193,11 +193,12 @@ async fn fifty_instances_and_a_controller_that_dies_over_and_over() -> Result<()
     Ok(())
 }
 
-/// Asks every target that is written down for it, one after the other, and counts.
-const LOAD: &str = "trap 'exit 0' TERM; : >/tmp/targets; n=0; while :; do \
+/// Asks every target that is written down for it, one after the other, and counts. By nc: a busybox without shared libraries
+/// may have a wget that dies of a name service that is not there.
+const LOAD: &str = "trap 'exit 0' TERM; touch /tmp/targets; while :; do \
     for t in $(cat /tmp/targets); do \
-    if wget -q -T 3 -O /dev/null http://$t/; then echo $t >>/tmp/ok; else echo $t $(cat /proc/uptime) >>/tmp/bad; fi; done; \
-    [ -s /tmp/targets ] || sleep 0.1; done";
+    if printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 ${t%:*} ${t#*:} | grep -q ' 200 '; then echo $t >>/tmp/ok; else echo $t $(cat /proc/uptime) >>/tmp/bad; fi; done; \
+    sleep 0.05; done";
 
 struct Story {
     stage: Stage,

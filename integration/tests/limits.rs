@@ -265,11 +265,12 @@ fn root(l: &Limits) -> Result<()> {
     l.inside("stress", "rm /fill").map(drop)
 }
 
-/// A set that takes what comes; what goes to it is held to the rate that is ordered, at once.
+/// A set that takes what comes, and hangs up when that has ended (with its own input at an end it would hang up at once); what goes to it is held to the rate that is ordered, at once.
 fn network(l: &Limits) -> Result<()> {
-    let sink: SetSpec =
-        serde_json::from_value(json!({"members": [{"name": "only", "index": 0, "image": "busybox",
-        "command": ["/bin/sh", "-c", "while :; do nc -l -p 9000 >/dev/null; done"]}]}))?;
+    let sink: SetSpec = serde_json::from_value(
+        json!({"members": [{"name": "only", "index": 0, "image": "busybox",
+        "command": ["/bin/sh", "-c", "mkfifo /tmp/w; while :; do nc -l -p 9000 <>/tmp/w >/dev/null; done"]}]}),
+    )?;
     let mut order = request("sink", vec![BodySpec::Set(sink)], Some(H1));
     order.security_groups = vec!["open".into()];
     let sink = l.stage.create(&order)?;

@@ -243,3 +243,23 @@ fn gateway_chassis(view: &View, router: RouterId, outer: &NetworkRecord) -> Vec<
     names.truncate(GATEWAY_CHASSIS_MAX);
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{Cloud, P};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_port_s_own_bandwidth_is_a_limit_each_way() {
+        let (cloud, h1, _) = Cloud::furnished().await;
+        let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+        cloud.obey(h1).await;
+        let name = &made.addresses[0].network_name;
+        let wish = json!({"networks": [{"network": name, "bandwidth": {"ingress_kbps": 10_000, "egress_kbps": 5_000}}]});
+        cloud.ops.resize_instance(P, made.id, &serde_json::from_value(wish).unwrap()).await.unwrap();
+        let topology = topology(&cloud.ops.world().read());
+        let limits: Vec<_> = topology.ports.iter().flat_map(|p| &p.limits).map(|l| l.bandwidth).collect();
+        assert_eq!(limits, [Some((10_000, 5_000)), Some((5_000, 2_500))]);
+    }
+}
