@@ -23,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const REVISIONS_KEPT: usize = 10;
 /// The longest wait before members are tried to be made again.
 const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
+/// The code of the trouble that locked members are the only ones that could go.
+const LOCKED: &str = "locked";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScalingGroupRecord {
@@ -121,7 +123,7 @@ pub struct Slot {
     pub draining_since: Option<Timestamp>,
 }
 
-/// Why no member could be made, and when it is tried again.
+/// Why no member could be made or taken away, and when it is tried again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {
     pub fault: Fault,
@@ -137,6 +139,17 @@ impl Trouble {
         let same = before.filter(|t| t.fault.code == code && t.fault.message == message);
         let since = same.map_or(now, |t| t.fault.since);
         Self { fault: Fault { code: code.into(), message, since }, tries, retry_at: now + wait }
+    }
+
+    /// Keeps nothing waiting: it ends when somebody unlocks what is in the way.
+    fn lock(before: Option<&Self>, why: &str, now: Timestamp) -> Self {
+        let since = before.filter(|t| t.is_lock()).map_or(now, |t| t.fault.since);
+        let fault = Fault { code: LOCKED.into(), message: why.into(), since };
+        Self { fault, tries: 0, retry_at: now }
+    }
+
+    fn is_lock(&self) -> bool {
+        self.fault.code == LOCKED
     }
 }
 
@@ -238,6 +251,9 @@ impl ScalingGroupRecord {
             }
             GroupStep::Settle => next.base = next.target,
             GroupStep::Calm => next.trouble = None,
+            GroupStep::Locked { why } => {
+                next.trouble = Some(Trouble::lock(self.trouble.as_ref(), why, now));
+            }
             GroupStep::Delete { index, unhealthy, .. } => {
                 if let Some(slot) = next.slots.remove(index) {
                     next.leaving.insert(slot.instance);

@@ -2,7 +2,8 @@
 //! are deleted, made and exchanged.
 //!
 //! Never takes a ready member away because of an update when more than `max_unavailable` of those wanted would be missing
-//! then; what is missing for other reasons counts as missing too. One that is not ready costs nothing to take away.
+//! then; what is missing for other reasons counts as missing too. One that is not ready costs nothing to take away. One that
+//! is locked is never taken away, but with the whole group.
 
 use super::{ScalingGroupRecord, Slot};
 use crate::model::Intent;
@@ -27,8 +28,10 @@ pub enum Presence {
     Going,
     Here {
         ready: bool,
-        /// Somebody has stopped it, or it is on its way to another host or body: it is not replaced meanwhile.
+        /// Somebody has stopped it or works on it, or it is on its way to another host or body: it is not replaced meanwhile.
         held: bool,
+        /// It is not taken away either.
+        locked: bool,
         /// Its host does not answer, and it may not leave it.
         lost: bool,
     },
@@ -72,8 +75,12 @@ pub enum GroupStep {
     },
     /// The rollout is over.
     Settle,
-    /// Nothing is missing any more: what kept members from being made is no trouble.
+    /// Nothing is missing any more, and nothing locked in the way: what kept members from being made or deleted is no trouble.
     Calm,
+    /// Members have to go, and only locked ones are left to choose from.
+    Locked {
+        why: String,
+    },
     Delete {
         index: u32,
         unhealthy: bool,
@@ -111,6 +118,7 @@ pub fn group_steps(sight: &GroupSight) -> Vec<GroupStep> {
     plan.surplus();
     plan.deficit();
     plan.roll();
+    plan.trouble();
     plan.steps
 }
 
@@ -123,9 +131,13 @@ fn notes(sight: &GroupSight) -> Vec<GroupStep> {
             .then_some(GroupStep::Seen { index: *index, ready: *ready }),
     });
     let gone = group.leaving.difference(&sight.leaving);
-    let kept = group.slots.values().filter(|slot| slot.draining_since.is_none()).count();
-    let whole = kept >= group.wanted as usize && group.target == group.base;
-    let calm = (group.trouble.is_some() && whole).then_some(GroupStep::Calm);
+    let kept: Vec<&Slot> = group.slots.values().filter(|slot| slot.draining_since.is_none()).collect();
+    // After an undone rollout there may still be members of the other revision: those that replace them find no room yet.
+    let whole = kept.len() >= group.wanted as usize
+        && group.target == group.base
+        && kept.iter().all(|slot| slot.revision == group.target);
+    // What is locked is in the way of a plan: the plan says when it is no more.
+    let calm = group.trouble.as_ref().filter(|t| whole && !t.is_lock()).map(|_| GroupStep::Calm);
     seen.chain(gone.map(|id| GroupStep::Forget { instance: *id })).chain(calm).collect()
 }
 
@@ -155,6 +167,8 @@ struct Plan<'a> {
     want_new: u32,
     /// Members of the target that this plan makes.
     made: u32,
+    /// Locked members that would have to go, where no other one can.
+    stuck: BTreeSet<u32>,
     steps: Vec<GroupStep>,
 }
 
@@ -172,6 +186,7 @@ impl<'a> Plan<'a> {
             want_new: group.share.of(group.wanted),
             kept,
             made: 0,
+            stuck: BTreeSet::new(),
             steps: Vec::new(),
         }
     }
@@ -221,7 +236,12 @@ impl<'a> Plan<'a> {
         let wait = SignedDuration::from_secs(self.group.update.drain_s.into());
         for (index, slot) in &self.group.slots {
             let Some(since) = slot.draining_since else { continue };
-            if !is_ready(slot) || self.sight.now.duration_since(since) >= wait {
+            if is_ready(slot) && self.sight.now.duration_since(since) < wait {
+                continue;
+            }
+            if self.locked(*index) {
+                self.stuck.insert(*index);
+            } else {
                 self.delete(*index, false, "drained");
             }
         }
@@ -268,10 +288,41 @@ impl<'a> Plan<'a> {
         self.kept.len() as u32 - self.new
     }
 
-    /// Of those that match: the ones that are not ready first, then the highest number.
-    fn victim(&self, of: impl Fn(&Slot) -> bool) -> Option<u32> {
-        let fit = self.kept.iter().filter(|(_, slot)| of(slot));
-        fit.max_by_key(|(index, slot)| (!is_ready(slot), **index)).map(|(index, _)| *index)
+    fn locked(&self, index: u32) -> bool {
+        matches!(self.sight.members.get(&index), Some(Presence::Here { locked: true, .. }))
+    }
+
+    /// Of those that match and are not locked: the ones that are not ready first, then the highest number.
+    fn victim(&mut self, of: impl Fn(&Slot) -> bool) -> Option<u32> {
+        let fit =
+            self.kept.iter().filter(|(_, slot)| of(slot)).map(|(index, slot)| (!is_ready(slot), *index));
+        let (locked, free): (Vec<_>, Vec<_>) = fit.partition(|(_, index)| self.locked(*index));
+        let victim = free.into_iter().max().map(|(_, index)| index);
+        if victim.is_none() {
+            self.stuck.extend(locked.into_iter().map(|(_, index)| index));
+        }
+        victim
+    }
+
+    /// Says that only locked members are left to go, once, and takes back what is no trouble any more. What is waited for
+    /// because of another trouble stays said until it is tried again.
+    fn trouble(&mut self) {
+        if !self.steps.is_empty() || !self.may_create() {
+            return;
+        }
+        let told = self.group.trouble.as_ref();
+        if self.stuck.is_empty() {
+            let full = self.kept.len() >= self.group.wanted as usize;
+            if told.is_some_and(|t| full || t.is_lock()) {
+                self.steps.push(GroupStep::Calm);
+            }
+            return;
+        }
+        let stuck: Vec<String> = self.stuck.iter().map(u32::to_string).collect();
+        let why = format!("of those that have to go only locked ones are left: member {}", stuck.join(", "));
+        if told.is_none_or(|t| !t.is_lock() || t.fault.message != why) {
+            self.steps.push(GroupStep::Locked { why });
+        }
     }
 
     fn surplus(&mut self) {
@@ -350,6 +401,13 @@ impl<'a> Plan<'a> {
             let Some(index) = self.victim(|slot| slot.revision != group.target) else { return };
             let ready = self.kept.get(&index).is_some_and(|slot| is_ready(slot));
             if ready && !self.may_lose_one() {
+                // One that is locked and not ready counts as missing until it is unlocked.
+                if waiting == 0 && self.taken.len() == self.kept.len() {
+                    let missing =
+                        self.kept.iter().filter(|(_, s)| s.revision != group.target && !is_ready(s));
+                    let locked: Vec<u32> = missing.map(|(i, _)| *i).filter(|i| self.locked(*i)).collect();
+                    self.stuck.extend(locked);
+                }
                 return;
             }
             self.take_away(index, "another revision takes its place");

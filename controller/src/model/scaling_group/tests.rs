@@ -59,7 +59,12 @@ fn group(wanted: u32, members: &str) -> ScalingGroupRecord {
 
 /// Everything is as the record says.
 fn sight(group: &ScalingGroupRecord, now: i64) -> GroupSight<'_> {
-    let here = |slot: &Slot| Presence::Here { ready: slot.unready_since.is_none(), held: false, lost: false };
+    let here = |slot: &Slot| Presence::Here {
+        ready: slot.unready_since.is_none(),
+        held: false,
+        locked: false,
+        lost: false,
+    };
     GroupSight {
         group,
         members: group.slots.iter().map(|(index, slot)| (*index, here(slot))).collect(),
@@ -78,6 +83,7 @@ fn words(steps: &[GroupStep]) -> String {
         GroupStep::Pause { .. } => "pause".into(),
         GroupStep::Settle => "settle".into(),
         GroupStep::Calm => "calm".into(),
+        GroupStep::Locked { .. } => "locked".into(),
         GroupStep::Delete { index, unhealthy, .. } => {
             format!("delete {index}{}", if *unhealthy { " ill" } else { "" })
         }
@@ -94,6 +100,10 @@ type Change = fn(&mut ScalingGroupRecord);
 fn steps() {
     fn new(group: &mut ScalingGroupRecord) {
         group.target = 2;
+    }
+    fn undone(group: &mut ScalingGroupRecord) {
+        (group.update.max_surge, group.update.max_unavailable) = (1, 0);
+        group.trouble = Some(Trouble::after(None, "no_room", "".into(), at(9)));
     }
     let same: Change = |_| ();
     let table: &[(&str, u32, &str, Change, i64, &str)] = &[
@@ -281,6 +291,9 @@ fn steps() {
         ),
         ("undone: what was made goes", 3, "0:1+ 1:1+ 2:2~", same, 9, "delete 2"),
         ("undone while more are there", 3, "0:1+ 1:1+ 2:1+ 3:2~", same, 9, "delete 3"),
+        ("undone, more first, and no room for it: it is no calm", 3, "0:1+ 1:1+ 2:2+", undone, 9, ""),
+        ("undone, more first: tried again", 3, "0:1+ 1:1+ 2:2+", undone, 10, "create 3:1"),
+        ("undone, and all are what they were", 3, "0:1+ 1:1+ 2:1+", undone, 9, "calm"),
     ];
     for (what, wanted, members, change, now, want) in table {
         let mut group = group(*wanted, members);
@@ -293,7 +306,7 @@ fn steps() {
 fn what_is_seen_is_noted_first() {
     let group = group(3, "0:1~ 1:1+ 2:1+ 3:1+");
     let mut seen = sight(&group, 9);
-    let here = |ready, held, lost| Presence::Here { ready, held, lost };
+    let here = |ready, held, lost| Presence::Here { ready, held, locked: false, lost };
     seen.members = BTreeMap::from([
         (0, here(true, false, false)),
         (1, here(false, false, false)),
@@ -321,10 +334,77 @@ fn hosts_that_are_lost_and_members_in_somebodys_hands() {
         (false, false, 60, ""),
         (true, false, 999, ""),
     ] {
-        seen.members = BTreeMap::from([(0, Presence::Here { ready: false, held, lost })]);
+        seen.members = BTreeMap::from([(0, Presence::Here { ready: false, held, locked: false, lost })]);
         seen.now = at(now);
         assert_eq!(words(&group_steps(&seen)), want, "{held} {lost} {now}");
     }
+}
+
+/// What `locked` says of who is locked; whoever is, is in somebody's hands too.
+fn locked_sight<'a>(group: &'a ScalingGroupRecord, locked: &[u32], now: i64) -> GroupSight<'a> {
+    let mut seen = sight(group, now);
+    for index in locked {
+        if let Some(Presence::Here { held, locked, .. }) = seen.members.get_mut(index) {
+            (*held, *locked) = (true, true);
+        }
+    }
+    seen
+}
+
+/// Rows: what it is, wanted, members, who is locked, what else is so, the steps after 999 s.
+#[test]
+fn who_is_locked_is_passed_over() {
+    fn new(group: &mut ScalingGroupRecord) {
+        group.target = 2;
+    }
+    fn more_first(group: &mut ScalingGroupRecord) {
+        group.target = 2;
+        (group.update.max_surge, group.update.max_unavailable) = (1, 0);
+    }
+    let same: Change = |_| ();
+    let table: &[(&str, u32, &str, &[u32], Change, &str)] = &[
+        ("fewer: another one goes", 2, "0:1+ 1:1+ 2:1+", &[2], same, "drain 1"),
+        ("fewer: even one that works", 1, "0:1+ 1:1-", &[1], same, "drain 0"),
+        ("fewer: no other one can", 1, "0:1+ 1:1+", &[0, 1], same, "locked"),
+        ("fewer: those who can go first", 1, "0:1+ 1:1+ 2:1+", &[1, 2], same, "drain 0"),
+        ("ill for long", 2, "0:1+ 1:1-", &[1], same, ""),
+        ("locked while it drains", 1, "0:1+ 1:1d", &[1], same, "locked"),
+        ("exchanged: the others first", 3, "0:1+ 1:1+ 2:1+", &[2], new, "drain 1"),
+        ("exchanged: it is the last", 3, "0:2+ 1:2+ 2:1+", &[2], new, "locked"),
+        ("exchanged: it is what is missing", 3, "0:1+ 1:1+ 2:1-", &[2], new, "locked"),
+        ("more first: it is the last", 3, "0:1+ 1:2+ 2:2+ 3:2+", &[0], more_first, "locked"),
+        ("of the new revision", 3, "0:2+ 1:2+ 2:2+", &[0], new, "settle"),
+        ("deleted: it goes with the group", 1, "0:1+", &[0], |g| g.intent = Intent::Deleting, "delete 0"),
+    ];
+    for (what, wanted, members, locked, change, want) in table {
+        let mut group = group(*wanted, members);
+        change(&mut group);
+        assert_eq!(words(&group_steps(&locked_sight(&group, locked, 999))), *want, "{what}");
+    }
+}
+
+#[test]
+fn a_lock_in_the_way_is_told_once_and_taken_back() {
+    let mut group = group(1, "0:1+ 1:1+");
+    let locked = |group: &ScalingGroupRecord, locked: &[u32]| group_steps(&locked_sight(group, locked, 9));
+    let steps = locked(&group, &[0, 1]);
+    assert_eq!(words(&steps), "locked");
+    group = group.after(&steps[0], at(9));
+    let trouble = group.trouble.clone().unwrap();
+    assert_eq!(trouble.fault.code, "locked");
+    assert!(trouble.fault.message.ends_with("member 0, 1"), "{}", trouble.fault.message);
+    assert_eq!(words(&locked(&group, &[0, 1])), "", "once");
+    assert_eq!(words(&locked(&group, &[0])), "drain 1");
+    let wanted = ScalingGroupRecord { wanted: 2, ..group.clone() };
+    assert_eq!(words(&locked(&wanted, &[0, 1])), "calm", "nobody has to go any more");
+    let waiting = Trouble::after(None, "no_room", "full".into(), at(9));
+    let short = ScalingGroupRecord {
+        target: 2,
+        update: UpdatePolicy { max_surge: 3, ..group.update.clone() },
+        trouble: Some(waiting),
+        ..group
+    };
+    assert_eq!(words(&locked(&short, &[0, 1])), "", "what is waited for stays said");
 }
 
 #[test]
@@ -392,7 +472,7 @@ fn exchange(wanted: u32, unavailable: u32, surge: u32, drain: u32, share: Share)
     for now in 1..10_000 {
         let members = group.slots.iter().map(|(index, slot)| {
             let ready = ready_at.get(&slot.instance).is_none_or(|at| now >= *at);
-            (*index, Presence::Here { ready, held: false, lost: false })
+            (*index, Presence::Here { ready, held: false, locked: false, lost: false })
         });
         // Hosts bury at once.
         let seen =

@@ -156,7 +156,12 @@ pub fn decide(view: &View, group: &ScalingGroupRecord, now: Timestamp) -> Vec<Gr
                 Some(row) if row.intent == Intent::Deleting => Presence::Going,
                 Some(row) => {
                     let looks = health::look(view, row);
-                    Presence::Here { ready: looks.reason.is_none(), held: looks.held, lost: looks.lost }
+                    Presence::Here {
+                        ready: looks.reason.is_none(),
+                        held: health::held(view, row, now),
+                        locked: row.server.locked.is_some(),
+                        lost: looks.lost,
+                    }
                 }
             };
             (*index, presence)

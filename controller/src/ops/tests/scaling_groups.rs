@@ -1,6 +1,7 @@
 use super::*;
 use crate::model::GroupPolicy;
 use crate::ops::EndpointQuery;
+use crate::ops::servers::{Origin, ServerOrder};
 use amphi_api::group::{
     Group, GroupChange, GroupCreate, GroupScale, GroupState, GroupUpdate, InstanceFigures, MetricPost,
     RolloutOrder, RolloutState, RolloutVerb,
@@ -188,6 +189,42 @@ async fn revisions_are_rolled_out_and_undone() {
     settle(&cloud, &hosts).await;
     assert_eq!(names(&cloud.ops.scaling_group(P, made.id).unwrap()), names(&back));
     assert_eq!(names(&go(RolloutVerb::Resume, None).await), ["web-0:3+", "web-1:3+", "web-2:3+"]);
+}
+
+#[tokio::test]
+async fn who_is_rescued_or_locked_is_left_alone() {
+    let (cloud, hosts, made) = grouped(json!({"count": 2})).await;
+    let by = Origin::native(P);
+    let last = made.members[1].instance;
+    let order = async |order: ServerOrder| {
+        cloud.ops.order_server(&by, last, order).await.unwrap();
+        settle(&cloud, &hosts).await;
+        cloud.ops.scaling_group(P, made.id).unwrap()
+    };
+    let rescued = order(ServerOrder::Rescue { image: None }).await;
+    assert_eq!(names(&rescued), ["web-0:1+", "web-1:1-"]);
+    assert_eq!(rescued.members[1].reason.as_deref(), Some("it is being rescued"));
+    let endpoints = cloud.ops.endpoints(P, &EndpointQuery::Group(made.id), &[], None).unwrap();
+    assert_eq!(endpoints.ready().count(), 1);
+    assert_eq!(names(&order(ServerOrder::Unrescue).await), ["web-0:1+", "web-1:1+"]);
+
+    order(ServerOrder::Lock { reason: None }).await;
+    cloud.ops.scale_group(P, made.id, &GroupScale { to: 1 }).await.unwrap();
+    settle(&cloud, &hosts).await;
+    assert_eq!(names(&cloud.ops.scaling_group(P, made.id).unwrap()), ["web-1:1+"], "the other one went");
+    let mut template = made.template.clone();
+    template.memory_mib = 256;
+    let update = GroupUpdate { template, percent: None, canary: false };
+    cloud.ops.roll_out_group(P, made.id, &update).await.unwrap();
+    settle(&cloud, &hosts).await;
+    let stuck = cloud.ops.scaling_group(P, made.id).unwrap();
+    assert_eq!((names(&stuck), stuck.state), (vec!["web-1:1+".into()], GroupState::Short));
+    assert_eq!(stuck.trouble.unwrap().code, "locked");
+    let revision = cloud.ops.world().read().revision();
+    cloud.ops.step_groups().await.unwrap();
+    assert_eq!(cloud.ops.world().read().revision(), revision, "told once");
+    let over = order(ServerOrder::Unlock).await;
+    assert_eq!((names(&over), over.state, over.trouble), (vec!["web-0:2+".into()], GroupState::Steady, None));
 }
 
 #[tokio::test]
