@@ -7,7 +7,7 @@ use super::instances::instance_view;
 use super::list::find;
 use super::orders::instance_claims;
 use super::volumes::{room, usable};
-use super::{AskError, Draft, Ops, OpsError, Row, View, networks, quotas, sights, volume_groups};
+use super::{AskError, Draft, Ops, OpsError, Row, View, networks, quotas, sights, updates, volume_groups};
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::instance::{BodyKind, BodySpec, Instance, Power};
@@ -110,6 +110,7 @@ fn decide(
             draft.claim(host, instance_claims(&record));
         }
         draft.update(row, &record);
+        updates::redescribe(view, row, &record, &mut draft);
     }
     Ok(Decided { draft, measure })
 }
@@ -125,6 +126,13 @@ fn may_change(row: &InstanceRecord) -> Result<HostId, OpsError> {
     }
     if let Some(exchange) = row.exchange {
         return Err(OpsError::conflict(format!("exchange {exchange} is in progress; wait for its end")));
+    }
+    if let Some(rolling) = &row.rolling {
+        // Its steps write the descriptions that it began with over whatever else is ordered.
+        return Err(updates::under_way(rolling));
+    }
+    if let Some(pending) = &row.task {
+        return Err(OpsError::conflict(format!("it is {}; wait for its end", pending.task.word())));
     }
     if row.resize.is_some() {
         return refuse("a resize to another flavor is not confirmed yet");

@@ -13,7 +13,7 @@ use amphi_api::rollout::{
     SetUpdate,
 };
 use amphi_api::set::{MemberSpec, SetSpec};
-use amphi_api::{ImageId, InstanceId, ProjectId};
+use amphi_api::{FieldError, ImageId, InstanceId, ProjectId};
 use jiff::Timestamp;
 
 impl Ops {
@@ -118,6 +118,16 @@ impl Ops {
             refuse_busy(row)?;
             let (present, _) = present(view, row, body);
             let target = earlier(view, row, body, present, undo.to)?;
+            if let Some(set) = set_of(&target.body) {
+                // Size and volume may be others than they were then.
+                let unfit = |e: FieldError| {
+                    OpsError::conflict(format!(
+                        "revision {} does not fit any more: {}",
+                        target.number, e.message
+                    ))
+                };
+                fits(set, row.memory_mib, has_volume(row)).map_err(unfit)?;
+            }
             for image in &target.body.images {
                 let there = view.images.get(*image).filter(|i| !i.closing && !i.traits.deactivated);
                 let there = there.ok_or_else(|| {
@@ -257,6 +267,18 @@ fn present(view: &View, row: &InstanceRecord, body: &BodyRecord) -> (u64, bool) 
     }
 }
 
+/// The present revision, where there is one, is the set with the limits that a resize gives it: without that the resize
+/// would be a description of its own, and an undo would take it back in place of the update before it.
+pub(super) fn redescribe(view: &View, row: &InstanceRecord, resized: &InstanceRecord, draft: &mut Draft) {
+    let (before, after) = (row.body_of(BodyKind::Set), resized.body_of(BodyKind::Set));
+    let Some((before, after)) = before.zip(after).filter(|(before, after)| before != after) else { return };
+    let (number, unwritten) = present(view, row, before);
+    let known = view.revisions.get(RevisionKey { instance: row.id, number });
+    if let Some(known) = known.filter(|_| !unwritten) {
+        draft.update(known, &RevisionRecord { body: after.clone(), ..(*known.record).clone() });
+    }
+}
+
 /// The description to go back to.
 fn earlier<'a>(
     view: &'a View,
@@ -289,6 +311,21 @@ fn told(row: &RevisionRecord, present: u64) -> Revision {
     }
 }
 
+fn has_volume(row: &InstanceRecord) -> bool {
+    row.volume.or(row.root_volume).is_some()
+}
+
+/// Whether an instance of this size can have such a set.
+fn fits(set: &SetSpec, memory_mib: u64, has_volume: bool) -> Result<(), FieldError> {
+    set.check_memory(memory_mib)?;
+    let parted = set.members.iter().any(|member| !member.mounts.is_empty());
+    if parted && !has_volume {
+        let why = "members have parts of a volume ('mounts'), and there is none";
+        return Err(FieldError::new("members", why));
+    }
+    Ok(())
+}
+
 /// The body that the order makes of the present one. Images of members that are not named in it stay what they are.
 fn next_body(
     view: &View,
@@ -299,15 +336,8 @@ fn next_body(
 ) -> Result<BodyRecord, OpsError> {
     let before = set_of(body).ok_or_else(|| OpsError::conflict("the instance lists no set"))?;
     let set = update.apply(before)?;
-    let place = if update.set.is_some() { "set." } else { "" };
-    set.check_memory(row.memory_mib).map_err(|e| e.under(place.trim_end_matches('.')))?;
-    let parted = set.members.iter().any(|member| !member.mounts.is_empty());
-    if parted && row.volume.or(row.root_volume).is_none() {
-        return Err(OpsError::field(
-            "set.members",
-            "members have parts of a volume ('mounts'), and there is none",
-        ));
-    }
+    let placed = |e: FieldError| if update.set.is_some() { e.under("set") } else { e };
+    fits(&set, row.memory_mib, has_volume(row)).map_err(placed)?;
     let mut images = Vec::new();
     for (at, member) in set.members.iter().enumerate() {
         let named = update.set.is_some()
@@ -485,7 +515,7 @@ struct Difference {
 fn differences(row: &InstanceRecord, before: &BodyRecord, after: &BodyRecord) -> Vec<Difference> {
     let (Some(old), Some(new)) = (set_of(before), set_of(after)) else { return Vec::new() };
     let (old_limits, new_limits) = (old.memory_limits(row.memory_mib), new.memory_limits(row.memory_mib));
-    let shared = row.volume.or(row.root_volume).is_some();
+    let shared = has_volume(row);
     let mut all = Vec::new();
     for (at, member) in new.members.iter().enumerate() {
         let was = old.members.iter().position(|m| m.effective_name() == member.effective_name());
@@ -544,6 +574,26 @@ mod tests {
 
     fn set(value: serde_json::Value) -> SetSpec {
         serde_json::from_value::<SetSpec>(value).unwrap().normalized()
+    }
+
+    #[test]
+    fn what_an_instance_cannot_have_does_not_fit() {
+        let member = |more: serde_json::Value| {
+            let mut member = json!({"index": 1, "name": "web", "image": "i"});
+            member.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            set(json!({"members": [member]}))
+        };
+        let heap = member(json!({"options": {"heap_mib": 200}}));
+        let parted = member(json!({"mounts": [{"path": "/srv"}]}));
+        for (set, memory_mib, has_volume, field) in [
+            (&heap, 512, false, None),
+            (&heap, 128, false, Some("members[0].options.heap_mib")),
+            (&parted, 128, true, None),
+            (&parted, 128, false, Some("members")),
+        ] {
+            let told = fits(set, memory_mib, has_volume).err().map(|e| e.field);
+            assert_eq!(told.as_deref(), field, "{memory_mib} MiB, a volume: {has_volume}");
+        }
     }
 
     #[test]

@@ -128,20 +128,29 @@ pub fn wanted(desired: &InstanceDesired) -> BTreeMap<String, Limits> {
     }
 }
 
+/// Whether a member's container is the one that the limits are for. Until the next one takes its place, a former one keeps
+/// those that it was made with.
+fn is_ordered(desired: &InstanceDesired, body: &ObservedBody, name: &str) -> bool {
+    let member = body.members.iter().find(|member| member.name == name);
+    member.is_none_or(|member| member.generation == desired.generation_of(name))
+}
+
 /// Whether something of the body is held to other limits than it can and should be. A rescue's members have their own.
 pub fn differ(desired: &InstanceDesired, body: &ObservedBody) -> bool {
     if body.rescued || desired.rescue.is_some() || body.kind != desired.body.kind() {
         return false;
     }
     let wanted = wanted(desired);
-    body.held.iter().any(|(name, held)| wanted.get(name).is_some_and(|wanted| !wanted.is_held(held)))
+    let differs = |name: &str, held: &Held| wanted.get(name).is_some_and(|wanted| !wanted.is_held(held));
+    body.held.iter().any(|(name, held)| differs(name, held) && is_ordered(desired, body, name))
 }
 
 /// What is ordered of the body's limits and not so, although nothing more can be done now.
 pub fn conditions(desired: &InstanceDesired, body: &ObservedBody) -> Vec<Condition> {
     let mut all = Vec::new();
     for (name, wanted) in wanted(desired) {
-        let Some(held) = body.held.get(&name).filter(|_| !body.rescued) else { continue };
+        let told = !body.rescued && is_ordered(desired, body, &name);
+        let Some(held) = body.held.get(&name).filter(|_| told) else { continue };
         if body.kind == BodyKind::Set {
             all.extend(wanted.not_here(held, &name));
         } else if body.state != ObservedState::Stopped {

@@ -28,7 +28,7 @@ pub(super) use journal::{Started, begin, end_task, note, note_failed};
 pub(super) use resize::has_root_disk;
 
 use super::list::find;
-use super::{OpsError, Row, View};
+use super::{OpsError, Row, View, updates};
 use crate::model::*;
 use amphi_api::{InstanceId, ProjectId, UserId};
 use jiff::Timestamp;
@@ -86,8 +86,11 @@ fn unlocked<'a>(
     Ok(row)
 }
 
-/// Nothing else is under way.
+/// Nothing else is under way. An update is, although one in ERROR tells of no task: its way back would overwrite the order.
 fn idle(row: &InstanceRecord, verb: &str, state: &ServerState) -> Result<(), OpsError> {
+    if let Some(rolling) = row.rolling.as_ref().filter(|_| row.intent != Intent::Deleting) {
+        return Err(updates::under_way(rolling));
+    }
     match state.task {
         None => Ok(()),
         Some(task) => Err(OpsError::conflict(format!(

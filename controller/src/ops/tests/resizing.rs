@@ -1,6 +1,7 @@
 //! Another size for what is there: records, claims and orders together, and every refusal with its figures.
 
 use super::*;
+use crate::ops::servers::{Origin, ServerOrder};
 use amphi_api::ErrorCode;
 use amphi_api::resize::{Condition, InstanceResize, REFUSED};
 
@@ -114,11 +115,28 @@ async fn what_cannot_be_is_refused_with_the_figures() {
     let told = cloud.refused(&made, json!({"members": {"b": {"pids": 40}}})).await;
     assert!(told.contains("member b has 50 processes and threads, more than 40"), "{told}");
     cloud.resize(&made, json!({"memory_mib": 200})).await.unwrap();
+    // A first limit of the root file system takes something away too.
+    let root = MemberUsage { root_bytes: Some(9 << 20), ..usage("b", 20, 5) };
+    *cloud.links.used.lock().unwrap() = vec![root];
+    let told = cloud.refused(&made, json!({"members": {"b": {"root_mib": 8}}})).await;
+    assert!(told.contains("member b has 9 MiB in its root file system, more than 8 MiB"), "{told}");
     cloud.down(h1).await;
     let error = cloud.resize(&made, json!({"memory_mib": 192})).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable, "{error}");
     let told = cloud.refused(&made, json!({"memory_mib": 300})).await;
     assert!(told.contains("is down"), "{told}");
+}
+
+#[tokio::test]
+async fn another_order_comes_to_its_end_first() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+    cloud.obey(h1).await;
+    cloud.ops.order_server(&Origin::native(P), made.id, ServerOrder::Stop).await.unwrap();
+    let told = cloud.refused(&made, json!({"memory_mib": 256})).await;
+    assert!(told.contains("it is powering-off"), "{told}");
+    cloud.obey(h1).await;
+    cloud.resize(&made, json!({"memory_mib": 256})).await.unwrap();
 }
 
 #[tokio::test]

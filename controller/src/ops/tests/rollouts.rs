@@ -1,5 +1,6 @@
 use super::*;
-use crate::ops::servers::Origin;
+use crate::model::VmState;
+use crate::ops::servers::{Origin, RebuildWish, ServerOrder};
 use amphi_api::ErrorCode;
 use amphi_api::instance::{BodyKind, ExchangeCreate, InstanceState, MemberStatus};
 use amphi_api::rollout::{
@@ -203,12 +204,16 @@ async fn nothing_else_happens_to_it_meanwhile() {
     settle(&cloud).await;
     let exchange = ExchangeCreate { to: BodyKind::Vm, body: None };
     let to_other = serde_json::from_value(json!({"to": "h2", "reason": "x"})).unwrap();
+    let larger = serde_json::from_value(json!({"memory_mib": 256})).unwrap();
+    let limited = serde_json::from_value(json!({"members": {"db": {"pids": 40}}})).unwrap();
     for refused in [
         cloud.ops.create_exchange(P, made.id, &exchange).await.map(drop),
         cloud.ops.create_move(P, made.id, &to_other).await.map(drop),
         cloud.ops.stop_instance(P, made.id).await.map(drop),
         cloud.ops.restart_instance(P, made.id).await.map(drop),
         cloud.ops.restart_member(P, made.id, "db").await.map(drop),
+        cloud.ops.resize_instance(P, made.id, &larger).await.map(drop),
+        cloud.ops.resize_instance(P, made.id, &limited).await.map(drop),
         cloud.ops.update_set(&origin(), made.id, &image("db", "v2")).await.map(drop),
         cloud.ops.undo_rollout(&origin(), made.id, RolloutUndo { to: Some(9) }).await.map(drop),
     ] {
@@ -234,6 +239,90 @@ async fn nothing_else_happens_to_it_meanwhile() {
     assert!(cloud.ops.restart_member(P, made.id, "cache").await.is_err());
     cloud.ops.restart_member(P, made.id, "db").await.unwrap();
     assert_eq!(cloud.ops.desired(there).instances[0].members["db"].restarts, 1);
+}
+
+#[tokio::test]
+async fn an_error_frees_nobody_from_the_update() {
+    let (cloud, h1, made) = running().await;
+    cloud.ops.update_set(&origin(), made.id, &image("web", "v2")).await.unwrap();
+    settle(&cloud).await;
+    let mut status = cloud.obedient(h1);
+    let since = Timestamp::UNIX_EPOCH;
+    status.instances[0].fault = Some(Fault { code: "member_down".into(), message: "no".into(), since });
+    cloud.ops.status(h1, status).await.unwrap();
+    {
+        let view = cloud.ops.world().read();
+        let row = view.instances.get(made.id).unwrap();
+        let state = crate::ops::servers::state(&view, row, Timestamp::now());
+        assert_eq!((state.vm, state.task), (VmState::Error, None), "OpenStack's clients see no task");
+    }
+    let before = cloud.ops.world().read().revision();
+    let by = origin();
+    let order = |order| cloud.ops.order_server(&by, made.id, order);
+    for refused in [
+        cloud.ops.rebuild_server(&by, made.id, &RebuildWish::default()).await,
+        order(ServerOrder::Stop).await,
+        order(ServerOrder::Reboot { hard: true }).await,
+        order(ServerOrder::Rescue { image: None }).await,
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Conflict);
+        assert!(refused.to_string().contains("update to revision 2"), "{refused}");
+    }
+    assert_eq!(cloud.ops.world().read().revision(), before, "a refusal changes nothing");
+}
+
+#[tokio::test]
+async fn an_undo_after_a_resize_undoes_the_update() {
+    let (cloud, h1, made) = running().await;
+    cloud.ops.update_set(&origin(), made.id, &image("web", "v2")).await.unwrap();
+    settle(&cloud).await;
+    says(&cloud, h1, |_| ()).await;
+    settle(&cloud).await;
+    let limited = serde_json::from_value(json!({"members": {"db": {"pids": 40}}})).unwrap();
+    cloud.ops.resize_instance(P, made.id, &limited).await.unwrap();
+    says(&cloud, h1, |_| ()).await;
+    let now = rollout(&cloud, &made);
+    assert_eq!((now.present, now.phase), (2, RolloutPhase::Done), "no description of its own");
+    let pids = |number| {
+        let set = cloud.ops.revision(P, made.id, number).unwrap().set.unwrap();
+        set.members.iter().find(|m| m.name == "db").unwrap().options.pids
+    };
+    assert_eq!((pids(1), pids(2)), (None, Some(40)), "the present one is what is there");
+
+    let back = cloud.ops.undo_rollout(&origin(), made.id, RolloutUndo::default()).await.unwrap();
+    assert_eq!((back.revision, back.from), (3, 2));
+    assert_eq!(cloud.ops.revisions(P, made.id).unwrap()[0].what, "back to 1");
+    settle(&cloud).await;
+    assert_eq!(told(&cloud, h1)[0], is("web", 3, "busybox"));
+}
+
+#[tokio::test]
+async fn nothing_comes_back_that_does_not_fit() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let set = |options: serde_json::Value| {
+        let web = json!({"index": 1, "name": "web", "image": "busybox", "options": options});
+        json!({"members": [web]})
+    };
+    let large = json!([{"set": set(json!({"heap_mib": 200}))}]);
+    let made = cloud.create(json!({"host": "h1", "memory_mib": 512, "bodies": large})).await.unwrap();
+    cloud.obey(h1).await;
+    cloud.ops.stop_instance(P, made.id).await.unwrap();
+    cloud.obey(h1).await;
+    let lean = update(json!({"set": set(json!({}))}));
+    assert_eq!(cloud.ops.update_set(&origin(), made.id, &lean).await.unwrap().present, 2);
+    let smaller = serde_json::from_value(json!({"memory_mib": 128})).unwrap();
+    cloud.ops.resize_instance(P, made.id, &smaller).await.unwrap();
+    for to in [None, Some(1)] {
+        let refused = cloud.ops.undo_rollout(&origin(), made.id, RolloutUndo { to }).await.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Conflict);
+        let told = refused.to_string();
+        assert!(told.contains("revision 1 does not fit") && told.contains("has 128 MiB"), "{told}");
+    }
+    let larger = serde_json::from_value(json!({"memory_mib": 512})).unwrap();
+    cloud.ops.resize_instance(P, made.id, &larger).await.unwrap();
+    let back = cloud.ops.undo_rollout(&origin(), made.id, RolloutUndo::default()).await.unwrap();
+    assert_eq!((back.present, back.phase), (3, RolloutPhase::Done));
 }
 
 #[tokio::test]

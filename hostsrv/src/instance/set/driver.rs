@@ -406,8 +406,7 @@ impl BodyMoves for SetDriver {}
 #[async_trait]
 impl BodySizing for SetDriver {
     async fn usage(&self, instance: InstanceId) -> Result<Vec<MemberUsage>, DriverError> {
-        let parts = self.parts(instance).await?;
-        sizing::usage(&self.shared, &parts.iter().collect::<Vec<_>>()).await
+        sizing::usage(&self.parts(instance).await?).await
     }
 
     async fn resize(&self, plan: &BodyPlan) -> Result<(), DriverError> {

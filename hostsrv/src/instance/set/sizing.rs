@@ -14,6 +14,7 @@ use crate::instance::{BodyPlan, DriverError, folders};
 use amphi_api::resize::MemberUsage;
 use amphi_api::set::SetSpec;
 use bollard::models::{ContainerUpdateBody, HostConfig};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The scheduler's default period, in microseconds (kernel documentation, sched-bwc).
@@ -72,13 +73,17 @@ pub fn held(config: Option<&HostConfig>) -> Held {
     }
 }
 
+/// Finds the groups of a process.
+type GroupsOf = fn(i64) -> Option<Groups>;
+
 /// The groups of a container's first process.
 pub fn groups_of(pid: i64) -> Option<Groups> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     Groups::parse(&text, Path::new(GROUPS))
 }
 
-/// What one member is to be changed to.
+/// What one member's container is to be changed to.
+#[derive(Debug)]
 struct Change<'a> {
     part: &'a Part,
     name: &'a str,
@@ -97,23 +102,18 @@ pub async fn resize(
         return Ok(());
     }
     let wanted = limits::of_set(set, plan.vcpus, plan.memory_mib);
-    let mut changes: Vec<Change<'_>> = Vec::new();
-    for part in parts.iter().filter(|part| part.tag.epoch == plan.epoch && part.state != PartState::Created) {
-        let Some((_, name)) = part.tag.role.member().filter(|_| !part.is_rescuer()) else { continue };
-        let Some(wanted) = wanted.get(name).copied() else { continue };
-        let held = shared.held(part);
-        if !wanted.is_held(&held) {
-            changes.push(Change { part, name, wanted, held });
-        }
+    let ordered = |part: &Part, name: &str| {
+        part.tag.epoch == plan.epoch && part.tag.generation == plan.generation_of(name)
+    };
+    let mut changes = changes(parts, &wanted, ordered, |part| shared.held(part));
+    let mut used = Vec::with_capacity(changes.len());
+    for change in &changes {
+        used.push(match change.wanted.shrinks(&change.held) {
+            true => measure(change.part, groups_of, counts_root(&change.held)).await?,
+            false => None,
+        });
     }
-    let running: Vec<&Part> = changes.iter().filter(|c| c.wanted.shrinks(&c.held)).map(|c| c.part).collect();
-    let used = usage(shared, &running).await?;
-    let beyond = changes.iter().find_map(|change| {
-        let used = used.iter().find(|used| used.name == change.name)?;
-        let Limits { memory_bytes, pids, root_mib, .. } = change.wanted;
-        used.beyond(memory_bytes, pids, root_mib)
-    });
-    if let Some(why) = beyond {
+    if let Some(why) = beyond(&changes, &used) {
         return Err(DriverError::LimitsRefused { message: format!("{why}; the present limits stay") });
     }
     // What gets less first, so that the members together never have more than the set.
@@ -131,6 +131,43 @@ pub async fn resize(
         }
     }
     Ok(())
+}
+
+/// The containers that are held to other limits than they should be. `ordered`: one is made for the description that its
+/// member shall have; those beside it, of which there are some during an update, keep what they were made with.
+fn changes<'a>(
+    parts: &'a [Part],
+    wanted: &BTreeMap<String, Limits>,
+    ordered: impl Fn(&Part, &str) -> bool,
+    held: impl Fn(&Part) -> Held,
+) -> Vec<Change<'a>> {
+    let mut changes = Vec::new();
+    for part in parts.iter().filter(|part| part.state != PartState::Created && !part.is_rescuer()) {
+        let Some((_, name)) = part.tag.role.member().filter(|(_, name)| ordered(part, name)) else {
+            continue;
+        };
+        let Some(wanted) = wanted.get(name).copied() else { continue };
+        let held = held(part);
+        if !wanted.is_held(&held) {
+            changes.push(Change { part, name, wanted, held });
+        }
+    }
+    changes
+}
+
+/// What of the changes takes away more than is left. `used`: by each change's own container, where it was measured.
+fn beyond(changes: &[Change<'_>], used: &[Option<MemberUsage>]) -> Option<String> {
+    changes.iter().zip(used).find_map(|(change, used)| {
+        let Limits { memory_bytes, pids, root_mib, .. } = change.wanted;
+        used.as_ref()?.beyond(memory_bytes, pids, root_mib)
+    })
+}
+
+/// Whether what is written counts when an order is carried out. A first limit looks the same as one that this process has
+/// not told a new container, or any after its own start: whoever is over that one is ended, and must not go free by it.
+/// Before a first limit is ordered, the controller asks for what is written.
+fn counts_root(held: &Held) -> bool {
+    held.root_mib.is_some_and(|limit| limit > 0)
 }
 
 fn before(change: &Change<'_>) -> Limits {
@@ -184,23 +221,35 @@ async fn update(shared: &Shared, part: &Part, limits: &Limits) -> Result<(), Dri
     }
 }
 
-/// What these parts use now, those that run.
-pub async fn usage(shared: &Shared, parts: &[&Part]) -> Result<Vec<MemberUsage>, DriverError> {
+/// What these parts use now, those that run. What they have written counts too, limit or not: somebody asks because there
+/// may be one.
+pub async fn usage(parts: &[Part]) -> Result<Vec<MemberUsage>, DriverError> {
+    usage_by(parts, groups_of).await
+}
+
+async fn usage_by(parts: &[Part], groups: GroupsOf) -> Result<Vec<MemberUsage>, DriverError> {
     let mut all = Vec::new();
     for part in parts {
-        let (Some((_, name)), Some(pid)) = (part.tag.role.member(), part.detail.pid) else { continue };
-        if !part.is_alive() {
-            continue;
-        }
-        let used = move || Ok(groups_of(pid).map(|groups| groups.used()));
-        let Some((memory_bytes, pids)) = folders::blocking("measure a member", used).await? else { continue };
-        let root_bytes = match &part.detail.upper {
-            Some(upper) if shared.roots.limit(&part.id) > 0 => Some(roots::written(upper.clone()).await?),
-            _ => None,
-        };
-        all.push(MemberUsage { name: name.to_owned(), memory_bytes, pids, root_bytes });
+        all.extend(measure(part, groups, true).await?);
     }
     Ok(all)
+}
+
+/// What one part uses now. None: it does not run, or is no member.
+async fn measure(part: &Part, groups: GroupsOf, root: bool) -> Result<Option<MemberUsage>, DriverError> {
+    let (Some((_, name)), Some(pid)) = (part.tag.role.member(), part.detail.pid) else { return Ok(None) };
+    if !part.is_alive() {
+        return Ok(None);
+    }
+    let used = move || Ok(groups(pid).map(|groups| groups.used()));
+    let Some((memory_bytes, pids)) = folders::blocking("measure a member", used).await? else {
+        return Ok(None);
+    };
+    let root_bytes = match part.detail.upper.clone().filter(|_| root) {
+        Some(upper) => Some(roots::written(upper).await?),
+        None => None,
+    };
+    Ok(Some(MemberUsage { name: name.to_owned(), memory_bytes, pids, root_bytes }))
 }
 
 impl Shared {
@@ -226,7 +275,10 @@ pub fn io_of(root: Option<&str>, pid: Option<i64>, volume: Option<&str>, held: &
 
 #[cfg(test)]
 mod tests {
+    use super::super::labels::{Role, Tag};
+    use super::super::observed::Detail;
     use super::*;
+    use amphi_api::InstanceId;
 
     const LIMITS: Limits = Limits {
         cpu_centi: 320,
@@ -266,6 +318,86 @@ mod tests {
         assert!(LIMITS.is_held(&held(None)), "what is not told is not compared");
         let tiny = host_config(&Limits { cpu_centi: 0, ..LIMITS });
         assert_eq!(tiny.cpu_shares, Some(2));
+    }
+
+    /// A container of member `web`.
+    fn part(id: &str, generation: u64, state: PartState, memory_mib: u64) -> Part {
+        let tag = Tag {
+            instance: InstanceId(uuid::Uuid::nil()),
+            epoch: 1,
+            role: Role::Member { index: 0, name: "web".to_owned() },
+            spec: String::new(),
+            generation,
+            life: Default::default(),
+        };
+        let held = Held { memory_bytes: Some(memory_mib << 20), ..Held::default() };
+        Part { id: id.to_owned(), tag, state, detail: Detail { held, ..Detail::default() } }
+    }
+
+    fn ids(changes: &[Change<'_>]) -> Vec<String> {
+        changes.iter().map(|change| change.part.id.clone()).collect()
+    }
+
+    #[test]
+    fn only_the_container_that_is_ordered_takes_on_limits() {
+        use PartState::{Created, Ended, Running};
+        let wanted = BTreeMap::from([("web".to_owned(), LIMITS)]);
+        let old = |state| part("old", 0, state, 128);
+        let table: Vec<(&str, Vec<Part>, u64, &[&str])> = vec![
+            ("alone", vec![old(Running)], 0, &["old"]),
+            ("as it should be", vec![part("old", 0, Running, 256)], 0, &[]),
+            ("its next is not made", vec![old(Running)], 2, &[]),
+            ("its next is made", vec![old(Running), part("new", 2, Created, 128)], 2, &[]),
+            ("both run", vec![old(Running), part("new", 2, Running, 128)], 2, &["new"]),
+            ("it is kept, stopped", vec![part("new", 2, Running, 128), old(Ended)], 2, &["new"]),
+            ("it comes back", vec![part("new", 2, Running, 128), old(Ended)], 0, &["old"]),
+        ];
+        for (what, parts, generation, changed) in table {
+            let ordered = |part: &Part, _: &str| part.tag.generation == generation;
+            let found = changes(&parts, &wanted, ordered, |part| part.detail.held);
+            assert_eq!(ids(&found), changed, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_a_container_uses_is_its_own() {
+        let parts = [part("idle", 0, PartState::Ended, 512), part("busy", 0, PartState::Running, 512)];
+        let wanted = BTreeMap::from([("web".to_owned(), LIMITS)]);
+        let found = changes(&parts, &wanted, |_, _| true, |part| part.detail.held);
+        assert_eq!(ids(&found), ["idle", "busy"]);
+        let used = |mib: u64| {
+            let used = MemberUsage { name: "web".into(), memory_bytes: mib << 20, ..MemberUsage::default() };
+            Some(used)
+        };
+        assert_eq!(beyond(&found, &[None, used(200)]), None);
+        let told = beyond(&found, &[used(200), used(300)]).expect("the second one's use");
+        assert!(told.contains("uses 300 MiB of memory, more than 256 MiB"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_counts_without_a_limit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("x"), vec![1; 1 << 20]).expect("a file");
+        let mut member = part("a", 0, PartState::Running, 256);
+        (member.detail.pid, member.detail.upper) = (Some(7), Some(dir.path().to_owned()));
+        let groups: GroupsOf = |_| Some(Groups::Unified("/nowhere".into()));
+        let used = usage_by(std::slice::from_ref(&member), groups).await.expect("a measure");
+        assert!(used.len() == 1 && used[0].root_bytes >= Some(1 << 20), "{used:?}");
+        assert_eq!(used[0].beyond(256 << 20, 0, 2), None, "{used:?}");
+        std::fs::write(dir.path().join("y"), vec![1; 2 << 20]).expect("another file");
+        let used = usage_by(std::slice::from_ref(&member), groups).await.expect("a measure");
+        let why = used[0].beyond(256 << 20, 0, 2).expect("too much for a first limit");
+        assert!(why.contains("in its root file system, more than 2 MiB"), "{why}");
+        member.state = PartState::Ended;
+        let used = usage_by(std::slice::from_ref(&member), groups).await.expect("a measure");
+        assert!(used.is_empty(), "what does not run uses nothing: {used:?}");
+    }
+
+    #[test]
+    fn a_first_limit_of_the_root_is_told_to_whoever_is_over_it() {
+        for (limit, counts) in [(None, false), (Some(0), false), (Some(8), true)] {
+            assert_eq!(counts_root(&Held { root_mib: limit, ..Held::default() }), counts, "{limit:?}");
+        }
     }
 
     #[test]

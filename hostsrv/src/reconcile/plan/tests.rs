@@ -202,6 +202,18 @@ fn held_to(memory_mib: u64) -> impl Fn(&mut World) {
     }
 }
 
+/// The member's container is made for this description, and shall be for that one.
+fn described(now: u64, ordered: u64) -> impl Fn(&mut World) {
+    use amphi_api::instance::MemberStatus;
+    use amphi_api::wire::MemberDesired;
+    move |w: &mut World| {
+        let member = MemberStatus { name: "a".into(), running: true, generation: now, ..Default::default() };
+        w.bodies[0].members = vec![member];
+        let ordered = MemberDesired { generation: ordered, ..MemberDesired::default() };
+        w.desired.members.insert("a".into(), ordered);
+    }
+}
+
 #[test]
 fn a_body_takes_on_its_size_as_it_is() {
     let off = |w: &mut World| w.desired.power = Power::Off;
@@ -215,6 +227,16 @@ fn a_body_takes_on_its_size_as_it_is() {
         ("refused a moment ago", one(Running).and(held_to(128)).and(refused), &[]),
         ("a member is down", one(Degraded).and(held_to(32)), &["volume", "resize", "ensure"]),
         ("stopped, to be started", one(Stopped).and(held_to(32)), &["volume", "resize", "ensure"]),
+        (
+            "limits of its next container",
+            one(Running).and(held_to(32)).and(described(0, 2)),
+            &["prepare update", "ensure"],
+        ),
+        (
+            "limits of its next container, which is there",
+            one(Running).and(held_to(32)).and(described(2, 2)),
+            &["resize"],
+        ),
         ("stopped, to stay so", one(Stopped).and(held_to(32)).and(off), &["detach"]),
         ("running, to be stopped", one(Running).and(held_to(32)).and(off), &["stop set", "detach"]),
         (
