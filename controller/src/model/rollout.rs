@@ -138,6 +138,9 @@ impl RolloutRecord {
             if starts && member.started_at.is_none() {
                 member.started_at = Some(now);
             }
+            if phase == MemberPhase::Preparing {
+                member.started_at = None;
+            }
             (member.phase, member.since) = (phase, now);
             member.gap_ms = gap_ms.or(member.gap_ms);
         }
@@ -203,6 +206,8 @@ enum Progress {
     Ready {
         gap_ms: Option<u64>,
     },
+    /// It does not run while the body as a whole does not: a host or an engine that starts anew ends every member.
+    Down(Option<String>),
     Failed(String),
 }
 
@@ -267,7 +272,8 @@ fn member_step(
     let waited = |since: Timestamp| now.duration_since(since.max(up_since));
     let seconds = |n: u32| SignedDuration::from_secs(n.into());
     let failed = |code: &str, why: String| RolloutStep::RollBack(fault(code, why, now));
-    match progress(seen, revision) {
+    let body = current.map_or(BodyState::Absent, |o| o.state);
+    match progress(seen, body, revision) {
         Progress::Absent => {
             let told = |o: &InstanceObserved| o.next_fault.clone().or(o.fault.clone());
             let told = current.and_then(told);
@@ -282,7 +288,18 @@ fn member_step(
             RolloutStep::Wait
         }
         Progress::Failed(why) => failed("member_failed", format!("member {name} {why}")),
-        Progress::Starting(why) => {
+        Progress::Down(_) if body.is_still() || member.phase == MemberPhase::Ready => {
+            if member.phase != MemberPhase::Preparing {
+                // What it has had of its time is lost with its processes.
+                return RolloutStep::Enter { at, phase: MemberPhase::Preparing, gap_ms: None };
+            }
+            if waited(member.since) >= PREPARE_DEADLINE {
+                let limit = PREPARE_DEADLINE.as_secs();
+                return failed("engine_timeout", format!("member {name} was not back within {limit} s"));
+            }
+            RolloutStep::Wait
+        }
+        Progress::Starting(why) | Progress::Down(why) => {
             let limit = wanted.map_or(0, |m| m.update.deadline_s());
             let since = member.started_at.unwrap_or(now);
             if waited(since) >= seconds(limit) {
@@ -315,16 +332,19 @@ fn least_ready(member: &MemberSpec) -> u32 {
     member.update.min_ready_s(member.probes.tell_ready())
 }
 
-fn progress(seen: Option<&MemberStatus>, revision: u64) -> Progress {
+/// `body`: the whole of which it is a part.
+fn progress(seen: Option<&MemberStatus>, body: BodyState, revision: u64) -> Progress {
     let Some(seen) = seen else { return Progress::Absent };
+    let comes_up = body.is_still() || body == BodyState::Starting;
     let told = |why: &Option<String>| why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     if let Some(coming) = seen.coming.as_ref().filter(|c| c.generation == revision) {
         let why = told(&coming.reason);
         return match coming.exit_code {
             _ if coming.broken => Progress::Failed(format!("cannot be started{why}")),
-            Some(code) if coming.restarts > 0 || !coming.running => {
+            Some(code) if coming.restarts > 0 || !(coming.running || comes_up) => {
                 Progress::Failed(format!("ended with exit code {code}{why}"))
             }
+            _ if !coming.running && comes_up => Progress::Down(coming.reason.clone()),
             _ => Progress::Starting(coming.reason.clone()),
         };
     }
@@ -334,11 +354,13 @@ fn progress(seen: Option<&MemberStatus>, revision: u64) -> Progress {
     let why = told(&seen.reason);
     match seen.exit_code {
         Some(0) if seen.finished => Progress::Ready { gap_ms: seen.gap_ms },
-        Some(code) if seen.restarts > 0 || !seen.running => {
+        // What has finished did so in this run of the set.
+        Some(code) if seen.restarts > 0 || seen.finished || !(seen.running || comes_up) => {
             let memory = if seen.out_of_memory { ", out of memory" } else { "" };
             Progress::Failed(format!("ended with exit code {code}{memory}{why}"))
         }
         _ if seen.restarts > 0 => Progress::Failed(format!("ended{why}")),
+        _ if !seen.running && comes_up => Progress::Down(seen.reason.clone()),
         _ if seen.running && seen.ready != Some(false) => Progress::Ready { gap_ms: seen.gap_ms },
         _ => Progress::Starting(seen.reason.clone()),
     }

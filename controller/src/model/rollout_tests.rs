@@ -218,6 +218,60 @@ fn members_take_turns_and_have_to_be_ready() {
 }
 
 #[test]
+fn a_body_that_is_down_is_no_members_fault() {
+    use BodyState::{Absent, Running, Starting, Stopped};
+    let db = |change: fn(&mut MemberStatus)| {
+        let mut db = member("db", 5);
+        (db.running, db.exit_code) = (false, Some(255));
+        change(&mut db);
+        vec![member("web", 5), db]
+    };
+    let beside = |change: fn(&mut ComingMember)| {
+        let mut next = coming(5);
+        (next.running, next.exit_code) = (false, Some(137));
+        change(&mut next);
+        vec![member("web", 5), MemberStatus { coming: Some(next), ..member("db", 3) }]
+    };
+    let (ended, ended_beside) = (|| db(|_| ()), || beside(|_| ()));
+    let failed = "back, member_failed: member db ended with exit code 255";
+    let failed_beside = "back, member_failed: member db ended with exit code 137";
+    let late = "back, engine_timeout: member db was not back within 600 s";
+    let table: Vec<(&str, BodyState, M, i64, Vec<MemberStatus>, &str)> = vec![
+        ("the host starts", Stopped, M::Ready, 3, ended(), "1 is Preparing"),
+        ("nothing is there", Absent, M::Ready, 3, ended(), "1 is Preparing"),
+        ("it was not ready yet", Stopped, M::Starting, 3, ended(), "1 is Preparing"),
+        ("still down", Stopped, M::Preparing, 599, ended(), "wait"),
+        ("down for good", Stopped, M::Preparing, 600, ended(), late),
+        ("others start first", Starting, M::Ready, 3, ended(), "1 is Preparing"),
+        ("its turn is near", Starting, M::Preparing, 3, ended(), "1 is Starting"),
+        ("not there yet", Starting, M::Starting, 1, ended(), "wait"),
+        ("it runs again", Starting, M::Preparing, 3, db(|m| m.running = true), "1 is Ready"),
+        ("it alone has ended", Running, M::Ready, 3, ended(), failed),
+        ("it ends again and again", Starting, M::Ready, 3, db(|m| m.restarts = 1), failed),
+        ("it ended for good", Starting, M::Ready, 3, db(|m| m.finished = true), failed),
+        ("beside, the host starts", Stopped, M::Starting, 3, ended_beside(), "1 is Preparing"),
+        ("beside, others start first", Starting, M::Starting, 1, ended_beside(), "wait"),
+        ("beside, it alone has ended", Running, M::Starting, 1, ended_beside(), failed_beside),
+        ("beside, again and again", Stopped, M::Starting, 1, beside(|c| c.restarts = 1), failed_beside),
+        (
+            "beside, it cannot be started",
+            Stopped,
+            M::Preparing,
+            1,
+            beside(|c| (c.broken, c.exit_code) = (true, None)),
+            "back, member_failed: member db cannot be started",
+        ),
+    ];
+    for (what, body, phase, seconds, members, wanted) in table {
+        let rollout = rollout(P::Updating, [M::Done, phase]);
+        let down = |i: &mut InstanceRecord| i.observed.as_mut().unwrap().state = body;
+        assert_eq!(says(&step(&rollout, seconds, members, down)), wanted, "{what}");
+    }
+    let anew = rollout(P::Updating, [M::Done, M::Ready]).with(1, M::Preparing, None, at(5));
+    assert_eq!(anew.members[1].started_at, None, "its deadline counts from its next start");
+}
+
+#[test]
 fn what_keeps_a_member_from_being_made_has_to_last() {
     let rollout = rollout(P::Updating, [M::Preparing, M::Waiting]);
     let broken = |since: i64| {

@@ -47,7 +47,10 @@ pub fn of_member(
         for (at, mount) in member.mounts.iter().enumerate() {
             mounts.push(match mount.sub_path.as_str() {
                 "" => volume_at(volume, &mount.path, mount.read_only),
-                _ => bound(&part(&facts.parts, name, at), &mount.path, mount.read_only),
+                _ => {
+                    let point = part(&facts.parts, name, at, plan.generation_of(name));
+                    bound(&point, &mount.path, mount.read_only)
+                }
             });
         }
     }
@@ -68,9 +71,21 @@ pub fn of_member(
     mounts
 }
 
-/// Where a directory of the volume is mounted on the host for a member's `at`th mount.
-pub fn part(parts: &Path, name: &str, at: usize) -> PathBuf {
-    parts.join(format!("{name}-{at}"))
+/// Where a directory of the volume is mounted on the host for a member's `at`th mount. A later description's has a place of
+/// its own: the container of an earlier one may have to start again.
+pub fn part(parts: &Path, name: &str, at: usize, generation: u64) -> PathBuf {
+    match generation {
+        0 => parts.join(format!("{name}-{at}")),
+        _ => parts.join(format!("{name}-{at}-g{generation}")),
+    }
+}
+
+/// Whose it is, by the name of the place that [`part`] gave it: the member and its description's number.
+pub fn part_of(place: &str) -> Option<(&str, u64)> {
+    let later = place.rsplit_once("-g").and_then(|(rest, n)| Some((rest, n.parse().ok()?)));
+    let (rest, generation) = later.unwrap_or((place, 0));
+    let (name, at) = rest.rsplit_once('-')?;
+    at.parse::<usize>().ok().map(|_| (name, generation))
 }
 
 /// The one volume that all members have at `volume_mount`: a set starts from no disk, so the volume that a VM would
@@ -140,4 +155,26 @@ fn is_at_keys(volume_mount: &str) -> bool {
     let volume = Path::new(volume_mount);
     let keys = Path::new(AUTHORIZED_KEYS);
     keys.starts_with(volume) || keys.parent().is_some_and(|folder| volume.starts_with(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_parts_say_whose_they_are() {
+        for (name, at, generation, place) in [
+            ("db", 0, 0, "db-0"),
+            ("db", 12, 7, "db-12-g7"),
+            ("db-1", 0, 7, "db-1-0-g7"),
+            ("db-g7", 1, 0, "db-g7-1"),
+            ("db-0-g7", 1, 8, "db-0-g7-1-g8"),
+        ] {
+            assert_eq!(part(Path::new("/p"), name, at, generation), Path::new("/p").join(place));
+            assert_eq!(part_of(place), Some((name, generation)), "{place}");
+        }
+        for other in ["db", "db-g7", "lost+found", "db-x-g7"] {
+            assert_eq!(part_of(other), None, "{other}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! descriptor. Refuses to remove anything but empty directories.
 
 use super::ENGINE;
-use super::mounts::{part, shared_volume};
+use super::mounts::{part, part_of, shared_volume};
 use crate::instance::{BodyPlan, DriverError, folders};
 use crate::storage::filesystem;
 use amphi_api::InstanceId;
@@ -12,6 +12,7 @@ use amphi_api::set::SetSpec;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -44,7 +45,7 @@ impl Parts {
     /// Mounts what the members want. The volume is mounted already: the anchor runs.
     pub async fn ensure(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {
         let folder = self.of(plan.instance);
-        let wanted = wanted(&folder, set);
+        let wanted = wanted(&folder, plan, set);
         if set.members.iter().all(|member| member.mounts.is_empty()) {
             return Ok(());
         }
@@ -61,6 +62,20 @@ impl Parts {
             // Guests' mount namespaces are copies: only what is shared leaves them too.
             filesystem::share(&root)?;
             wanted.iter().try_for_each(|one| show(&volume, one))
+        })
+        .await
+    }
+
+    /// Takes out those of descriptions that no container of the member is made for. `kept`: members with their descriptions'
+    /// numbers.
+    pub async fn sweep(
+        &self,
+        instance: InstanceId,
+        kept: BTreeSet<(String, u64)>,
+    ) -> Result<(), DriverError> {
+        let folder = self.of(instance);
+        folders::blocking("unmount what former members had of the volume", move || {
+            left_over(&folder, &kept)?.iter().try_for_each(|point| filesystem::unmount(point))
         })
         .await
     }
@@ -82,12 +97,30 @@ impl Parts {
     }
 }
 
-fn wanted(folder: &Path, set: &SetSpec) -> Vec<Wanted> {
+/// The places below the folder that are nobody's any more.
+fn left_over(folder: &Path, kept: &BTreeSet<(String, u64)>) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut points = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let place = entry.file_name().to_string_lossy().into_owned();
+        let whose = part_of(&place).map(|(name, generation)| (name.to_owned(), generation));
+        if whose.is_some_and(|whose| !kept.contains(&whose)) {
+            points.push(entry.path());
+        }
+    }
+    Ok(points)
+}
+
+fn wanted(folder: &Path, plan: &BodyPlan, set: &SetSpec) -> Vec<Wanted> {
     let of_member = |member: &amphi_api::set::MemberSpec| {
         let (name, owner) = (member.effective_name(), member.user.as_deref().and_then(numbers));
         let parts = member.mounts.iter().enumerate().filter(|(_, mount)| !mount.sub_path.is_empty());
         let parts = parts.map(|(at, mount)| Wanted {
-            point: part(folder, &name, at),
+            point: part(folder, &name, at, plan.generation_of(&name)),
             sub_path: mount.sub_path.clone(),
             owner,
         });
@@ -167,6 +200,27 @@ mod tests {
             assert!(refused.to_string().contains("a link or a file"), "{bad}: {refused}");
         }
         assert!(!Path::new("/etc/ssh2").exists() && way("..").is_err());
+    }
+
+    #[test]
+    fn what_no_container_is_made_for_is_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        for place in ["web-0", "web-0-g4", "web-1-g4", "web-0-g5", "db-0", "else"] {
+            std::fs::create_dir(dir.path().join(place)).unwrap();
+        }
+        let left = |kept: &[(&str, u64)]| {
+            let kept = kept.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+            let mut names: Vec<String> = left_over(dir.path(), &kept)
+                .unwrap()
+                .iter()
+                .map(|point| point.file_name().unwrap().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left(&[("web", 5), ("web", 4), ("db", 0)]), ["web-0"]);
+        assert_eq!(left(&[("web", 5), ("web", 0), ("db", 0)]), ["web-0-g4", "web-1-g4"]);
+        assert!(left_over(&dir.path().join("none"), &BTreeSet::new()).unwrap().is_empty());
     }
 
     #[test]

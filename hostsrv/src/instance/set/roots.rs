@@ -72,13 +72,16 @@ impl Roots {
         self.lock().retain(|container, _| exists(container));
     }
 
-    /// Nobody starts that is over its limit.
+    /// Nobody starts that is over its limit, nor ends for one that must not start.
     pub fn hold(&self, plan: &mut StartPlan) {
         for step in &mut plan.members {
-            if let Step::Start { id, .. } | Step::Wait { id, .. } = step
-                && self.over(id).is_some()
-            {
-                *step = Step::Rest;
+            let (id, instead) = match &*step {
+                Step::Start { id, .. } | Step::Wait { id, .. } | Step::Return { id } => (id, Step::Rest),
+                Step::Swap { made: Some(id), .. } => (id, Step::Keep),
+                _ => continue,
+            };
+            if self.over(id).is_some() {
+                *step = instead;
             }
         }
     }
@@ -172,8 +175,21 @@ mod tests {
     #[test]
     fn who_is_over_stays_ended_until_the_limit_is_raised() {
         let roots = Roots::default();
+        let swap = |made: Option<&str>| Step::Swap {
+            made: made.map(str::to_owned),
+            old: "old".into(),
+            keep: false,
+            overlap: false,
+        };
         let plan = || StartPlan {
-            members: vec![Step::Start { id: "a".into(), again: None }, Step::Keep],
+            members: vec![
+                Step::Start { id: "a".into(), again: None },
+                Step::Keep,
+                Step::Return { id: "a".into() },
+                swap(Some("a")),
+                swap(Some("b")),
+                swap(None),
+            ],
             ..StartPlan::default()
         };
         let held = |roots: &Roots| {
@@ -184,7 +200,8 @@ mod tests {
         assert_eq!(held(&roots), plan().members, "nobody has a limit");
         roots.set_limit("a", 8);
         roots.lock().get_mut("a").expect("it").bytes = Some((8 << 20) + 1);
-        assert_eq!(held(&roots), [Step::Rest, Step::Keep]);
+        let stays = [Step::Rest, Step::Keep, Step::Rest, Step::Keep, swap(Some("b")), swap(None)];
+        assert_eq!(held(&roots), stays);
         assert!(roots.over("a").expect("over").contains("holds 9 MiB, limit 8 MiB"));
         roots.set_limit("a", 9);
         assert_eq!((held(&roots), roots.limit("a")), (plan().members, 9));

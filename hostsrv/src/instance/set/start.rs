@@ -186,7 +186,11 @@ pub fn decide(
             plan.members.push(step);
             continue;
         }
-        let own = all.iter().copied().find(|part| part.tag.generation == swap.generation || wanted.halted);
+        let own = match wanted.halted {
+            // Of several the one that counts: its forerunner must not start beside it.
+            true => succession::standing(&all).present,
+            false => all.iter().copied().find(|part| part.tag.generation == swap.generation),
+        };
         let Some(part) = own else {
             plan.members.push(Step::Create);
             continue;
@@ -239,6 +243,20 @@ impl StartPlan {
             matches!(step, Step::Create | Step::Start { .. } | Step::Return { .. } | Step::Swap { .. })
         };
         starts(&self.anchor) || self.members.iter().any(starts)
+    }
+
+    /// The members whose containers are still there afterwards, with their descriptions' numbers.
+    fn left(&self, parts: &[Part]) -> impl Iterator<Item = (String, u64)> {
+        let gives_way = move |id: &str| {
+            self.members.iter().any(|step| match step {
+                Step::Swap { old, keep: false, overlap: false, .. } | Step::Retire { old, keep: false } => {
+                    old == id
+                }
+                _ => false,
+            })
+        };
+        let left = parts.iter().filter(move |part| !self.remove.contains(&part.id) && !gives_way(&part.id));
+        left.filter_map(|part| Some((part.tag.role.member()?.1.to_owned(), part.tag.generation)))
     }
 
     /// The anchor's networks are asked for: made or started.
@@ -374,6 +392,13 @@ pub async fn execute(
             post_start(shared, step, name, member).await?;
         }
     }
+    let ordered = set.members.iter().map(|member| {
+        let name = member.effective_name();
+        let generation = plan.generation_of(&name);
+        (name, generation)
+    });
+    let kept = steps.left(parts).chain(ordered).collect();
+    shared.parts.sweep(plan.instance, kept).await?;
     if steps.plugs() {
         let ms = |since: Duration| since.as_millis() as u64;
         let (laid_ms, up_ms, passes_ms, all_ms) = (ms(laid), ms(up), ms(anchored), ms(began.elapsed()));

@@ -79,7 +79,7 @@ pub fn instance(
         let differs = current.is_some_and(|body| limits::differ(desired, body));
         (differs && !memory.keeps_size).then_some(Step::Resize)
     };
-    let (again, note) = restarts_of_members(desired, memory);
+    let (again, note) = restarts_of_members(desired, current.copied(), memory);
     let rescue = desired.rescue.is_some();
     match (desired.power.wants_body(), current) {
         // Another instance here has not let go of one of the volumes yet.
@@ -87,14 +87,15 @@ pub fn instance(
             if mine.iter().all(|b| b.state == ObservedState::Stopped) && held_elsewhere(desired, seen) => {}
         (true, Some(body)) if body.state != ObservedState::Stopped && (restart || body.rescued != rescue) => {
             steps.push(Step::Stop { kind, grace: GRACE });
+            steps.extend(note);
             steps.push(Step::Ensure);
             steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
-            steps.extend(note);
         }
         (true, Some(body)) if body.state != ObservedState::Stopped && !again.is_empty() => {
             steps.extend(again);
-            steps.push(Step::Ensure);
+            // Before the start: one that fails must not end them again at each further try.
             steps.extend(note);
+            steps.push(Step::Ensure);
         }
         (true, Some(body)) if !matches!(body.state, ObservedState::Stopped | ObservedState::Degraded) => {
             for volume in lacking() {
@@ -104,6 +105,7 @@ pub fn instance(
                 }
             }
             let current = has_ordered_members(desired, body);
+            steps.extend(note);
             steps.extend(resize());
             if (!current || !is_settled(desired, body)) && !takes_what_is_held(desired, body, seen) {
                 steps.extend((!current).then_some(Step::PrepareUpdate));
@@ -118,9 +120,9 @@ pub fn instance(
         (true, _) => {
             steps.extend(ensure_volumes());
             steps.extend(resize());
+            steps.extend(note);
             steps.push(Step::Ensure);
             steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
-            steps.extend(note);
         }
         (false, Some(body)) if body.state != ObservedState::Stopped || !body.volumes.is_empty() => {
             steps.push(Step::Stop { kind, grace: GRACE });
@@ -221,16 +223,36 @@ fn has_ordered_members(desired: &InstanceDesired, body: &ObservedBody) -> bool {
     body.kind != BodyKind::Set || body.rescued || body.members.iter().all(as_ordered)
 }
 
-/// The members to restart by order, and what is to be written down then.
-fn restarts_of_members(desired: &InstanceDesired, memory: &Remembered) -> (Vec<Step>, Option<Step>) {
+/// The members to restart by order, each written down before the next one ends, and what is to be written down then. One that
+/// has not run in this body yet is only now being made: its start is what was ordered.
+fn restarts_of_members(
+    desired: &InstanceDesired,
+    current: Option<&ObservedBody>,
+    memory: &Remembered,
+) -> (Vec<Step>, Option<Step>) {
+    let mut noted = memory.begun.members.clone();
     let done = |name: &str| memory.begun.members.get(name).copied().unwrap_or(0);
-    let due: Vec<&String> =
-        desired.members.iter().filter(|(name, o)| done(name) < o.restarts).map(|(name, _)| name).collect();
+    let due: Vec<(&String, u64)> = desired
+        .members
+        .iter()
+        .filter(|(name, o)| done(name) < o.restarts)
+        .map(|(name, o)| (name, o.restarts))
+        .collect();
     if due.is_empty() || desired.body.kind() != BodyKind::Set {
         return (Vec::new(), None);
     }
+    let has_run = |name: &str| {
+        current.is_some_and(|body| body.members.iter().any(|m| m.name == name && m.started_at_us.is_some()))
+    };
+    let mut again = Vec::new();
+    for (name, restarts) in due.into_iter().filter(|(name, _)| has_run(name)) {
+        if !again.is_empty() {
+            again.push(Step::NoteMemberRestarts { members: noted.clone() });
+        }
+        again.push(Step::RestartMember { member: name.clone() });
+        noted.insert(name.clone(), restarts);
+    }
     let members = desired.members.iter().map(|(name, o)| (name.clone(), o.restarts)).collect();
-    let again = due.into_iter().map(|name| Step::RestartMember { member: name.clone() }).collect();
     (again, Some(Step::NoteMemberRestarts { members }))
 }
 

@@ -83,7 +83,7 @@ pub enum Step {
     RestartMember {
         member: String,
     },
-    /// The ordered restarts of members are carried out.
+    /// The ordered restarts of members are begun: what fails from here on repeats none of them.
     NoteMemberRestarts {
         members: BTreeMap<String, u64>,
     },

@@ -658,20 +658,56 @@ fn members_of_another_description_are_prepared_and_then_swapped() {
 
 #[test]
 fn a_member_is_restarted_once() {
+    use amphi_api::instance::MemberStatus;
     use amphi_api::wire::MemberDesired;
-    let ordered = |done: Option<u64>, state| {
-        world()
-            .with(BodyKind::Set, 5, state)
-            .and(|w| {
-                w.desired.members.insert("web".into(), MemberDesired { restarts: 2, ..Default::default() });
-                w.desired.members.insert("db".into(), MemberDesired { generation: 1, ..Default::default() });
-                w.memory.begun.members = done.map(|n| ("web".to_owned(), n)).into_iter().collect();
-            })
-            .plan()
+    let status = |name: &str, started_at_us: Option<i64>| MemberStatus {
+        name: name.into(),
+        started_at_us,
+        running: started_at_us.is_some(),
+        ..MemberStatus::default()
     };
-    use ObservedState::{Running, Stopped};
-    assert_eq!(ordered(None, Running), ["restart web", "ensure", "note members"]);
-    assert_eq!(ordered(Some(1), Running), ["restart web", "ensure", "note members"]);
-    assert_eq!(ordered(Some(2), Running), Vec::<String>::new());
-    assert_eq!(ordered(Some(1), Stopped), ["volume", "ensure", "note members"], "a start is one");
+    let ordered = |web: Option<u64>, db: u64, state: Option<ObservedState>, runs: &[&str]| {
+        let order = |restarts| MemberDesired { restarts, ..MemberDesired::default() };
+        let seen = ["db", "web"].map(|name| status(name, runs.contains(&name).then_some(1)));
+        let world = state.into_iter().fold(world(), |w, state| w.with(Set, 5, state));
+        world.and(|w| {
+            w.bodies.iter_mut().for_each(|b| b.members = seen.to_vec());
+            w.desired.members = BTreeMap::from([("web".into(), order(2)), ("db".into(), order(db))]);
+            w.memory.begun.members = web.map(|n| ("web".to_owned(), n)).into_iter().collect();
+        })
+    };
+    let both: &[&str] = &["web", "db"];
+    let one = ["restart web", "note members", "ensure"];
+    let made = ["volume", "note members", "ensure"];
+    assert_eq!(ordered(None, 0, Some(Running), both).plan(), one);
+    assert_eq!(ordered(Some(1), 0, Some(Running), both).plan(), one);
+    assert_eq!(ordered(Some(1), 0, Some(Degraded), both).plan(), one);
+    assert!(ordered(Some(2), 0, Some(Running), both).plan().is_empty());
+    assert_eq!(ordered(Some(2), 0, Some(Degraded), both).plan(), ["volume", "ensure"], "its start failed");
+    assert_eq!(ordered(Some(1), 0, Some(Stopped), both).plan(), made, "a start is one");
+    assert_eq!(ordered(None, 3, None, &[]).plan(), made, "on a host that has no counts");
+    assert_eq!(ordered(None, 3, Some(Degraded), &[]).plan(), made, "nobody has run yet");
+    assert_eq!(ordered(None, 3, Some(Degraded), &["web"]).plan(), one, "db has not run yet");
+    assert_eq!(
+        ordered(None, 3, Some(Running), both).plan(),
+        ["restart db", "note members", "restart web", "note members", "ensure"]
+    );
+    let begun = |world: World| {
+        let steps = instance(&world.desired, &[&world.volume], &world.seen(), &world.memory, true);
+        let noted = steps.into_iter().filter_map(|step| match step {
+            Step::NoteMemberRestarts { members } => Some(members),
+            _ => None,
+        });
+        noted.collect::<Vec<_>>()
+    };
+    let counts = |all: &[(&str, u64)]| -> BTreeMap<String, u64> {
+        all.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect()
+    };
+    assert_eq!(
+        begun(ordered(Some(1), 3, Some(Running), both)),
+        [counts(&[("db", 3), ("web", 1)]), counts(&[("db", 3), ("web", 2)])],
+        "only who was ended is written down"
+    );
+    let whole = ordered(None, 0, Some(Running), both).and(|w| w.desired.restarts = 1);
+    assert_eq!(whole.plan(), ["stop set", "note members", "ensure", "note"], "of all of it");
 }

@@ -227,3 +227,20 @@ fn a_member_with_every_option() {
         "150 of 1024 MiB are the heap's"
     );
 }
+
+#[test]
+fn a_later_description_has_parts_of_its_own() {
+    let members = serde_json::json!({"members": [
+        {"index": 0, "name": "db", "image": "x", "mounts": [{"path": "/var/lib/db", "sub_path": "db"}]}]});
+    let (mut plan, set) = plan(Vec::new(), true, members);
+    let source = |plan: &BodyPlan| {
+        let rendered = render(plan, &set, &facts(1, false));
+        let mounts = rendered.members[0].container.body.host_config.clone().unwrap().mounts.unwrap();
+        let part = mounts.into_iter().find(|mount| mount.target.as_deref() == Some("/var/lib/db"));
+        part.unwrap().source.unwrap()
+    };
+    assert_eq!(source(&plan), "/s/parts/i/db-0");
+    let ordered = amphi_api::wire::MemberDesired { generation: 5, ..Default::default() };
+    plan.members.insert("db".to_owned(), ordered);
+    assert_eq!(source(&plan), "/s/parts/i/db-0-g5");
+}

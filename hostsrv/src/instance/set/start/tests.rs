@@ -277,6 +277,31 @@ fn an_update_swaps_one_and_holds_nobody() {
 }
 
 #[test]
+fn of_a_halted_member_the_present_one_counts() {
+    let lives = [Life::default()];
+    let swaps = [swap::Wanted { generation: 2, former: Some(0), ..swap::Wanted::default() }];
+    let wanted =
+        Wanted { names: &["a"], lives: &lives, swaps: &swaps, rescue: false, halted: true, whole: false };
+    let next = |state| {
+        let own = part("a", state, 20);
+        Part { id: "next".to_owned(), tag: Tag { generation: 2, ..own.tag }, ..own }
+    };
+    let (anchor, a) = (|state| part("anchor", state, 0), |state| part("a", state, 10));
+    let start = |id: &str| Step::Start { id: id.to_owned(), again: None };
+    let table: Vec<(&str, Vec<Part>, Step)> = vec![
+        ("swapped", vec![anchor(Running), a(Ended), next(Paused)], Step::Keep),
+        ("swapped, and ended with the set", vec![anchor(Ended), a(Ended), next(Ended)], start("next")),
+        ("not swapped yet", vec![anchor(Running), next(Created), a(Paused)], Step::Keep),
+    ];
+    for (what, parts, step) in table {
+        for parts in [parts.clone(), parts.into_iter().rev().collect()] {
+            let plan = decide(wanted, &parts, &Ready(|_: &Part| false), |_| Record::default(), NOW);
+            assert_eq!((plan.members, plan.remove), (vec![step.clone()], vec![]), "{what}");
+        }
+    }
+}
+
+#[test]
 fn a_restart_by_order_heeds_no_policy() {
     let lives = [Life::default()];
     let wanted =
@@ -287,4 +312,30 @@ fn a_restart_by_order_heeds_no_policy() {
     let step = |record| decide(wanted, &parts, &Ready(|_: &Part| false), |_| record, NOW).members.remove(0);
     assert_eq!(step(ordered(false)), Step::Rest);
     assert_eq!(step(ordered(true)), Step::Return { id: "a".to_owned() });
+}
+
+#[test]
+fn who_gives_way_leaves_nothing_behind() {
+    let of = |id: &str, generation| {
+        let own = part("a", Ended, 10);
+        Part { id: id.to_owned(), tag: Tag { generation, ..own.tag }, ..own }
+    };
+    let parts = [part("anchor", Running, 0), of("useless", 1), of("old", 2), of("kept", 3)];
+    let left = |step: Step| {
+        let plan =
+            StartPlan { remove: vec!["useless".to_owned()], members: vec![step], ..StartPlan::default() };
+        plan.left(&parts).map(|(_, generation)| generation).collect::<Vec<_>>()
+    };
+    let old = || "old".to_owned();
+    let swap = |keep, overlap| Step::Swap { made: None, old: old(), keep, overlap };
+    for (step, wanted) in [
+        (Step::Keep, vec![2, 3]),
+        (swap(true, false), vec![2, 3]),
+        (swap(false, true), vec![2, 3]),
+        (swap(false, false), vec![3]),
+        (Step::Retire { old: old(), keep: true }, vec![2, 3]),
+        (Step::Retire { old: old(), keep: false }, vec![3]),
+    ] {
+        assert_eq!(left(step.clone()), wanted, "{step:?}");
+    }
 }
