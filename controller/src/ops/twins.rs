@@ -213,7 +213,10 @@ pub(super) fn flips<'a>(
     let place = twin.record.place.as_ref()?;
     let host = view.hosts.get(place.host)?;
     let fit = host.is_up() && host.is_in() && place.host != dead;
-    let same = bodies.contains(&place.body) && place.volume.is_some() == fresh;
+    // Another size than the instance's by now: what is kept there is not what it takes.
+    let same = bodies.contains(&place.body)
+        && place.volume.is_some() == fresh
+        && place.claims == instance_claims(row);
     let clear = view.tombstones.get(stone(place.host, row.id)).is_none();
     (fit && same && clear).then_some((twin, place))
 }

@@ -33,8 +33,13 @@ const COMPARE: Duration = Duration::from_secs(10);
 /// beside the looks: what needs no bar, such as a host that a device has switched off, is not held up by it.
 const ANSWER: Duration = Duration::from_millis(100);
 
-/// A try to have the network shut these hosts out.
-type Try = (BTreeSet<Barred>, JoinHandle<Result<(), BarError>>);
+/// A try to have the network shut just these hosts out.
+struct Try {
+    barred: BTreeSet<Barred>,
+    /// Of the set when it began: what has become another one since, even if it is the same again, is not what was tried.
+    generation: u64,
+    handle: JoinHandle<Result<(), BarError>>,
+}
 
 /// What failover needs of the leases.
 pub trait Verdicts: Send + Sync + 'static {
@@ -65,8 +70,11 @@ impl Verdicts for Leases {
 #[derive(Debug, Default)]
 struct Clock {
     compared: Option<Instant>,
-    /// How many hosts were shut out then.
-    shut_out: usize,
+    /// The hosts that are to be shut out, as last seen, and how often they have changed.
+    barred: BTreeSet<Barred>,
+    generation: u64,
+    /// The generation that the network has shut out.
+    shut_out: u64,
     tried_again: Option<Instant>,
 }
 
@@ -106,6 +114,7 @@ impl Failover {
         let verdicts = self.leases.verdicts();
         for (host, report) in self.fencing.look(&self.ops, &verdicts) {
             self.leases.seize_fenced(host);
+            self.clock().generation += 1;
             self.ops.condemn(host, FailoverCause::Fenced, Some(report)).await?;
             self.fencing.done(host);
         }
@@ -113,43 +122,60 @@ impl Failover {
         for (host, _) in ended {
             if self.ops.may_condemn(*host) && self.leases.seize(*host) {
                 tracing::warn!(%host, "the host's lease has ended: its instances go elsewhere");
+                self.clock().generation += 1;
                 self.ops.condemn(*host, FailoverCause::LeaseEnded, self.fencing.report(*host)).await?;
             }
         }
         Ok(())
     }
 
+    /// Who is to be shut out, and the generation of that.
+    fn barred(&self) -> (BTreeSet<Barred>, u64) {
+        let barred = self.ops.barred();
+        let mut clock = self.clock();
+        if clock.barred != barred {
+            clock.barred = barred.clone();
+            clock.generation += 1;
+        }
+        (barred, clock.generation)
+    }
+
     /// Has the network shut out who must be.
     async fn bar(&self) -> anyhow::Result<()> {
-        let barred = self.ops.barred();
+        let (barred, generation) = self.barred();
         let due = {
             let clock = self.clock();
-            clock.shut_out != barred.len() || clock.compared.is_none_or(|at| at.elapsed() >= COMPARE)
+            clock.shut_out != generation || clock.compared.is_none_or(|at| at.elapsed() >= COMPARE)
         };
-        if !due && !self.ops.bars_are_awaited() {
+        let wanted = due || self.ops.bars_are_awaited();
+        let mut trying = self.trying.lock().await;
+        // One that is under way is collected whether or not anybody waits for it: it may shut out who was let in since.
+        if !wanted && trying.is_none() {
             return Ok(());
         }
-        let mut trying = self.trying.lock().await;
-        let (tried, handle) = trying.get_or_insert_with(|| {
-            let (network, barred) = (self.network.clone(), barred.clone());
-            let due = barred.clone();
-            (barred, tokio::spawn(async move { network.shut_out(&due).await }))
+        let begun = trying.get_or_insert_with(|| {
+            let (network, due) = (self.network.clone(), barred.clone());
+            let handle = tokio::spawn(async move { network.shut_out(&due).await });
+            Try { barred, generation, handle }
         });
-        let Ok(outcome) = tokio::time::timeout(ANSWER, handle).await else {
+        let patience = if wanted { ANSWER } else { Duration::ZERO };
+        let Ok(outcome) = tokio::time::timeout(patience, &mut begun.handle).await else {
             return Ok(self.ops.are_barred(&BTreeSet::new(), false).await?);
         };
-        let tried = std::mem::take(tried);
+        let (tried, of) = (std::mem::take(&mut begun.barred), begun.generation);
         *trying = None;
-        let outcome = outcome?;
-        // Another set than is barred now says nothing: the next look tries that one.
-        let shut_out = outcome.is_ok() && tried == barred;
-        if shut_out {
+        let shut_out = {
             let mut clock = self.clock();
-            clock.compared = Some(Instant::now());
-            clock.shut_out = barred.len();
-        }
+            // Of another generation it says nothing, and what the network has now is unknown: the next look tries this one.
+            let shut_out = matches!(outcome, Ok(Ok(()))) && of == generation;
+            clock.compared = shut_out.then(Instant::now);
+            if shut_out {
+                clock.shut_out = generation;
+            }
+            shut_out
+        };
         self.ops.are_barred(&tried, shut_out).await?;
-        Ok(outcome?)
+        Ok(outcome??)
     }
 
     async fn move_away(&self) -> anyhow::Result<()> {
@@ -171,6 +197,7 @@ impl Failover {
         for host in self.ops.returned_hosts() {
             if self.ops.let_in(host).await? {
                 tracing::info!(%host, "the host has buried what had moved and is let in again");
+                self.clock().generation += 1;
                 self.leases.admit(host);
             }
         }

@@ -3,10 +3,12 @@
 //! A block counts from the queueing of its write until after its completion: one that was read between the two is told
 //! again, since the completion comes later than the reading. So what is not told since a reading began is as it was read.
 //! The events are those of one device in a trace of their own; where one of them is lost, all of it is worth nothing and
-//! that is said. A mark, a file, goes as soon as storage opens the volume as another device, which nobody follows: then
-//! too. Refuses files, which have no events.
+//! that is said. A mark, a file with the device's number, goes as soon as storage finds the volume opened as another
+//! device, which nobody follows: then too. Refuses files, which have no events, and device-mapper's devices: a write that
+//! is split there, at a segment's end or for a snapshot's origin, tells of the completion of its last piece alone.
 
 use super::bytes::BLOCK;
+use crate::storage::{is_marked, write_mark};
 use nix::libc;
 use nix::sys::stat::{major, minor};
 use std::fs::{File, OpenOptions};
@@ -104,7 +106,8 @@ impl Reader {
         let mut memory = [0; 64 << 10];
         for _ in 0..READS {
             match self.pipe.read(&mut memory) {
-                Ok(0) => return Ok(()),
+                // While it is on, an empty pipe says that it would block: somebody has ended the trace.
+                Ok(0) => return Err(io::Error::other("the trace has ended")),
                 Ok(read) => self.take(&memory[..read]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -141,15 +144,24 @@ pub struct Changes {
     thread: Option<JoinHandle<()>>,
     trace: PathBuf,
     mark: PathBuf,
+    /// The device's.
+    number: u64,
     size: u64,
 }
 
 impl Changes {
-    /// Follows the writes to a device of `size` bytes from here on, for as long as the file `mark` is there. Blocks.
+    /// Follows the writes to a device of `size` bytes from here on, for as long as the file `mark` is there and of this device.
+    /// Blocks.
     pub fn follow(run_dir: &Path, mark: PathBuf, device: &Path, size: u64) -> io::Result<Self> {
         let name = mark.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (trace, pipe) = match open_trace(run_dir, &name, device) {
-            Ok(opened) => opened,
+        let begin = || {
+            let number = number_of(device)?;
+            write_mark(&mark, number)?;
+            let (trace, pipe) = open_trace(run_dir, &name, number)?;
+            Ok::<_, io::Error>((number, trace, pipe))
+        };
+        let (number, trace, pipe) = match begin() {
+            Ok(begun) => begun,
             Err(error) => {
                 let _gone = std::fs::remove_file(&mark);
                 return Err(error);
@@ -169,14 +181,27 @@ impl Changes {
                 std::thread::park_timeout(LOOK);
             }
         };
-        let thread = std::thread::Builder::new().name("changes".into()).spawn(look)?;
-        Ok(Self { reader, ended, thread: Some(thread), trace, mark, size })
+        let thread = match std::thread::Builder::new().name("changes".into()).spawn(look) {
+            Ok(thread) => thread,
+            Err(error) => {
+                // The kernel removes no trace whose pipe is open.
+                drop(reader);
+                let _removed = std::fs::remove_dir(&trace);
+                let _gone = std::fs::remove_file(&mark);
+                return Err(error);
+            }
+        };
+        Ok(Self { reader, ended, thread: Some(thread), trace, mark, number, size })
     }
 
     /// What was written to since this was asked last; none if that is not known. Blocks for some milliseconds.
     pub fn take(&self) -> Option<Blocks> {
         let mut reader = lock(&self.reader);
-        if reader.look().is_err() || self.overran().unwrap_or(true) || !self.mark.exists() {
+        let whole = reader.look().is_ok()
+            && is_on(&self.trace)
+            && !self.overran().unwrap_or(true)
+            && is_marked(&self.mark, self.number);
+        if !whole {
             reader.lost = true;
         }
         (!reader.lost).then(|| std::mem::replace(&mut reader.blocks, Blocks::none(self.size)))
@@ -186,15 +211,16 @@ impl Changes {
         self.size
     }
 
+    /// Whether this is the device that is followed.
+    pub fn is_of(&self, device: &Path) -> bool {
+        std::fs::metadata(device).is_ok_and(|device| device.rdev() == self.number)
+    }
+
     /// Whether the kernel had no room for an event.
     fn overran(&self) -> io::Result<bool> {
         for processor in std::fs::read_dir(self.trace.join("per_cpu"))? {
             let stats = std::fs::read_to_string(processor?.path().join("stats"))?;
-            let lost = |line: &str| {
-                let (what, count) = line.split_once(':')?;
-                Some(["overrun", "dropped events"].contains(&what) && count.trim() != "0")
-            };
-            if stats.lines().filter_map(lost).any(|lost| lost) {
+            if has_lost(&stats) {
                 return Ok(true);
             }
         }
@@ -225,6 +251,40 @@ fn lock(reader: &Mutex<Reader>) -> MutexGuard<'_, Reader> {
     reader.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether one processor's buffer had no room for an event, or lost one to another that came while it was written.
+fn has_lost(stats: &str) -> bool {
+    let lost = |line: &str| {
+        let (what, count) = line.split_once(':')?;
+        Some(["overrun", "commit overrun", "dropped events"].contains(&what.trim()) && count.trim() != "0")
+    };
+    stats.lines().filter_map(lost).any(|lost| lost)
+}
+
+/// Whether nobody has switched the trace or one of its events off.
+fn is_on(trace: &Path) -> bool {
+    let on = |what: &str| std::fs::read_to_string(trace.join(what)).is_ok_and(|text| text.trim() == "1");
+    on("tracing_on") && EVENTS.iter().all(|event| on(&format!("events/block/{event}/enable")))
+}
+
+/// The number of a device that can be followed.
+fn number_of(device: &Path) -> io::Result<u64> {
+    let device = std::fs::metadata(device)?;
+    if !device.file_type().is_block_device() {
+        return Err(io::Error::other("no block device"));
+    }
+    if is_mapped(Path::new("/sys/dev/block"), device.rdev())? {
+        return Err(io::Error::other("device-mapper does not tell of every completion"));
+    }
+    Ok(device.rdev())
+}
+
+/// Whether the device is device-mapper's. An error where the kernel does not show it.
+fn is_mapped(devices: &Path, number: u64) -> io::Result<bool> {
+    let device = devices.join(format!("{}:{}", major(number), minor(number)));
+    std::fs::metadata(&device)?;
+    device.join("dm").try_exists()
+}
+
 fn tracefs(run_dir: &Path) -> io::Result<PathBuf> {
     let usual = Path::new(TRACEFS);
     if usual.join("instances").exists() {
@@ -241,13 +301,9 @@ fn tracefs(run_dir: &Path) -> io::Result<PathBuf> {
 }
 
 /// A trace of its own with its pipe, on.
-fn open_trace(run_dir: &Path, name: &str, device: &Path) -> io::Result<(PathBuf, File)> {
-    let device = std::fs::metadata(device)?;
-    if !device.file_type().is_block_device() {
-        return Err(io::Error::other("no block device"));
-    }
+fn open_trace(run_dir: &Path, name: &str, number: u64) -> io::Result<(PathBuf, File)> {
     // As the kernel numbers them within itself.
-    let number = major(device.rdev()) << 20 | minor(device.rdev());
+    let number = major(number) << 20 | minor(number);
     let trace = tracefs(run_dir)?.join("instances").join(format!("amphi-{name}-{}", std::process::id()));
     sweep(&trace, name);
     std::fs::create_dir(&trace)?;

@@ -44,6 +44,62 @@ fn lines_come_in_pieces_and_with_names_of_programs() {
     assert!(reader.lost);
 }
 
+#[test]
+fn a_trace_that_has_ended_is_a_loss() {
+    // Whose reading ends at once.
+    let pipe = File::open("/dev/null").unwrap();
+    let mut reader = Reader { pipe, rest: Vec::new(), blocks: Blocks::none(1 << 30), lost: false };
+    reader.look().unwrap_err();
+}
+
+#[test]
+fn every_count_of_lost_events_counts() {
+    let stats = |overrun: u32, commit: u32, dropped: u32| {
+        format!(
+            "entries: 7\noverrun: {overrun}\ncommit overrun: {commit}\nbytes: 9\ndropped events: {dropped}\nread events: 3\n"
+        )
+    };
+    for (overrun, commit, dropped) in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)] {
+        assert_eq!(
+            has_lost(&stats(overrun, commit, dropped)),
+            overrun + commit + dropped > 0,
+            "{overrun} {commit} {dropped}"
+        );
+    }
+}
+
+#[test]
+fn all_of_a_trace_has_to_be_on() {
+    let trace = tempfile::tempdir().unwrap();
+    let files: Vec<_> = std::iter::once("tracing_on".to_owned())
+        .chain(EVENTS.map(|event| format!("events/block/{event}/enable")))
+        .map(|file| trace.path().join(file))
+        .collect();
+    assert!(!is_on(trace.path()), "there is none");
+    for file in &files {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "1\n").unwrap();
+    }
+    assert!(is_on(trace.path()));
+    for file in &files {
+        std::fs::write(file, "0\n").unwrap();
+        assert!(!is_on(trace.path()), "{}", file.display());
+        std::fs::write(file, "1\n").unwrap();
+    }
+}
+
+#[test]
+fn device_mapper_is_told_apart() {
+    let devices = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(devices.path().join("253:0/dm")).unwrap();
+    std::fs::create_dir(devices.path().join("7:5")).unwrap();
+    let number = nix::sys::stat::makedev;
+    assert!(is_mapped(devices.path(), number(253, 0)).unwrap());
+    assert!(!is_mapped(devices.path(), number(7, 5)).unwrap());
+    is_mapped(devices.path(), number(7, 6)).unwrap_err();
+    number_of(Path::new("/dev/null")).unwrap_err();
+}
+
 /// On a real device: what is written to while it is followed is told, and nothing else. Needs root and loop devices.
 #[test]
 fn writes_to_a_device_are_told() {

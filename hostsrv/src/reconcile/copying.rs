@@ -248,6 +248,8 @@ impl Reconciler {
             set.map_err(|error| WorkError::Unreadable(format!("{}: {error}", mark.display())))?;
         }
         let seen = volumes.observe().await?.into_iter().find(|v| v.id == id.0).ok_or_else(missing)?;
+        // Somebody else may have opened it as another device since, whose writes nobody has followed.
+        known = known.filter(|k| seen.device.as_ref().is_none_or(|device| k.changes.is_of(device)));
         if let (true, Some(device)) = (anew, &seen.device) {
             let (run_dir, device) = (run_dir.to_owned(), device.clone());
             known = following::begin(id, run_dir, mark, device, seen.size_bytes).await;

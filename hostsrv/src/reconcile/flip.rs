@@ -1,7 +1,7 @@
 //! The start of what was made ready here, at the moment at which it is ordered: the plan is made from the last look, since a
 //! look at all engines may take as long as the start. It holds because nothing but this agent touches what is only made
 //! ready, and every step asks for what it needs itself. Refuses whatever the last look has not seen as it was left; the
-//! loop, which looks anew meanwhile, sees to that.
+//! loop, which looks anew meanwhile, sees to that, and leaves alone until its next look what was begun here since.
 
 use super::memory::Memory;
 use super::observe::World;
@@ -48,16 +48,20 @@ impl Reconciler {
         };
         for instance in desired.instances.iter().filter(|_| may) {
             let item = Item::Instance(instance.id);
+            // Until it is noted: the loop acts on no look in between.
+            let mut flipped = self.flipped();
             let ready = self.memory().get(&item).is_some_and(|memory| is_ready(memory, instance));
             if !ready || !is_untouched(instance, &world) {
                 continue;
             }
-            let volumes = plan::volumes_of(instance);
-            let volumes: Vec<_> = desired.volumes.iter().filter(|v| volumes.contains(&v.id)).collect();
+            let hands = plan::volumes_of(instance);
+            let volumes: Vec<_> = desired.volumes.iter().filter(|v| hands.contains(&v.id)).collect();
             let begun = self.ledger().begun(instance.id);
             let memory = Remembered { begun, prepared: None, keeps_size: false };
             let steps = plan::instance(instance, &volumes, &world.observed(), &memory, true);
             if !steps.is_empty() && self.begin(item, steps, desired) {
+                flipped.insert(item);
+                flipped.extend(hands.into_iter().map(Item::Volume));
                 tracing::info!(instance = %instance.id, epoch = instance.epoch, "what was made ready is started");
             }
         }

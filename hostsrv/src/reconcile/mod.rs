@@ -75,6 +75,9 @@ pub struct Reconciler {
     copying: Copying,
     /// The last look, and when it began; see [`flip`].
     seen: Mutex<Option<(Instant, Arc<World>)>>,
+    /// What was begun beside the loop since its look began, with the volumes in its hands. Held while something is begun so
+    /// and while a look is acted on: taken before every other lock here.
+    flipped: Mutex<BTreeSet<Item>>,
 }
 
 fn seen_whole(seen: &Observed<'_>, id: amphi_api::VolumeId) -> bool {
@@ -105,6 +108,7 @@ impl Reconciler {
             unwritten: Mutex::default(),
             copying: Copying::default(),
             seen: Mutex::default(),
+            flipped: Mutex::default(),
         })
     }
 
@@ -204,6 +208,10 @@ impl Reconciler {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn flipped(&self) -> MutexGuard<'_, BTreeSet<Item>> {
+        self.flipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn unwritten(&self) -> MutexGuard<'_, Option<(Uuid, HostDesired, String)>> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,13 +233,21 @@ impl Reconciler {
             {
                 tracing::debug!(%error, "still not written down");
             }
-            let busy_before = self.busy();
+            // In this order: what begins in between is in both.
+            self.flipped().clear();
+            let mut busy_before = self.busy();
             let began = Instant::now();
             let world = Arc::new(observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await);
             self.saw(began, &world);
             self.remember_troubles(&world);
-            let started = self.act(&world, &busy_before);
-            self.publish(&world, &busy_before);
+            let started = {
+                // What was flipped since may have ended by now: this look is older than what it did.
+                let flipped = self.flipped();
+                busy_before.extend(flipped.iter().copied());
+                let started = self.act(&world, &busy_before);
+                self.publish(&world, &busy_before);
+                started
+            };
             if let Some(ready) = ready.take() {
                 ready();
             }

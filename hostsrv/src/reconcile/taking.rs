@@ -106,22 +106,28 @@ impl Reconciler {
     }
 
     /// What makes the part usable here, once all of it is.
-    async fn adopt(&self, place: &Place) -> Result<(), String> {
-        match place.pass.part {
+    async fn adopt(
+        &self,
+        instance: &InstanceDesired,
+        from: HostId,
+        pass: &Pass,
+        path: &Path,
+    ) -> Result<(), String> {
+        match pass.part {
             Part::Volume(id) => {
-                let fs = place.pass.xfs.then_some(Filesystem::Xfs);
+                let fs = pass.xfs.then_some(Filesystem::Xfs);
                 self.drivers.volumes.set_filesystem(id.0, fs).await.map_err(|e| e.to_string())
             }
             Part::Root => {
-                let image = place.instance.body.images().first().ok_or("its body has no image")?;
+                let image = instance.body.images().first().ok_or("its body has no image")?;
                 let format = DiskFormat::of(image.format).ok_or("its image is no disk")?;
                 let cached = self.drivers.images.ensure(image).await.map_err(|e| e.to_string())?;
                 let base = cached.blobs.get(&BlobRole::Disk).ok_or("its image has no disk")?;
-                let part = part_of(&place.path);
+                let part = part_of(path);
                 qemu_img::rebase(&part, format, base).await.map_err(|e| e.to_string())?;
                 // A guest may have been started on what is there since.
-                self.comes(place.instance.id, place.instance.epoch, place.from, Part::Root)?;
-                tokio::fs::rename(&part, &place.path).await.map_err(|e| e.to_string())
+                self.comes(instance.id, instance.epoch, from, Part::Root)?;
+                tokio::fs::rename(&part, path).await.map_err(|e| e.to_string())
             }
         }
     }
@@ -139,32 +145,37 @@ impl Place {
         host: &Reconciler,
         stream: &mut S,
     ) -> anyhow::Result<()> {
-        let (id, epoch) = (self.instance.id, self.instance.epoch);
+        let Self { instance, from, pass, medium, path, builds_on, _turn: turn } = self;
+        let (id, epoch) = (instance.id, instance.epoch);
         let mut orders = host.orders();
         let gone = orders.wait_for(|now| {
             let now = now.as_deref();
-            now.is_none_or(|now| expected(now, id, epoch, self.from, self.pass.part).is_none())
+            now.is_none_or(|now| expected(now, id, epoch, from, pass.part).is_none())
         });
         let stays = async {
             // The sender lives as long as the reconciler.
             let _gone = gone.await;
         };
+        let mut is_let_go = false;
         let adopt = async || {
-            if self.pass.last {
-                host.adopt(&self).await?;
+            if pass.last {
+                host.adopt(&instance, from, &pass, &path).await?;
+                // The answer to the last pass may start the instance here: what is let go after it could be the instance's.
+                host.let_go(&pass).await;
+                is_let_go = true;
             }
-            if let Some(mark) = self.pass.mark {
-                host.copying.marks().insert((id, self.pass.part), (mark, self.pass.size));
+            if let Some(mark) = pass.mark {
+                host.copying.marks().insert((id, pass.part), (mark, pass.size));
             }
             Ok(())
         };
-        let compared = !self.builds_on;
-        let taken = take_pass(stream, self.medium.clone(), &self.pass, compared, stays, adopt).await;
-        let pass = self.pass.clone();
+        let compared = !builds_on;
+        // The medium is this pass's alone: closed when its bytes are written.
+        let taken = take_pass(stream, medium, &pass, compared, stays, adopt).await;
         tracing::info!(instance = %id, part = ?pass.part, last = pass.last, compared, well = taken.is_ok(), "a pass has ended");
-        let Self { medium, _turn: turn, .. } = self;
-        drop(medium);
-        host.let_go(&pass).await;
+        if !is_let_go {
+            host.let_go(&pass).await;
+        }
         drop(turn);
         taken
     }

@@ -1,5 +1,7 @@
 //! Devices and mounts of volumes: activation both ways, the mount with its interlock, and what is seen of them.
 
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use super::{Activation, ObservedVolume, StorageError, VolumeKind, VolumeSpec, ho
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where a file of a volume's name, set by whoever follows the writes to its device, stands for as long as it is that device.
+/// It holds the device's number; nothing yet while the device is looked up.
 fn followed_below(run_dir: &Path) -> PathBuf {
     run_dir.join("followed")
 }
@@ -25,6 +28,28 @@ fn followed_below(run_dir: &Path) -> PathBuf {
 /// The mark of a followed volume; a file by nobody else's name.
 pub fn mark_of(run_dir: &Path, id: Uuid) -> PathBuf {
     followed_below(run_dir).join(super::driver::lv_name(id, VolumeKind::Volume))
+}
+
+/// Writes the followed device's number into its mark. Fails if the mark is gone: the volume became another device since.
+pub fn write_mark(mark: &Path, number: u64) -> io::Result<()> {
+    let mut mark = std::fs::OpenOptions::new().write(true).truncate(true).open(mark)?;
+    mark.write_all(number.to_string().as_bytes())
+}
+
+/// Whether the mark stands and is of the device of this number.
+pub fn is_marked(mark: &Path, number: u64) -> bool {
+    std::fs::read_to_string(mark).is_ok_and(|text| text == number.to_string())
+}
+
+/// Takes the mark away unless it is of just this device, which must have been there before.
+fn check_mark(mark: &Path, device: &Path, found: bool) -> io::Result<()> {
+    if found && std::fs::metadata(device).is_ok_and(|device| is_marked(mark, device.rdev())) {
+        return Ok(());
+    }
+    match std::fs::remove_file(mark) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl LvmDriver {
@@ -46,28 +71,51 @@ impl LvmDriver {
                 if !lv.active {
                     self.lvm.run(LvmCommand::Activate { name: &lv.name }).await?;
                 }
-                self.followed_no_more(lv, lv.active).await?;
-                Ok(Active { path: dm::path(self.lvm.group(), &lv.name), file: None, found: lv.active })
+                let path = dm::path(self.lvm.group(), &lv.name);
+                self.compare_mark(lv, path.clone(), lv.active).await?;
+                Ok(Active { path, file: None, found: lv.active })
             }
             Activation::Loop => {
                 let place = self.place(report, lv)?;
                 let open =
                     blocking("opening the window of", &lv.name, move || loop_device::open(&place)).await?;
-                self.followed_no_more(lv, open.found).await?;
+                self.compare_mark(lv, open.device.clone(), open.found).await?;
                 Ok(Active { path: open.device, file: Some(open.file), found: open.found })
             }
         }
     }
 
-    /// Whoever follows the writes to a volume follows one device: what is opened anew is another one. Said before anybody writes
-    /// to it.
-    async fn followed_no_more(&self, lv: &LvReport, found: bool) -> Result<(), StorageError> {
+    /// Whoever follows the writes to a volume follows one device: what is opened anew is another one, and so may be what
+    /// somebody else has opened since. Said before anybody here writes to it.
+    async fn compare_mark(&self, lv: &LvReport, device: PathBuf, found: bool) -> Result<(), StorageError> {
         let mark = followed_below(&self.config.run_dir).join(&lv.name);
-        let gone = move || match std::fs::remove_file(&mark) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        blocking("unmarking", &lv.name, move || check_mark(&mark, &device, found)).await
+    }
+
+    /// Before a device is closed. The mark stays where it is of just this device: a move's last pass detaches the volume first
+    /// and then asks what was written until then, which the trace of this device knows. Nothing is written between the two, and
+    /// the next one to open the volume compares again. Of another device, one that somebody else has opened, nobody would ever
+    /// hear again: the mark goes with it.
+    async fn compare_mark_at_end(&self, report: &GroupReport, lv: &LvReport) -> Result<(), StorageError> {
+        let mark = followed_below(&self.config.run_dir).join(&lv.name);
+        let path = dm::path(self.lvm.group(), &lv.name);
+        let place = match self.lvm.activation() {
+            Activation::Dm if !lv.active => return Ok(()),
+            Activation::Dm => None,
+            Activation::Loop => Some(self.place(report, lv)?),
         };
-        if found { Ok(()) } else { blocking("unmarking", &lv.name, gone).await }
+        let compare = move || {
+            if !mark.exists() {
+                return Ok(());
+            }
+            let Some(place) = place else { return check_mark(&mark, &path, true) };
+            let windows = loop_device::windows()?;
+            match loop_device::find(&windows, &place) {
+                Some(window) => check_mark(&mark, &window.device, true),
+                None => Ok(()),
+            }
+        };
+        blocking("unmarking", &lv.name, compare).await
     }
 
     pub(super) async fn deactivate(
@@ -76,6 +124,7 @@ impl LvmDriver {
         report: &GroupReport,
         lv: &LvReport,
     ) -> Result<(), StorageError> {
+        self.compare_mark_at_end(report, lv).await?;
         let holder = match self.lvm.activation() {
             Activation::Dm if !lv.active => None,
             Activation::Dm => match self.lvm.run(LvmCommand::Deactivate { name: &lv.name }).await {
@@ -254,5 +303,43 @@ impl LvmDriver {
             self.held().insert(seen.id, open.file);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_of_one_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("vol-x");
+        // Any device of a number of its own will do.
+        let (own, other) = (Path::new("/dev/null"), Path::new("/dev/zero"));
+        let number = std::fs::metadata(own).unwrap().rdev();
+        write_mark(&mark, number).unwrap_err();
+        let set = || {
+            std::fs::write(&mark, b"").unwrap();
+            write_mark(&mark, number).unwrap();
+        };
+        let nowhere = dir.path().join("none");
+        let table = [
+            (own, true, true),
+            (own, false, false),
+            (other, true, false),
+            (other, false, false),
+            (nowhere.as_path(), true, false),
+        ];
+        for (device, found, stays) in table {
+            set();
+            check_mark(&mark, device, found).unwrap();
+            assert_eq!(is_marked(&mark, number), stays, "{} {found}", device.display());
+            assert_eq!(mark.exists(), stays);
+        }
+        // While it is not known yet which device is followed, whoever opens one has the follower look again.
+        std::fs::write(&mark, b"").unwrap();
+        check_mark(&mark, own, true).unwrap();
+        write_mark(&mark, number).unwrap_err();
+        check_mark(&mark, own, true).unwrap();
     }
 }

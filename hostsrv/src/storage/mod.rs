@@ -40,7 +40,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
-pub use attach::mark_of;
+pub use attach::{is_marked, mark_of, write_mark};
 pub use driver::{LvmConfig, LvmDriver};
 pub use groups::Groups;
 

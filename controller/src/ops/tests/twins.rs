@@ -236,3 +236,24 @@ async fn the_policy_can_be_changed_both_ways() {
     let change = FailoverChange { failover: FailoverPolicy::Twin, failover_terms };
     cloud.ops.change_failover(P, made.id, &change).await.unwrap_err();
 }
+
+/// A host that fails before the twin has followed a resize: the twin's room is that of the old size, and counts for nothing.
+#[tokio::test]
+async fn a_twin_of_another_size_is_not_started() {
+    let wish = json!({"vcpus": 1, "memory_mib": 256,
+        "bodies": [{"set": {"members": [{"index": 0, "image": "busybox"}]}}]});
+    let (cloud, hosts, made) = twinned(wish).await;
+    settle(&cloud, &hosts).await;
+    assert!(twin(&cloud, &made).ready);
+    let larger = serde_json::from_value(json!({"vcpus": 2, "memory_mib": 512})).unwrap();
+    cloud.ops.resize_instance(P, made.id, &larger).await.unwrap();
+    cloud.down(hosts[0]).await;
+    cloud.ops.evacuate(hosts[0]).await.unwrap();
+    let FailoverFate::Moved { to, twin: flipped, .. } = fate(&cloud, hosts[0]) else {
+        panic!("{:?}", fate(&cloud, hosts[0]))
+    };
+    assert!(!flipped, "its room was for half of it");
+    settle(&cloud, &hosts).await;
+    let claims = cloud.ops.host(to).unwrap().claims;
+    assert_eq!((claims.vcpus, claims.memory_mib, claims.instances), (2, 512, 1), "all of it, and once");
+}

@@ -7,6 +7,7 @@ use amphi_api::host::HostState;
 use amphi_api::instance::{Instance, InstanceState};
 use serde_json::json;
 use std::collections::BTreeSet;
+use tokio::sync::Semaphore;
 
 /// Leases that say what the test says.
 #[derive(Default)]
@@ -42,6 +43,8 @@ impl Verdicts for Played {
 struct Wire {
     out: Mutex<BTreeSet<HostId>>,
     broken: Mutex<bool>,
+    /// Where it is there, each try waits for a permit of its own.
+    gate: Mutex<Option<Arc<Semaphore>>>,
 }
 
 #[async_trait]
@@ -49,6 +52,10 @@ impl NetworkBar for Wire {
     async fn shut_out(&self, barred: &BTreeSet<Barred>) -> Result<(), BarError> {
         if *self.broken.lock().unwrap() {
             return Err(BarError::played());
+        }
+        let gate = self.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.acquire().await.unwrap().forget();
         }
         *self.out.lock().unwrap() = barred.iter().map(|b| b.host).collect();
         Ok(())
@@ -259,4 +266,69 @@ async fn a_fence_device_is_reason_enough_and_a_failed_one_is_not() {
     assert_eq!(cloud.ops.failovers(Some(*h2))[0].cause, FailoverCause::LeaseEnded);
     assert!(cloud.ops.failovers(Some(*h2))[0].fence.as_ref().is_some_and(|f| !f.success));
     let _ = h3;
+}
+
+async fn eventually(what: &str, ok: impl Fn() -> bool) {
+    let waits = async {
+        while !ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waits).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// The first host was switched off and is let in again, while the try to shut it out has not ended yet.
+async fn overtaken() -> (Stage, Arc<Semaphore>) {
+    let argv = vec!["/bin/sh".into(), "-c".into(), "exit 0".into()];
+    let fence = FenceConfig::Command { argv, timeout_seconds: 5 }.open().unwrap();
+    let stage = Stage::new([("h1".into(), fence)].into()).await;
+    let h1 = stage.hosts[0];
+    stage.on_h1(json!({"name": "first"})).await;
+    stage.task.look().await.unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    *stage.wire.gate.lock().unwrap() = Some(gate.clone());
+    stage.leases.say(h1, Verdict::Late);
+    let looks = async {
+        while stage.cloud.ops.failovers(None).first().is_none_or(|f| f.moved_at.is_none()) {
+            stage.task.look().await.unwrap();
+        }
+        stage.cloud.up(h1, "h1").await;
+        stage.cloud.obey(h1).await;
+        stage.leases.say(h1, Verdict::Fresh);
+        while stage.cloud.ops.host(h1).unwrap().barred_since.is_some() {
+            stage.task.look().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), looks).await.expect("let in");
+    (stage, gate)
+}
+
+#[tokio::test]
+async fn a_late_try_does_not_keep_out_who_was_let_in() {
+    let (stage, gate) = overtaken().await;
+    gate.add_permits(1);
+    eventually("the late try", || !stage.wire.out.lock().unwrap().is_empty()).await;
+    gate.add_permits(8);
+    for _ in 0..3 {
+        stage.task.look().await.unwrap();
+    }
+    assert!(stage.wire.out.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_late_try_is_no_proof_for_the_next_time() {
+    let (stage, gate) = overtaken().await;
+    stage.on_h1(json!({"name": "second"})).await;
+    stage.leases.say(stage.hosts[0], Verdict::Ended);
+    stage.task.look().await.unwrap();
+    assert_eq!((stage.told().cause, stage.told().phase), (FailoverCause::LeaseEnded, FailoverPhase::Barring));
+    gate.add_permits(1);
+    eventually("the late try", || !stage.wire.out.lock().unwrap().is_empty()).await;
+    stage.task.look().await.unwrap();
+    assert_eq!(stage.told().phase, FailoverPhase::Barring, "the same host, another time");
+    gate.add_permits(8);
+    for _ in 0..3 {
+        stage.task.look().await.unwrap();
+    }
+    assert!(stage.told().barred_at.is_some(), "{:?}", stage.told());
 }

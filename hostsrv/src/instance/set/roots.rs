@@ -8,7 +8,10 @@ use super::observed::{Part, PartState};
 use super::shared::Shared;
 use super::start::{StartPlan, Step};
 use crate::instance::{DriverError, folders};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
 use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,17 +130,22 @@ pub async fn written(upper: PathBuf) -> Result<u64, DriverError> {
     folders::blocking("count a root file system", move || Ok(count(&upper))).await
 }
 
-/// What cannot be read counts nothing: files come and go while they are counted.
-fn count(dir: &Path) -> u64 {
+/// What cannot be read counts nothing: files come and go while they are counted. A guest may put a link where a directory
+/// was: nothing is looked at but what lies below the directory itself.
+fn count(top: &Path) -> u64 {
     let (mut bytes, mut files) = (0, 0);
-    let mut next = vec![dir.to_owned()];
-    while let Some(dir) = next.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
+    let Ok(top) = nix::fcntl::open(top, DIRECTORY, Mode::empty()) else { return 0 };
+    let mut next = vec![PathBuf::from(".")];
+    while let Some(below) = next.pop() {
+        let Ok(dir) = open_below(&top, &below) else { continue };
+        let opened = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        for entry in std::fs::read_dir(opened).into_iter().flatten().flatten() {
+            // Asked of the open directory, by name; a link is not followed.
+            let Ok(meta) = entry.metadata() else { continue };
             // A file of several names lies there once.
             bytes += meta.blocks() * 512 / if meta.is_dir() { 1 } else { meta.nlink().max(1) };
             if meta.is_dir() {
-                next.push(entry.path());
+                next.push(below.join(entry.file_name()));
             }
             files += 1;
             if files >= FILES_MAX {
@@ -146,6 +154,16 @@ fn count(dir: &Path) -> u64 {
         }
     }
     bytes
+}
+
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
+/// A directory, on a way that has no link in it.
+fn open_below(top: &OwnedFd, below: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(DIRECTORY).resolve(
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
+    );
+    openat2(top, below, how)
 }
 
 /// Why a part does not run that is over its limit.
@@ -170,6 +188,23 @@ mod tests {
         assert_eq!(count(dir.path()), one, "a second name is no second file");
         std::fs::File::create(below.join("hole")).and_then(|f| f.set_len(1 << 30)).expect("a sparse file");
         assert!(count(dir.path()) < one + (1 << 20), "a hole takes no room");
+    }
+
+    #[test]
+    fn nothing_outside_is_counted() {
+        let (dir, outside) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        std::fs::create_dir_all(dir.path().join("a/b")).expect("directories");
+        std::fs::create_dir(outside.path().join("b")).expect("a directory");
+        std::fs::write(outside.path().join("b/x"), vec![1; 1 << 20]).expect("a file");
+        let top = nix::fcntl::open(dir.path(), DIRECTORY, Mode::empty()).expect("opens");
+        open_below(&top, Path::new("./a/b")).expect("a directory in it");
+        // Between its finding and its opening, a directory on the way becomes a link.
+        std::fs::rename(dir.path().join("a"), dir.path().join("was")).expect("renamed");
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("a")).expect("a link");
+        open_below(&top, Path::new("./a/b")).expect_err("a link on the way");
+        open_below(&top, Path::new("./a")).expect_err("a link at its end");
+        assert!(count(dir.path()) < 1 << 20, "what a link leads to does not count");
     }
 
     #[test]

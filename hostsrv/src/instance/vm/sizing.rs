@@ -15,9 +15,12 @@ use std::collections::BTreeMap;
 use virt::connect::Connect;
 use virt_sys as sys;
 
+/// QEMU starts no machine `pc` with room for more.
+const MACHINE_MOST: u32 = 255;
+
 /// The most processors that a VM of this size can be given while it runs.
 fn most(vcpus: u32, host_cpus: u32) -> u32 {
-    vcpus.saturating_mul(2).min(host_cpus).max(vcpus)
+    vcpus.saturating_mul(2).min(host_cpus).min(MACHINE_MOST).max(vcpus)
 }
 
 /// The element of a definition.
@@ -72,7 +75,18 @@ mod tests {
 
     #[test]
     fn there_is_room_for_twice_as_many_on_a_host_that_has_them() {
-        for (vcpus, host, expected) in [(1, 8, 2), (4, 8, 8), (6, 8, 8), (8, 8, 8), (12, 8, 12), (1, 1, 1)] {
+        let table = [
+            (1, 8, 2),
+            (4, 8, 8),
+            (6, 8, 8),
+            (8, 8, 8),
+            (12, 8, 12),
+            (1, 1, 1),
+            (127, 512, 254),
+            (128, 512, 255),
+            (255, 512, 255),
+        ];
+        for (vcpus, host, expected) in table {
             assert_eq!(most(vcpus, host), expected, "{vcpus} of {host}");
         }
         assert_eq!(vcpu(2, 8).render().trim(), r#"<vcpu current="2">4</vcpu>"#);
