@@ -193,6 +193,8 @@ pub enum RolloutState {
 
 /// How far the members are of the revision that is ordered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[schemars(rename = "GroupRollout")]
+#[schema(as = GroupRollout)]
 pub struct Rollout {
     pub state: RolloutState,
     /// The revision that is ordered.
