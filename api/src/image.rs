@@ -11,8 +11,10 @@ use utoipa::ToSchema;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageFormat {
-    /// A container image as `docker save` writes it. Blob `archive`.
+    /// A container image as `docker save` writes it. Blob `archive`, taken apart into `manifest`, `config` and layers.
     DockerArchive,
+    /// A container image by its layers, as the OCI image specification has it. Blobs `manifest` and `config`, and layers.
+    Oci,
     /// A bootable disk. Blob `disk`.
     Qcow2,
     /// A bootable disk. Blob `disk`.
@@ -36,6 +38,10 @@ pub enum BlobRole {
     Kernel,
     Initramfs,
     Description,
+    /// An OCI image manifest, or Docker's schema 2: it names the config and the layers.
+    Manifest,
+    /// A container image's configuration. Its digest is the image's id in Docker.
+    Config,
 }
 
 impl ImageFormat {
@@ -43,6 +49,7 @@ impl ImageFormat {
     pub fn roles(self) -> &'static [BlobRole] {
         match self {
             Self::DockerArchive => &[BlobRole::Archive],
+            Self::Oci => &[BlobRole::Manifest, BlobRole::Config],
             Self::Qcow2 | Self::Raw | Self::Other => &[BlobRole::Disk],
             Self::KernelInitramfs => &[BlobRole::Kernel, BlobRole::Initramfs],
             Self::SetDescription => &[BlobRole::Description],
@@ -51,7 +58,7 @@ impl ImageFormat {
 
     /// Whether a member of a set can start from it (else: a VM).
     pub fn is_container(self) -> bool {
-        self == Self::DockerArchive
+        matches!(self, Self::DockerArchive | Self::Oci)
     }
 }
 
@@ -98,6 +105,27 @@ pub struct Blob {
     pub size: u64,
 }
 
+/// How a layer's bytes are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// One layer of a container image: a tar of what it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Layer {
+    /// Of the bytes as they are stored and sent; lower-case hexadecimal.
+    pub sha256: String,
+    /// In bytes, as they are stored and sent.
+    pub size: u64,
+    pub compression: Compression,
+    /// SHA-256 of the tar without compression, lower-case hexadecimal: what the config's `rootfs.diff_ids` names.
+    pub diff_id: String,
+}
+
 /// An image as clients and hosts see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct Image {
@@ -109,6 +137,10 @@ pub struct Image {
     pub cmdline: String,
     pub state: ImageState,
     pub blobs: BTreeMap<BlobRole, Blob>,
+    /// A container image's, the lowest first. Empty for all others, and for container images that were uploaded before
+    /// layers were known: those have an `archive` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Layer>,
     #[schemars(with = "String")]
     #[schema(value_type = String)]
     pub created_at: Timestamp,

@@ -31,6 +31,7 @@ impl DiskFormat {
             ImageFormat::DockerArchive
             | ImageFormat::KernelInitramfs
             | ImageFormat::SetDescription
+            | ImageFormat::Oci
             | ImageFormat::Other => None,
         }
     }

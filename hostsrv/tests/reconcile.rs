@@ -428,6 +428,7 @@ fn image() -> Image {
         format: ImageFormat::Raw,
         cmdline: String::new(),
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: BTreeMap::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }

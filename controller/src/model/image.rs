@@ -1,7 +1,7 @@
 //! Images: a name and a meaning for blobs.
 
 use super::{ImageTraits, Record};
-use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
+use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState, Layer};
 use amphi_api::instance::Fault;
 use amphi_api::wire::ExportSource;
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId};
@@ -19,6 +19,9 @@ pub struct ImageRecord {
     pub cmdline: String,
     #[serde(default)]
     pub blobs: BTreeMap<BlobRole, Blob>,
+    /// A container image's, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Layer>,
     /// Who may see it, and what is said of it.
     #[serde(default)]
     pub traits: ImageTraits,
@@ -65,6 +68,7 @@ impl ImageRecord {
             cmdline: self.cmdline.clone(),
             state: self.state(),
             blobs: self.blobs.clone(),
+            layers: self.layers.clone(),
             created_at: self.created_at,
         }
     }

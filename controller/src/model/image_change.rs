@@ -145,6 +145,7 @@ mod tests {
             format: ImageFormat::Other,
             cmdline: String::new(),
             blobs: Default::default(),
+            layers: Vec::new(),
             traits: Default::default(),
             export: None,
             closing: false,

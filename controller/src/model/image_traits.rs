@@ -125,7 +125,7 @@ impl ImageRecord {
             return (traits.container_format.as_deref(), traits.disk_format.as_deref());
         }
         match self.format {
-            ImageFormat::DockerArchive => (Some("docker"), Some("raw")),
+            ImageFormat::DockerArchive | ImageFormat::Oci => (Some("docker"), Some("raw")),
             ImageFormat::SetDescription => (Some("amphi-set"), Some("raw")),
             ImageFormat::Qcow2 => (Some("bare"), Some("qcow2")),
             ImageFormat::Raw => (Some("bare"), Some("raw")),

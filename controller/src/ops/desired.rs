@@ -451,6 +451,7 @@ fn no_image() -> Image {
         format: ImageFormat::Raw,
         cmdline: String::new(),
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: Default::default(),
         created_at: Timestamp::UNIX_EPOCH,
     }

@@ -58,6 +58,7 @@ impl Ops {
             format: request.format,
             cmdline: request.cmdline.clone(),
             blobs: Default::default(),
+            layers: Vec::new(),
             traits: Default::default(),
             export: None,
             closing: false,
@@ -88,6 +89,7 @@ impl Ops {
             format: format_of(traits.container_format.as_deref(), traits.disk_format.as_deref()),
             cmdline: String::new(),
             blobs: Default::default(),
+            layers: Vec::new(),
             traits: ImageTraits { updated_at: Some(now), ..traits },
             export: None,
             closing: false,
@@ -350,6 +352,7 @@ pub(super) fn reserve_snapshot_image(
         format,
         cmdline: String::new(),
         blobs: Default::default(),
+        layers: Vec::new(),
         traits: ImageTraits {
             container_format: Some(if format.is_container() { "docker" } else { "bare" }.into()),
             disk_format: Some(if format == ImageFormat::Qcow2 { "qcow2" } else { "raw" }.into()),

@@ -103,6 +103,7 @@ pub(super) fn carrying(volume: VolumeId, host: HostId, source: ExportSource, now
         format: ImageFormat::Qcow2,
         cmdline: String::new(),
         blobs: Default::default(),
+        layers: Vec::new(),
         export: Some(ImageExport { host, source, instance: None, fault: None }),
         closing: false,
         traits: ImageTraits::default(),

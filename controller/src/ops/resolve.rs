@@ -214,6 +214,7 @@ mod tests {
             format: ImageFormat::Raw,
             cmdline: String::new(),
             blobs: Default::default(),
+            layers: Vec::new(),
             traits,
             export: None,
             closing: false,

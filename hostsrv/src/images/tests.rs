@@ -59,6 +59,7 @@ fn setup(mood: Mood) -> (tempfile::TempDir, Arc<Fake>, ImageCache, Image) {
         format: ImageFormat::Raw,
         cmdline: String::new(),
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: BTreeMap::from([(BlobRole::Disk, blob)]),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
     };

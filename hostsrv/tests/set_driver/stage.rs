@@ -182,6 +182,7 @@ pub fn image(archive: PathBuf) -> CachedImage {
             format: ImageFormat::DockerArchive,
             cmdline: String::new(),
             state: ImageState::Active,
+            layers: Vec::new(),
             blobs: BTreeMap::from([(BlobRole::Archive, blob)]),
             created_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
         },

@@ -129,6 +129,7 @@ fn plan(format: ImageFormat, cmdline: &str, blobs: BTreeMap<BlobRole, PathBuf>) 
         format,
         cmdline: cmdline.into(),
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: blobs.keys().map(|role| (*role, Blob { sha256: "0".repeat(64), size: 1 })).collect(),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
     };

@@ -238,6 +238,7 @@ impl Cloud {
             format,
             cmdline: String::new(),
             blobs: format.roles().iter().map(|role: &BlobRole| (*role, blob.clone())).collect(),
+            layers: Vec::new(),
             export: None,
             closing: false,
             traits: Default::default(),

@@ -17,6 +17,7 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
         format,
         cmdline: if format == ImageFormat::KernelInitramfs { "quiet".into() } else { String::new() },
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: format.roles().iter().map(|r| (*r, Blob { sha256: "0".repeat(64), size: 1 })).collect(),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
     };

@@ -18,6 +18,7 @@ fn body_of(kind: BodyKind) -> BodyDesired {
         format: ImageFormat::KernelInitramfs,
         cmdline: String::new(),
         state: ImageState::Active,
+        layers: Vec::new(),
         blobs: Default::default(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     };

@@ -86,6 +86,7 @@ pub async fn create(
         format: amphi_api::image::ImageFormat::Other,
         cmdline: String::new(),
         blobs: Default::default(),
+        layers: Vec::new(),
         traits: ImageTraits { visibility: Visibility::Shared, ..Default::default() },
         export: None,
         closing: false,
