@@ -101,5 +101,7 @@ fn role_word(role: BlobRole) -> &'static str {
         BlobRole::Kernel => "kernel",
         BlobRole::Initramfs => "initramfs",
         BlobRole::Description => "description",
+        BlobRole::Manifest => "manifest",
+        BlobRole::Config => "config",
     }
 }

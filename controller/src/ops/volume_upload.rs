@@ -59,6 +59,7 @@ impl Ops {
                 format,
                 cmdline: String::new(),
                 blobs: Default::default(),
+                layers: Vec::new(),
                 traits: ImageTraits {
                     container_format: Some("bare".into()),
                     disk_format: Some(wish.disk_format.clone()),
