@@ -56,7 +56,7 @@ pub fn units(binary: Option<PathBuf>) -> Vec<Unit> {
     ];
     if let Some(binary) = binary {
         let argv = vec![binary.to_string_lossy().into_owned(), "--config".to_owned(), CONFIG.to_owned()];
-        let daemon = Daemon { argv, ready: Ready::Line("ready"), api_socket: true };
+        let daemon = Daemon { argv, ready: Ready::Line("ready"), api_socket: true, monitored: false };
         units.push(Unit { name: "controller", after: &["ovn-northd", "config"], work: Work::Daemon(daemon) });
         units.push(Unit::step("config", &[], |_| write_config()));
     }

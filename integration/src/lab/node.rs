@@ -24,6 +24,8 @@ use super::{cgroup, controller, disk, host, mounts};
 
 /// How long one daemon may take to serve, on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
+/// How an end is told that a daemon's monitor would answer with another start.
+const CRASH: &str = "killed by SIGSEGV";
 const FILLER: &str = "/var/lib/.filler";
 
 struct Node {
@@ -96,7 +98,7 @@ pub fn run_node(layout: &Layout, name: &str, engines_only: bool) -> Result<()> {
 }
 
 impl Node {
-    fn answer(&self, request: Request) -> Result<Reply> {
+    fn answer(self: &Arc<Self>, request: Request) -> Result<Reply> {
         match request {
             Request::Status => Ok(Reply::Node(self.board.status())),
             Request::Start { daemon } => {
@@ -138,7 +140,7 @@ impl Node {
         format!("nothing called {name:?} here ({})", names.join(", "))
     }
 
-    fn start(&self, unit: &Unit) {
+    fn start(self: &Arc<Self>, unit: &Unit) {
         let began = Instant::now();
         self.board.change(unit.name, |u| {
             u.state = "starting".to_owned();
@@ -146,7 +148,16 @@ impl Node {
         });
         let result = match &unit.work {
             Work::Step(step) => step(&self.processes).map(|()| ("done", None)),
-            Work::Daemon(daemon) => self.launch(unit.name, daemon).map(|pid| ("ready", Some(pid))),
+            Work::Daemon(daemon) => {
+                let first = self.launch(unit.name, daemon);
+                let crashed = |error: &anyhow::Error| daemon.monitored && error.to_string().ends_with(CRASH);
+                let pid = if first.as_ref().is_err_and(crashed) {
+                    self.launch(unit.name, daemon)
+                } else {
+                    first
+                };
+                pid.map(|pid| ("ready", Some(pid)))
+            }
         };
         self.board.change(unit.name, |u| {
             u.seconds = began.elapsed().as_secs_f64();
@@ -158,7 +169,7 @@ impl Node {
     }
 
     /// Starts a daemon, waits until it serves, and leaves a thread that notes its end.
-    fn launch(&self, name: &'static str, daemon: &Daemon) -> Result<i32> {
+    fn launch(self: &Arc<Self>, name: &'static str, daemon: &Daemon) -> Result<i32> {
         let path = self.layout.log(&self.name, name);
         let log = OpenOptions::new()
             .create(true)
@@ -202,14 +213,20 @@ impl Node {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             bail!("does not serve within {START_LIMIT:?}");
         }
-        let (processes, board) = (self.processes.clone(), self.board.clone());
+        let (node, monitored) = (self.clone(), daemon.monitored);
         std::thread::spawn(move || {
             let exit = loop {
-                if let Some(exit) = processes.wait(pid, Duration::from_secs(3600)) {
+                if let Some(exit) = node.processes.wait(pid, Duration::from_secs(3600)) {
                     break exit;
                 }
             };
-            board.change(name, |u| {
+            let ours = node.board.unit(name).is_some_and(|u| u.pid == Some(pid));
+            let unit = node.units.iter().find(|u| u.name == name);
+            if let Some(unit) = unit.filter(|_| ours && monitored && exit == CRASH) {
+                eprintln!("{name}: {exit}; it is started again");
+                return node.start(unit);
+            }
+            node.board.change(name, |u| {
                 if u.pid == Some(pid) {
                     ended(u, &exit);
                 }

@@ -26,6 +26,8 @@ pub struct Daemon {
     pub ready: Ready,
     /// Hands it the API's listening socket as file descriptor 3 (sd_listen_fds(3)).
     pub api_socket: bool,
+    /// Is started again after a segmentation fault, as by the `--monitor` that Debian's units give to OVN's daemons.
+    pub monitored: bool,
 }
 
 pub type Step = Box<dyn Fn(&Processes) -> Result<()> + Send + Sync>;
@@ -44,7 +46,15 @@ pub struct Unit {
 impl Unit {
     pub fn daemon(name: &'static str, after: &'static [&'static str], argv: &[&str], ready: Ready) -> Self {
         let argv = argv.iter().map(|a| (*a).to_owned()).collect();
-        Self { name, after, work: Work::Daemon(Daemon { argv, ready, api_socket: false }) }
+        Self { name, after, work: Work::Daemon(Daemon { argv, ready, api_socket: false, monitored: false }) }
+    }
+
+    /// See [`Daemon::monitored`].
+    pub fn monitored(mut self) -> Self {
+        if let Work::Daemon(daemon) = &mut self.work {
+            daemon.monitored = true;
+        }
+        self
     }
 
     pub fn step(
