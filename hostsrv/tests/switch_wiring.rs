@@ -3,13 +3,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amphi_hostsrv::network::ovs::{Datapath, Plug};
+use amphi_hostsrv::network::openflow::{Change, Session};
+use amphi_hostsrv::network::ovs::{Datapath, Plug, ways};
 use amphi_hostsrv::network::sweep::Sweep;
 use amphi_hostsrv::network::{NetworkError, PortSpec, Wiring, host_device, link};
 use common::plugin::wiring;
-use common::{on_private_host, run};
+use common::{eventually, on_private_host, run};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
@@ -157,4 +159,90 @@ fn a_switch_that_is_away_is_reported_in_time_and_comes_back() {
             assert!(error.to_string().contains("wait for the switch to take lo"), "{error}");
         });
     });
+}
+
+/// A guest on the integration bridge, something on a physical network behind a patch port as ovn-controller makes it.
+#[test]
+fn guests_reach_a_physical_network_only_as_long_as_the_switch_is_told_to_let_them() {
+    on_private_host(
+        "guests_reach_a_physical_network_only_as_long_as_the_switch_is_told_to_let_them",
+        |host| {
+            host.start_switch();
+            run("ip", &["link", "set", "dev", "lo", "up"]);
+            for bridge in ["br-int", "br-lan"] {
+                run("ovs-vsctl", &["add-br", bridge, "--", "set", "Bridge", bridge, "datapath_type=netdev"]);
+            }
+            run(
+                "ovs-vsctl",
+                &["set", "Open_vSwitch", ".", "external_ids:ovn-bridge-mappings=lan:br-lan, gone:br-gone"],
+            );
+            for (space, bridge, address) in
+                [("guest", "br-int", "10.9.0.1/24"), ("lan", "br-lan", "10.9.0.2/24")]
+            {
+                let end = format!("{space}-end");
+                run("ip", &["netns", "add", space]);
+                run("ip", &["link", "add", space, "type", "veth", "peer", "name", &end]);
+                run("ip", &["link", "set", "dev", &end, "netns", space]);
+                run("ip", &["-n", space, "addr", "add", address, "dev", &end]);
+                run("ip", &["-n", space, "link", "set", "dev", &end, "up"]);
+                run("ip", &["link", "set", "dev", space, "up"]);
+                run("ovs-vsctl", &["add-port", bridge, space]);
+            }
+            for (port, bridge, peer) in [("to-lan", "br-int", "from-int"), ("from-int", "br-lan", "to-lan")] {
+                let of = format!("options:peer={peer}");
+                #[rustfmt::skip]
+            run("ovs-vsctl", &["add-port", bridge, port, "--", "set", "Interface", port, "type=patch", &of,
+                "--", "set", "Port", port, "external_ids:ovn-localnet-port=lan"]);
+            }
+            let reaches = || {
+                let ping = ["netns", "exec", "guest", "ping", "-c1", "-W1", "10.9.0.2"];
+                let output = std::process::Command::new("ip").args(ping).output().expect("ip runs");
+                output.status.success()
+            };
+            let flows = || run("ovs-ofctl", &["-O", "OpenFlow13", "--no-stats", "dump-flows", "br-lan"]);
+            // What the datapath has cached goes with the switch's next look at it.
+            let becomes = |wanted: bool| {
+                eventually("the switch goes by its flows", || {
+                    if reaches() == wanted { Ok(()) } else { Err(flows()) }
+                })
+            };
+            Runtime::new().expect("a runtime").block_on(async {
+                let replica = wiring().switch.watch_physical().await.expect("watched");
+                let found = replica.until(Duration::from_secs(10), |tables| {
+                    Some(ways(tables)).filter(|found| found.values().any(|ports| !ports.is_empty()))
+                });
+                let found = found.await.expect("the patch port has a number");
+                assert_eq!(found.keys().collect::<Vec<_>>(), ["br-lan"], "what has no bridge is left out");
+                let ports: Vec<u32> = found["br-lan"].iter().copied().collect();
+                let &[port] = &ports[..] else { panic!("one port leads there: {found:?}") };
+                assert!(reaches(), "nobody has said anything yet");
+
+                let mut session =
+                    Session::open(Path::new("/run/openvswitch/br-lan.mgmt")).await.expect("a session");
+                session.carry_out(&[Change::Clear, Change::Stop { port }]).await.expect("stopped");
+                becomes(false);
+                session.carry_out(&[Change::Pass { port, seconds: 2 }]).await.expect("opened");
+                becomes(true);
+                let told = flows();
+                assert!(told.contains("hard_timeout=2") && told.contains("resubmit(,0)"), "{told}");
+
+                // Nobody renews it, as if this process were frozen: a flow of two seconds is gone after three at most.
+                let told = Instant::now();
+                while reaches() {
+                    assert!(told.elapsed() < Duration::from_secs(5), "{}", flows());
+                }
+                println!(
+                    "silent {:?} later, of which the ping that nobody answered waits 1 s",
+                    told.elapsed()
+                );
+                session.carry_out(&[Change::Pass { port, seconds: 60 }]).await.expect("opened");
+                becomes(true);
+                session.carry_out(&[Change::Close]).await.expect("closed");
+                becomes(false);
+                session.carry_out(&[Change::Clear]).await.expect("cleared");
+                becomes(true);
+                assert!(!flows().contains("cookie=0x61"), "{}", flows());
+            });
+        },
+    );
 }

@@ -1,6 +1,7 @@
-//! The way out, on two real hosts: a router with its gateway on a physical network. A peer outside reaches a set by its
+//! The way out, on three real hosts (leases want three): a router with its gateway on a physical network. A peer outside reaches a set by its
 //! floating IP, the set reaches the peer from its router's address; groups filter by remote group, in both directions.
-//! Everything is ordered through the OpenStack face.
+//! A host whose lease process stands still falls silent out there, though nobody can fence it. Everything is ordered through
+//! the OpenStack face.
 
 use amphi_api::client::Client;
 use amphi_api::host::HostState;
@@ -8,11 +9,15 @@ use amphi_api::image::{BlobRole, ImageCreate, ImageFormat};
 use amphi_api::instance::{Instance, InstanceCreate, InstanceState};
 use amphi_integration::lab::{Lab, Layout, Output, UpOptions, leftovers};
 use amphi_integration::{run, story};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+const HOSTS: u8 = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A host's lease, and what it takes to look (docs/lease.md).
+const LEASE: Duration = Duration::from_millis(4_000);
 /// The peer's address on the physical network, and the name by which hosts know that network.
 const PEER: &str = "172.24.4.1";
 const PHYSICAL: &str = "external";
@@ -28,7 +33,7 @@ struct Outside {
 
 impl Outside {
     fn up(layout: &Layout) -> Self {
-        let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 2);
+        let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), HOSTS);
         let lab = Lab::up(&options, |_| {}).expect("lab up");
         let client = run::client(layout).expect("client");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -73,11 +78,16 @@ impl Outside {
     }
 
     fn set(&self, name: &str, host: &str, group: &str) -> Instance {
+        self.set_on("blue", name, host, group)
+    }
+
+    /// It stays where it is, whatever becomes of its host.
+    fn set_on(&self, network: &str, name: &str, host: &str, group: &str) -> Instance {
         let request: InstanceCreate = serde_json::from_value(json!({
             "name": name, "vcpus": 1, "memory_mib": 128, "host": host,
             "bodies": [{"set": {"members": [{"index": 0, "name": "only", "image": "busybox",
                 "command": ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done"]}]}}],
-            "networks": [{"network": "blue"}], "security_groups": [group]}))
+            "networks": [{"network": network}], "security_groups": [group], "failover": "never"}))
         .expect("a request");
         let id = self.ask(self.client.create_instance(&request)).id;
         let wait = self.client.wait_instance(id, |i| i.state == InstanceState::Running, PATIENCE, |_| ());
@@ -115,8 +125,8 @@ fn a_peer_outside_and_a_set_reach_each_other() {
         Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside-lab")).expect("lab directory");
     let t = Outside::up(&layout);
     let deadline = Instant::now() + PATIENCE;
-    while t.ask(t.client.hosts()).iter().filter(|h| h.state == HostState::Up).count() < 2 {
-        assert!(Instant::now() < deadline, "two hosts are not up");
+    while t.ask(t.client.hosts()).iter().filter(|h| h.state == HostState::Up).count() < usize::from(HOSTS) {
+        assert!(Instant::now() < deadline, "{HOSTS} hosts are not up");
         std::thread::sleep(Duration::from_millis(100));
     }
     let create =
@@ -181,6 +191,29 @@ fn a_peer_outside_and_a_set_reach_each_other() {
         seen.code = if seen.ok() { Some(1) } else { Some(0) };
         seen
     });
+    // One directly on the physical network, on a host whose lease process stands still: nothing ends the guest, and yet
+    // nobody out there hears it any more when its lease is over.
+    let direct = t.set_on("world", "direct", "h2", "open");
+    let to = direct.addresses[0].address.to_string();
+    let asks = || t.lab.exec("h1", &ping(&to), Duration::from_secs(10)).expect("exec");
+    t.eventually("the peer reaches a set on its own network", asks);
+    let dump = ["ovs-ofctl", "-O", "OpenFlow13", "--no-stats", "dump-flows", "br-ex"];
+    let flows = || t.lab.exec("h2", &dump, Duration::from_secs(10)).expect("exec").stdout;
+    t.eventually("its frames pass by a flow that the switch will forget", || Output {
+        code: Some(i32::from(!flows().contains("hard_timeout="))),
+        ..asks()
+    });
+    let guest = || t.within(&direct, &["echo", "alive"]);
+    t.lab.kill("h2", "lease", Signal::SIGSTOP).expect("the lease process stands still");
+    let stopped = Instant::now();
+    while flows().contains("hard_timeout=") {
+        assert!(stopped.elapsed() < LEASE, "after {:?}: {}", stopped.elapsed(), flows());
+    }
+    println!("  forgotten {:.1} s after its lease process stood still", stopped.elapsed().as_secs_f32());
+    assert!(guest().ok(), "nobody has ended it");
+    assert!(!asks().ok(), "heard after its lease: {}", flows());
+    t.lab.kill("h2", "lease", Signal::SIGCONT).expect("the lease process goes on");
+    t.eventually("it is back, and the peer reaches it again", asks);
     t.lab.down().expect("lab down");
     assert_eq!(leftovers(&layout), Vec::<String>::new());
 }

@@ -43,6 +43,7 @@ impl Guard {
             let (rule, verdict, doubt) =
                 self.shared.rule(|rule| (rule.clone(), rule.verdict(now), rule.in_doubt(now)));
             self.shared.set_doubt(doubt);
+            self.shared.set_closed(matches!(verdict, Verdict::Fence(_)));
             let (state, until) = match verdict {
                 Verdict::Off => (LeaseState::Off, 0),
                 Verdict::Held { until } => (LeaseState::Held, until),

@@ -14,6 +14,7 @@ mod renew;
 pub mod rule;
 mod shared;
 pub mod tls;
+mod uplink;
 
 use crate::config::Config;
 use crate::link::Papers;
@@ -59,6 +60,10 @@ pub async fn serve(config: &Config, witness: bool) -> anyhow::Result<()> {
     tokio::spawn(peers::answer(listener, peer_papers.server()?, shared.clone()));
     tokio::spawn(peers::ask_all(peer_papers, shared.clone()));
 
+    if !witness && let Some(sockets) = config.switch_sockets() {
+        let switch = network::Switch::open(&config.ovsdb, &config.integration_bridge)?;
+        tokio::spawn(uplink::keep(switch, sockets, shared.clone()));
+    }
     let fence = (!witness).then(|| Arc::new(Fence::new(&config.docker_root)));
     if let Some(fence) = fence.clone() {
         std::thread::spawn(move || {

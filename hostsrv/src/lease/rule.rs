@@ -38,6 +38,23 @@ pub enum Reason {
     Alone { vouch: usize, of: usize },
 }
 
+/// Whether, and for how long, guests may be let onto physical networks by something that ends without us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// There are no leases.
+    Free,
+    /// From now on for so many seconds, at least one.
+    Open {
+        seconds: u16,
+    },
+    /// What was let through goes on until it ends by itself.
+    Lapsing,
+    Closed,
+}
+
+/// The switch forgets a flow at most so much later than it was told to, in milliseconds: ofproto-dpif looks once a second.
+const FORGETS: Millis = 1_000;
+
 /// What the host knows of leases.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule {
@@ -140,19 +157,47 @@ impl Rule {
         if now < lease {
             return Verdict::Held { until: lease };
         }
-        let mut good: Vec<Millis> = self
-            .voters
-            .iter()
-            .filter_map(|voter| if *voter == self.me { Some(now) } else { self.vouching.get(voter).copied() })
-            .map(|asked| asked + self.timing.evidence)
-            .filter(|until| now < *until)
-            .collect();
+        match self.vouched(now) {
+            Some(until) => Verdict::Hold { until },
+            None => Verdict::Fence(Reason::Alone { vouch: self.words(now).len(), of: self.voters.len() }),
+        }
+    }
+
+    /// Until when a majority of the voters stands for this host.
+    fn vouched(&self, now: Millis) -> Option<Millis> {
+        let mut good = self.words(now);
         // The newest first: with this many the majority stands until the oldest of them lapses.
         good.sort_unstable_by(|a, b| b.cmp(a));
-        let majority = self.voters.len() / 2 + 1;
-        match good.get(majority - 1) {
-            Some(until) => Verdict::Hold { until: *until },
-            None => Verdict::Fence(Reason::Alone { vouch: good.len(), of: self.voters.len() }),
+        good.get(self.voters.len() / 2).copied()
+    }
+
+    /// When the good words for this host, its own among them, lose their worth.
+    fn words(&self, now: Millis) -> Vec<Millis> {
+        let asked = |voter: &HostId| {
+            if *voter == self.me { Some(now) } else { self.vouching.get(voter).copied() }
+        };
+        let good = self.voters.iter().filter_map(asked).map(|asked| asked + self.timing.evidence);
+        good.filter(|until| now < *until).collect()
+    }
+
+    /// For how long a flow may let guests onto physical networks: it has to be forgotten before the controller may start
+    /// them elsewhere, though this process be frozen from now on. That is the end of the lease; while it holds out by others'
+    /// words, a second, which may be half a second too long (docs/lease.md).
+    pub fn passage(&self, now: Millis) -> Passage {
+        match self.verdict(now) {
+            Verdict::Off => Passage::Free,
+            Verdict::Fence(_) => Passage::Closed,
+            Verdict::Hold { .. } => Passage::Open { seconds: 1 },
+            Verdict::Held { .. } => {
+                let end = self.renewed.map_or(0, |at| at + self.timing.term);
+                let left = end.saturating_sub(now + FORGETS) / 1_000;
+                match u16::try_from(left).unwrap_or(u16::MAX) {
+                    // The lease is about to end, and nobody knows yet how.
+                    0 if self.vouched(now).is_some() => Passage::Open { seconds: 1 },
+                    0 => Passage::Lapsing,
+                    seconds => Passage::Open { seconds },
+                }
+            }
         }
     }
 
@@ -258,6 +303,34 @@ mod tests {
         assert_eq!((rule.verdict(99_000), rule.in_doubt(99_000)), (Verdict::Off, false));
         assert_eq!(Rule::new(host(1)).verdict(5), Verdict::Off);
         assert_eq!(rule.voters().len(), 3, "a grant without a list keeps the one before");
+    }
+
+    #[test]
+    fn the_way_out_ends_before_the_lease_does() {
+        let mut rule = leased(3);
+        // The flow lives at most so long: its seconds, and what the switch is late.
+        for (age, expected) in [
+            (0, Passage::Open { seconds: 2 }),
+            (500, Passage::Open { seconds: 2 }),
+            (501, Passage::Open { seconds: 1 }),
+            (1_500, Passage::Open { seconds: 1 }),
+            (1_501, Passage::Lapsing),
+            (2_699, Passage::Lapsing),
+            (2_700, Passage::Closed),
+        ] {
+            assert_eq!(rule.passage(10_000 + age), expected, "{age} ms after the renewal was sent");
+            if let Passage::Open { seconds } = expected {
+                assert!(age + u64::from(seconds) * 1_000 + FORGETS <= rule.timing().term);
+            }
+        }
+        // Others' words keep it open, before the lease is over and after it.
+        for late in [11_600, 12_650, 20_000] {
+            rule.heard(host(2), late - 100, Word::Clear);
+            assert_eq!(rule.passage(late), Passage::Open { seconds: 1 });
+        }
+        rule.granted(21_000, &LeaseGrant { barred: true, ..grant(3) });
+        assert_eq!(rule.passage(21_000), Passage::Closed);
+        assert_eq!(Rule::new(host(1)).passage(5), Passage::Free);
     }
 
     #[test]

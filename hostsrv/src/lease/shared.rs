@@ -14,6 +14,8 @@ pub struct Shared {
     bell: Condvar,
     voters: watch::Sender<Vec<Voter>>,
     doubt: watch::Sender<bool>,
+    /// Guests' way onto physical networks is closed.
+    closed: watch::Sender<bool>,
 }
 
 struct Inside {
@@ -32,6 +34,7 @@ impl Shared {
             bell: Condvar::new(),
             voters: watch::Sender::new(voters),
             doubt: watch::Sender::new(false),
+            closed: watch::Sender::new(false),
         }
     }
 
@@ -46,6 +49,15 @@ impl Shared {
 
     pub fn state(&self) -> LeaseState {
         self.inside().state
+    }
+
+    /// Tells when guests' way onto physical networks is closed or opened.
+    pub fn passage(&self) -> watch::Receiver<bool> {
+        self.closed.subscribe()
+    }
+
+    pub fn set_closed(&self, closed: bool) {
+        self.closed.send_if_modified(|held| std::mem::replace(held, closed) != closed);
     }
 
     /// The guard has acted, and written it down.

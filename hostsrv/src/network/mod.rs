@@ -8,6 +8,7 @@
 pub mod gate;
 pub mod link;
 mod offload;
+pub mod openflow;
 pub mod ovs;
 pub mod place;
 pub mod plugin;

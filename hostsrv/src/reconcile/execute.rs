@@ -7,7 +7,7 @@ use super::memory::{Memory, Order};
 use super::plan::{self, Item, Step};
 use crate::crossing::PassError;
 use crate::instance::{
-    Adjustment, BodyDriver, BodyPlan, DriverError, ExtraVolume, ObservedBody, PortAttachment,
+    Adjustment, BodyDriver, BodyPlan, DriverError, ExtraVolume, ObservedBody, ObservedState, PortAttachment,
     VolumeAttachment,
 };
 use crate::qemu_img::DiskFormat;
@@ -303,6 +303,16 @@ impl Reconciler {
         )?;
         let Hands { volume, root_volume, attachments } = hands;
         let plan = BodyPlan { volume, root_volume, attachments, ..plan };
+        // Whose image is still to come holds nobody up.
+        let _turn = match kind {
+            BodyKind::Set => Some(self.turns.set()),
+            BodyKind::Vm => {
+                if self.is_off(item, instance.id) {
+                    self.turns.vm().await;
+                }
+                None
+            }
+        };
         // As late as can be: what comes before may have taken longer than the lease.
         self.may_start().map_err(WorkError::NoLease)?;
         if !self.is_ordered(instance) {
@@ -325,6 +335,15 @@ impl Reconciler {
             held.switched = Some((instance.epoch, since.elapsed().as_millis() as u64));
         }
         Ok(())
+    }
+
+    /// Whether nothing of the VM runs, so that it is to be started; one that is being exchanged for a set is waited for.
+    fn is_off(&self, item: Item, id: InstanceId) -> bool {
+        let exchanged = self.memory().get(&item).is_some_and(|held| held.switching_since.is_some());
+        let seen = self.last_look();
+        let bodies = seen.iter().flat_map(|(_, world)| &world.bodies);
+        let active = |body: &ObservedBody| body.state != ObservedState::Stopped;
+        !exchanged && !bodies.into_iter().any(|b| b.instance == id && b.kind == BodyKind::Vm && active(b))
     }
 
     /// Whether the instance is still ordered as it was when the task began.

@@ -27,6 +27,11 @@ impl Reconciler {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((began, world.clone()));
     }
 
+    /// The last look, and when it began.
+    pub(super) fn last_look(&self) -> Option<(Instant, Arc<World>)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Until it is aborted.
     pub(super) async fn flips(self: Arc<Self>) {
         let mut orders = self.orders();
@@ -40,8 +45,9 @@ impl Reconciler {
     }
 
     fn flip(self: &Arc<Self>, desired: &Arc<HostDesired>) {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((_, world)) = seen.filter(|(began, _)| began.elapsed() < 2 * PERIOD) else { return };
+        let Some((_, world)) = self.last_look().filter(|(began, _)| began.elapsed() < 2 * PERIOD) else {
+            return;
+        };
         let may = {
             let ledger = self.ledger();
             ledger.confirmed() && ledger.may_start().is_ok()

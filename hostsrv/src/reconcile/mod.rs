@@ -22,6 +22,7 @@ pub mod plan;
 mod resizing;
 pub mod status;
 mod taking;
+mod turns;
 
 use crate::images::ImageCache;
 use crate::instance::{Bell, BodyDriver};
@@ -41,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use turns::Turns;
 use uuid::Uuid;
 
 /// The engines, below their traits.
@@ -73,6 +75,7 @@ pub struct Reconciler {
     /// A desired state that could not be written down, with the boot of its link; and why.
     unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
     copying: Copying,
+    turns: Arc<Turns>,
     /// The last look, and when it began; see [`flip`].
     seen: Mutex<Option<(Instant, Arc<World>)>>,
     /// What was begun beside the loop since its look began, with the volumes in its hands. Held while something is begun so
@@ -107,6 +110,7 @@ impl Reconciler {
             troubles: watch::Sender::new(Arc::default()),
             unwritten: Mutex::default(),
             copying: Copying::default(),
+            turns: Arc::default(),
             seen: Mutex::default(),
             flipped: Mutex::default(),
         })

@@ -151,11 +151,8 @@ impl Node {
             Work::Daemon(daemon) => {
                 let first = self.launch(unit.name, daemon);
                 let crashed = |error: &anyhow::Error| daemon.monitored && error.to_string().ends_with(CRASH);
-                let pid = if first.as_ref().is_err_and(crashed) {
-                    self.launch(unit.name, daemon)
-                } else {
-                    first
-                };
+                let pid =
+                    if first.as_ref().is_err_and(crashed) { self.launch(unit.name, daemon) } else { first };
                 pid.map(|pid| ("ready", Some(pid)))
             }
         };

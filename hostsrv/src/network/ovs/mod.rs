@@ -2,6 +2,7 @@
 //! settings, and the interfaces on the bridge that carry an `iface-id` of ours; leaves every other
 //! row alone. Each change is one guarded transaction: read, decide (`rows`), write if nothing moved.
 
+mod physical;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use amphi_ovsdb::{Client, Condition, Monitored, Mutation, Operation, Options, Ou
 use uuid::Uuid;
 
 use super::NetworkError;
+pub use physical::{Ways, ways};
 pub use rows::Attached;
 
 /// Rounds of read-decide-write before a call gives up.
