@@ -106,8 +106,7 @@ pub struct InstanceNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
-    /// A port of this network that is there and nobody's: its MAC, addresses, rules and bandwidth are the instance's, and it
-    /// stays when the instance goes. Not with `address` or `bandwidth`.
+    /// A free port of this network, in place of `address` and `bandwidth`; it stays when the instance goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<PortId>,
     /// Of this connection.

@@ -5,6 +5,10 @@ use amphi_api::host::{HostState, JoinTokenCreate};
 use amphi_integration::alone::Controller;
 use amphi_integration::alone::agent::{Agent, Home, Size};
 use amphi_integration::engines::{EnginePort, HostEngines, Registry};
+use amphi_integration::face::Face;
+use amphi_integration::lab::{Lab, Layout, UpOptions};
+use amphi_integration::wait::{seen, until};
+use amphi_integration::{run, story};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -283,18 +287,17 @@ async fn once(source: &Amphi, target: &Amphi) -> Result<()> {
     Ok(())
 }
 
-/// A file of 512 sectors' worth of header, as a tar member.
-fn ova(folder: &Path) -> Result<PathBuf> {
-    let raw = folder.join("disk.raw");
-    std::fs::write(&raw, (0..4 << 20).map(|n: u32| (n % 251) as u8).collect::<Vec<_>>())?;
+/// An OVA of this disk, of so many bytes, as VirtualBox exports it; its machine has 256 MiB.
+fn ova(folder: &Path, from: &Path, format: &str, bytes: u64) -> Result<PathBuf> {
     let disk = folder.join("debian-disk001.vmdk");
     let made = std::process::Command::new("qemu-img")
-        .args(["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"])
-        .args([&raw, &disk])
+        .args(["convert", "-f", format, "-O", "vmdk", "-o", "subformat=streamOptimized"])
+        .args([from, &disk])
         .status()?;
     ensure!(made.success(), "qemu-img convert");
     let descriptor = include_str!("../../cli/src/import/examples/virtualbox.ovf");
-    let descriptor = descriptor.replace("8589934592", "4194304");
+    let descriptor = descriptor.replace("8589934592", &bytes.to_string());
+    let descriptor = descriptor.replace("<rasd:VirtualQuantity>1024<", "<rasd:VirtualQuantity>256<");
     let sha = |bytes: &[u8]| {
         use sha2::Digest;
         hex::encode(sha2::Sha256::digest(bytes))
@@ -330,7 +333,9 @@ async fn an_ova_becomes_an_instance_with_the_address_that_is_asked_for() -> Resu
     target.make("network/v2.0/subnets", "subnet", subnet).await?;
     let folder = target.controller.folder().to_owned();
     let clouds = clouds(&folder, &[("new", &target)])?;
-    let (file, plan) = (ova(&folder)?, folder.join("ova.json"));
+    let raw = folder.join("disk.raw");
+    std::fs::write(&raw, (0..4 << 20).map(|n: u32| (n % 251) as u8).collect::<Vec<_>>())?;
+    let (file, plan) = (ova(&folder, &raw, "raw", 4 << 20)?, folder.join("ova.json"));
     let (file, plan) = (file.to_str().context("path")?, plan.to_str().context("path")?);
     let words = [
         "ova",
@@ -374,7 +379,19 @@ async fn an_ova_becomes_an_instance_with_the_address_that_is_asked_for() -> Resu
     ensure!(servers.len() == 1 && servers[0]["status"] == "ACTIVE", "{servers:?}");
 
     // libvirt's own test driver: a domain that runs, whose disk lies in no pool.
-    let words = ["libvirt", "test", "--uri", "test:///default", "--to", "new", "--network", "blue", "--report", plan, "--yes"];
+    let words = [
+        "libvirt",
+        "test",
+        "--uri",
+        "test:///default",
+        "--to",
+        "new",
+        "--network",
+        "blue",
+        "--report",
+        plan,
+        "--yes",
+    ];
     let Err(refused) = done(&clouds, &words).await else { bail!("a domain that runs was read") };
     for word in ["say --shutdown", "lies in no pool", "aa:bb:cc:dd:ee:ff", "nothing was made"] {
         ensure!(refused.to_string().contains(word), "{word}: {refused}");
@@ -392,4 +409,46 @@ async fn an_ova_becomes_an_instance_with_the_address_that_is_asked_for() -> Resu
     ensure!(refused.to_string().contains("was told"), "{refused}");
     ensure!(target.all("compute/v2.1/servers/detail").await?.len() == 1);
     Ok(())
+}
+
+/// On a real host: the lab's disk in an OVA becomes a VM that boots, and has the address and the MAC that were asked for.
+#[test]
+fn an_ova_boots_on_a_real_host() -> Result<()> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("import-lab"))?;
+    let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 1);
+    let _lab = Lab::up(&options, |_| {})?;
+    let client = run::client(&layout)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    until("a host", LIMIT, || {
+        let up = runtime.block_on(client.hosts())?.iter().any(|h| h.state == HostState::Up);
+        Ok(seen(up, || "none".to_owned()))
+    })?;
+    let face = Face::of(&layout)?;
+    let network = face.make("network", "networks", json!({ "name": "blue" }))?;
+    let subnet = json!({ "network_id": network, "cidr": "10.41.0.0/24", "ip_version": 4 });
+    face.make("subnet", "subnets", subnet)?;
+    let folder = tempfile::tempdir()?;
+    let disk = images.join("vm-disk.qcow2");
+    let file = ova(folder.path(), &disk, "qcow2", 64 << 20)?;
+    let plan = folder.path().join("plan.json");
+    let (mac, address) = ("08:00:27:00:41:09", "10.41.0.9");
+    let program = Path::new(env!("CARGO_BIN_EXE_amphi-lab")).with_file_name("amphi");
+    let ended = std::process::Command::new(program)
+        .args(["import", "ova"])
+        .arg(&file)
+        .args(["--name", "shop", "--network", "blue", "--ip", address, "--mac", mac, "--yes", "--report"])
+        .arg(&plan)
+        .envs(story::read_env(&layout.env())?)
+        .output()?;
+    let told = String::from_utf8_lossy(&ended.stdout);
+    println!("{told}");
+    ensure!(ended.status.success(), "{told}\n{}", String::from_utf8_lossy(&ended.stderr));
+    let all = runtime.block_on(client.instances())?;
+    let shop = all.iter().find(|i| i.name == "shop").context("no instance")?;
+    ensure!(shop.addresses[0].mac == mac && shop.addresses[0].address.to_string() == address, "{shop:?}");
+    until("the guest's own word of its address", Duration::from_secs(120), || {
+        let text = runtime.block_on(client.console_log(shop.id, Some(400), None))?.text;
+        Ok(seen(text.contains(&format!("amphi-vm: ready {address}")), || text))
+    })
 }

@@ -57,7 +57,9 @@ impl Passed {
 
 struct Count {
     passed: u64,
-    digests: [Context; 3],
+    /// Only where somebody told one: nobody else has it any more.
+    sha1: Option<Context>,
+    digests: [Context; 2],
 }
 
 /// Follows bytes that pass.
@@ -65,9 +67,12 @@ struct Count {
 pub struct Meter(Arc<Mutex<Count>>);
 
 impl Meter {
-    pub fn new() -> Self {
-        let digests = [&SHA1_FOR_LEGACY_USE_ONLY, &SHA256, &SHA512].map(Context::new);
-        Self(Arc::new(Mutex::new(Count { passed: 0, digests })))
+    /// For bytes of which this was told.
+    pub fn new(expected: Option<&Digest>) -> Self {
+        let sha1 =
+            expected.filter(|d| d.algorithm == "sha1").map(|_| Context::new(&SHA1_FOR_LEGACY_USE_ONLY));
+        let digests = [&SHA256, &SHA512].map(Context::new);
+        Self(Arc::new(Mutex::new(Count { passed: 0, sha1, digests })))
     }
 
     fn count(&self) -> std::sync::MutexGuard<'_, Count> {
@@ -77,7 +82,8 @@ impl Meter {
     pub fn take(&self, piece: &[u8]) {
         let mut count = self.count();
         count.passed += piece.len() as u64;
-        count.digests.iter_mut().for_each(|digest| digest.update(piece));
+        let count = &mut *count;
+        count.sha1.iter_mut().chain(&mut count.digests).for_each(|digest| digest.update(piece));
     }
 
     pub fn so_far(&self) -> u64 {
@@ -86,7 +92,9 @@ impl Meter {
 
     pub fn passed(&self) -> Passed {
         let count = self.count();
-        let [sha1, sha256, sha512] = count.digests.clone().map(|digest| hex(digest.finish().as_ref()));
+        let end = |digest: Context| hex(digest.finish().as_ref());
+        let [sha256, sha512] = count.digests.clone().map(end);
+        let sha1 = count.sha1.clone().map(end).unwrap_or_default();
         Passed { length: count.passed, sha1, sha256, sha512 }
     }
 }
@@ -164,7 +172,8 @@ mod tests {
 
     #[test]
     fn digests_of_what_passed() {
-        let meter = Meter::new();
+        let told = |algorithm: &str, value: &str| Digest { algorithm: algorithm.into(), value: value.into() };
+        let meter = Meter::new(Some(&told("sha1", "")));
         meter.take(b"hel");
         meter.take(b"lo");
         let passed = meter.passed();
@@ -172,7 +181,6 @@ mod tests {
         assert_eq!(passed.length, 5);
         assert_eq!(passed.sha1, "aaf4c61ddcc5e8a2dabede0f3b482cd9aea9434d");
         assert_eq!(passed.sha256, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
-        let told = |algorithm: &str, value: &str| Digest { algorithm: algorithm.into(), value: value.into() };
         assert_eq!(passed.check(&told("sha1", "AAF4C61DDCC5E8A2DABEDE0F3B482CD9AEA9434D")), Ok(()));
         assert!(passed.check(&told("sha256", "00")).unwrap_err().contains("was told"));
         assert!(passed.check(&told("md5", "00")).unwrap_err().contains("not known"));

@@ -328,7 +328,10 @@ async fn finish(
     let file = planning.report;
     let text = serde_json::to_vec_pretty(&plan).map_err(|e| Failure::new(1, format!("the plan: {e}")))?;
     state::put(&file, &text)?;
-    session.show(&plan, Plan::report)?;
+    // As JSON there is one thing to tell: the plan, or what became of it.
+    if !(session.is_json() && planning.yes) {
+        session.show(&plan, Plan::report)?;
+    }
     let blocked = plan.findings.iter().filter(|f| f.fate == Fate::Blocked).count();
     if blocked > 0 {
         let what = format!("{blocked} things are in the way; nothing was made");

@@ -11,6 +11,7 @@ use super::state::State;
 use super::target::{KEY, Target};
 use crate::failure::Failure;
 use crate::session::Session;
+use crate::table::clean;
 use futures_util::StreamExt;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ impl Run<'_> {
             if state.done(&item.key).is_some() {
                 continue;
             }
-            let told = format!("[{}/{count}] {} {}", at + 1, item.make.noun(), item.name);
+            let told = format!("[{}/{count}] {} {}", at + 1, item.make.noun(), clean(&item.name));
             let id = self.item(item, &mut state, &told).await?;
             state.finish(&item.key, &id)?;
         }
@@ -155,8 +156,8 @@ impl Run<'_> {
         let work = self.work();
         let flow = self.flow(item, &image.bytes, &work, say).await?;
         let (expected, length) = (flow.expected.clone(), flow.length);
-        let meter = Meter::new();
-        let pieces = metered(&item.name, &image.disk_format, flow, &meter).await?;
+        let meter = Meter::new(expected.as_ref());
+        let pieces = metered(&clean(&item.name), &image.disk_format, flow, &meter).await?;
         // Not before the bytes are at hand, and look as they should.
         match cloud.post(Service::Image, "/images", &body).await {
             // The record of an earlier run: its bytes are missing.
@@ -270,11 +271,12 @@ fn passing(item: &Item) -> String {
     format!("{}{}", openstack::PASSING, item.mark)
 }
 
-async fn passing_image(cloud: &Cloud, item: &Item) -> Result<Option<Value>, Failure> {
+async fn passing_images(cloud: &Cloud, item: &Item) -> Result<Vec<Value>, Failure> {
     let name = passing(item);
     let all =
         cloud.list(Service::Image, &format!("/images?owner={}&limit=200", cloud.project()), "images").await?;
-    Ok(all.into_iter().find(|image| image.get("name").and_then(Value::as_str) == Some(&name)))
+    let ours = |image: &Value| image.get("name").and_then(Value::as_str) == Some(&name);
+    Ok(all.into_iter().filter(ours).collect())
 }
 
 /// Has the source make an image, unless an earlier run has, and waits until it has its bytes.
@@ -289,7 +291,7 @@ where
 {
     let (end, mut ordered) = (Instant::now() + MAKE_LIMIT, false);
     loop {
-        let found = passing_image(cloud, item).await?;
+        let found = passing_images(cloud, item).await?.into_iter().next();
         let text =
             |key: &str| found.as_ref().and_then(|i| i.get(key)?.as_str()).unwrap_or_default().to_owned();
         match text("status").as_str() {
@@ -314,10 +316,11 @@ where
 
 /// What was made at the source for this item's sake goes.
 async fn clear(cloud: &Cloud, bytes: &Bytes, item: &Item) -> Result<(), Failure> {
-    if matches!(bytes, Bytes::ServerDisk { .. } | Bytes::Volume { .. })
-        && let Some(image) = passing_image(cloud, item).await?
-        && let Some(id) = image.get("id").and_then(Value::as_str)
-    {
+    if !matches!(bytes, Bytes::ServerDisk { .. } | Bytes::Volume { .. }) {
+        return Ok(());
+    }
+    for image in passing_images(cloud, item).await? {
+        let id = image.get("id").and_then(Value::as_str).unwrap_or_default();
         cloud.delete(Service::Image, &format!("/images/{id}")).await?;
     }
     Ok(())

@@ -184,7 +184,10 @@ impl Target {
                     let groups: Vec<_> = groups.iter().map(&need).collect::<Result<_, _>>()?;
                     body.insert("security_groups".into(), json!(groups));
                 }
-                self.network("port", "ports", body).await
+                let made = self.network("port", "ports", body).await;
+                made.map_err(|e| {
+                    e.next("or take `mac` and `addresses` out of this port in the plan, and run it again")
+                })
             }
             Make::KeyPair { public_key } => {
                 let body = json!({ "keypair": { "name": item.name, "public_key": public_key } });

@@ -270,11 +270,16 @@ impl Cloud {
     pub async fn download(&self, image: &str) -> Result<Response, Trouble> {
         let (what, url) = (format!("download image {image}"), self.endpoint(Service::Image)?);
         let url = format!("{url}/images/{image}/file");
-        let go = || self.request(&Method::GET, &url, Service::Image).send();
-        let mut answer = go().await.map_err(|e| unreachable(&what, &e))?;
+        let go = || async {
+            let asked = self.request(&Method::GET, &url, Service::Image).send();
+            let late =
+                |_| Trouble { status: None, what: format!("{what}: no answer within {} s", STALL.as_secs()) };
+            tokio::time::timeout(STALL, asked).await.map_err(late)?.map_err(|e| unreachable(&what, &e))
+        };
+        let mut answer = go().await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             self.log_in().await?;
-            answer = go().await.map_err(|e| unreachable(&what, &e))?;
+            answer = go().await?;
         }
         match answer.status() {
             StatusCode::OK => Ok(answer),

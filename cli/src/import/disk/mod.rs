@@ -143,7 +143,7 @@ pub fn ova(path: &Path) -> Result<Machine, Failure> {
             "there is none: the disks' bytes are taken unproven",
         ));
     } else if let Some(of) = digests.get(descriptor) {
-        let meter = Meter::new();
+        let meter = Meter::new(Some(of));
         meter.take(&bytes);
         meter.passed().check(of).map_err(|why| refused(path, format!("{descriptor}: {why}")))?;
     }
@@ -260,8 +260,8 @@ pub async fn flow(bytes: &Bytes, work: &Path) -> Result<Flow, Failure> {
         }
         Bytes::Member { archive, name, offset, size, digest, format } => {
             if let Some(digest) = digest {
-                let (path, from, size) = (archive.clone(), *offset, *size);
-                let read = tokio::task::spawn_blocking(move || pass(&path, from, size)).await;
+                let (path, from, size, of) = (archive.clone(), *offset, *size, digest.clone());
+                let read = tokio::task::spawn_blocking(move || pass(&path, from, size, &of)).await;
                 let meter = read.map_err(|e| Failure::new(1, e.to_string()))??;
                 meter.passed().check(digest).map_err(|why| refused(archive, format!("{name}: {why}")))?;
             }
@@ -275,10 +275,10 @@ pub async fn flow(bytes: &Bytes, work: &Path) -> Result<Flow, Failure> {
     }
 }
 
-fn pass(path: &Path, from: u64, size: u64) -> Result<Meter, Failure> {
+fn pass(path: &Path, from: u64, size: u64, of: &Digest) -> Result<Meter, Failure> {
     let mut file = File::open(path).map_err(unreadable(path))?;
     file.seek(SeekFrom::Start(from)).map_err(unreadable(path))?;
-    let (mut file, meter, mut piece) = (file.take(size), Meter::new(), vec![0; PIECE]);
+    let (mut file, meter, mut piece) = (file.take(size), Meter::new(Some(of)), vec![0; PIECE]);
     loop {
         match file.read(&mut piece).map_err(unreadable(path))? {
             0 => return Ok(meter),

@@ -302,6 +302,19 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_that_are_cut_off_or_garbled() {
+        for at in (0..VMWARE.len()).step_by(37) {
+            if let Some(text) = VMWARE.get(..at) {
+                assert!(read(text).is_err(), "cut at {at}");
+            }
+            if let (Some(before), Some(after)) = (VMWARE.get(..at), VMWARE.get(at + 1..)) {
+                let _ = read(&format!("{before}9{after}"));
+                let _ = read(&format!("{before}-{after}"));
+            }
+        }
+    }
+
+    #[test]
     fn manifests() {
         let sha1 = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
         let text = format!("SHA1(a.ovf)= {sha1}\r\nSHA1(a (1).vmdk)= {sha1}\n\n");
