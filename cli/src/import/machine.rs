@@ -68,7 +68,13 @@ pub fn plan(machine: Machine, wishes: Wishes, source: Source, target: Place) -> 
         findings: machine.findings.clone(),
         shutdown: wishes.shutdown,
     };
-    let mark = |part: &str| format!("{}:{}:{part}", machine.mark, machine.name.replace(' ', "-"));
+    // Marks stand in metadata, of at most 255 characters, and are words.
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' };
+    let name = match machine.name.chars().all(|c| plain(c) == c) && machine.name.len() <= 60 {
+        true => machine.name.clone(),
+        false => uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, machine.name.as_bytes()).to_string(),
+    };
+    let mark = |part: &str| format!("{}:{name}:{part}", machine.mark);
     let mut put = |key: String, name: String, make: Make| {
         plan.items.push(Item { mark: mark(&key), key: key.clone(), name, there: None, make });
         Ref::Item(key)
