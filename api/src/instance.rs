@@ -106,6 +106,9 @@ pub struct InstanceNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<IpAddr>,
+    /// A free port of this network, in place of `address` and `bandwidth`; it stays when the instance goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortId>,
     /// Of this connection.
     #[serde(default, skip_serializing_if = "Bandwidth::is_none")]
     pub bandwidth: Bandwidth,
@@ -214,6 +217,10 @@ impl InstanceCreate {
         for (at, network) in self.networks.iter().enumerate() {
             validate::name(&format!("networks[{at}].network"), &network.network)?;
             network.bandwidth.check().map_err(|e| e.under(&format!("networks[{at}].bandwidth")))?;
+            if network.port.is_some() && (network.address.is_some() || !network.bandwidth.is_none()) {
+                let why = "a port has its own addresses and bandwidth: leave `address` and `bandwidth` out";
+                return Err(FieldError::new(format!("networks[{at}].port"), why));
+            }
         }
         validate::within("security_groups", self.security_groups.len() as u64, 0, 16, "groups")?;
         if let Some(volume) = &self.volume {

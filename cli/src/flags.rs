@@ -124,7 +124,7 @@ impl InstanceFlags {
             .map(|network| {
                 let limited = self.bandwidth.iter().find(|one| one.network == network);
                 let bandwidth = limited.map(|one| one.bandwidth).unwrap_or_default();
-                InstanceNetwork { network, address: addresses.next(), bandwidth }
+                InstanceNetwork { network, address: addresses.next(), port: None, bandwidth }
             })
             .collect();
         let volume = match (self.volume_gib, self.volume) {

@@ -316,7 +316,12 @@ pub fn request(name: &str, bodies: Vec<BodySpec>, host: Option<&str>) -> Instanc
         vcpus: 1,
         memory_mib: 128,
         bodies,
-        networks: vec![InstanceNetwork { network: NET.into(), address: None, bandwidth: Default::default() }],
+        networks: vec![InstanceNetwork {
+            network: NET.into(),
+            address: None,
+            port: None,
+            bandwidth: Default::default(),
+        }],
         security_groups: vec![NET.into()],
         volume: None,
         user_data: None,

@@ -38,6 +38,8 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     token: String,
+    /// The token is a project's user's, not the controller's own.
+    of_user: bool,
     limit: Duration,
 }
 
@@ -82,6 +84,7 @@ impl Client {
             http,
             base: parsed.as_str().trim_end_matches('/').to_owned(),
             token: token.trim().to_owned(),
+            of_user: false,
             limit: CALL_TIMEOUT,
         })
     }
@@ -89,6 +92,13 @@ impl Client {
     /// A client for the controller that AMPHI_URL and AMPHI_TOKEN name.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::new(&from_variable(URL_VARIABLE)?, &from_variable(TOKEN_VARIABLE)?)
+    }
+
+    /// The same client for a token that the identity service gave a user of a project: what is seen and made is that
+    /// project's.
+    pub fn of_user(mut self) -> Self {
+        self.of_user = true;
+        self
     }
 
     /// The same client with another limit for ordinary calls (default [`CALL_TIMEOUT`]).
@@ -104,7 +114,11 @@ impl Client {
 
     /// A call of `path` (which begins with a slash, and is below `/v1`).
     pub(crate) fn call(&self, operation: impl Into<String>, method: Method, path: &str) -> Call {
-        let request = self.http.request(method, format!("{}/v1{path}", self.base)).bearer_auth(&self.token);
+        let request = self.http.request(method, format!("{}/v1{path}", self.base));
+        let request = match self.of_user {
+            true => request.header("x-auth-token", &self.token),
+            false => request.bearer_auth(&self.token),
+        };
         Call { operation: operation.into(), request, limit: self.limit }
     }
 }

@@ -82,8 +82,14 @@ pub(super) fn plan(
         let field = format!("networks[{at}]");
         let network = networks::named(view, scope, &format!("{field}.network"), &wanted.network)?.id;
         let fixed_ips = wanted.address.map(|a| vec![FixedIpWish { subnet: None, address: Some(a) }]);
+        if let Some(port) = wanted.port.and_then(|id| view.ports.get(id))
+            && port.network != network
+        {
+            let why = format!("port {} is not on network '{}'", port.id, wanted.network);
+            return Err(OpsError::field(format!("{field}.port"), why));
+        }
         nics.push(NicPlan {
-            target: PortTarget::Network(network),
+            target: wanted.port.map_or(PortTarget::Network(network), PortTarget::Port),
             fixed_ips,
             tag: None,
             bandwidth: wanted.bandwidth,

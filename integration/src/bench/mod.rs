@@ -184,6 +184,7 @@ fn set(name: &str, volume: bool, memory_mib: u64) -> Result<InstanceCreate> {
         networks: vec![InstanceNetwork {
             network: NAME.to_owned(),
             address: None,
+            port: None,
             bandwidth: Default::default(),
         }],
         security_groups: vec![NAME.to_owned()],

@@ -3,6 +3,7 @@
 use super::calls::{Bin, Body, Call, Origin, Reply, State, Volume};
 use super::port::EnginePort;
 use amphi_api::InstanceId;
+use amphi_api::image::ImageFormat;
 use amphi_api::instance::{BodyKind, MemberStatus, Power};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::BodyDesired;
@@ -181,7 +182,8 @@ impl BodyDriver for MemoryBodies {
 #[async_trait]
 impl BodyExport for MemoryBodies {
     async fn export(&self, plan: &ExportPlan) -> Result<(), DriverError> {
-        std::fs::write(&plan.to, "a body in memory")
+        let head = if plan.format == ImageFormat::Qcow2 { &QCOW2[..] } else { &[] };
+        std::fs::write(&plan.to, [head, b"a body in memory"].concat())
             .map_err(|source| DriverError::Io { doing: "write an export".to_owned(), source })
     }
 }

@@ -65,6 +65,7 @@ fn instance(name: &str, host: Option<&str>, body: BodySpec, memory_mib: u64) -> 
         networks: vec![InstanceNetwork {
             network: NETWORK.to_owned(),
             address: None,
+            port: None,
             bandwidth: Default::default(),
         }],
         security_groups: vec![GROUP.to_owned()],

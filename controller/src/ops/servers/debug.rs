@@ -132,6 +132,7 @@ fn beside(
     let networks = ports.map(|port| InstanceNetwork {
         network: port.network.to_string(),
         address: None,
+        port: None,
         bandwidth: port.bandwidth,
     });
     let size = row.volume.and_then(|volume| view.volumes.get(volume)).map(|volume| volume.size_gib);
