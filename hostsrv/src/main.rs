@@ -157,7 +157,9 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(crossing::serve(gate, peers, here, reconciler.clone()));
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
-    tokio::spawn(metadata::keep(switch.clone(), reconciler.orders()));
+    let places = metadata::Places::default();
+    reconciler.ask_from(places.clone());
+    tokio::spawn(metadata::keep(switch.clone(), reconciler.orders(), places));
     let (file, host) = (config.monitoring.clone(), config.name.as_str().into());
     tokio::spawn(Monitoring { file, host, meters, orders: reconciler.orders() }.run());
     tokio::spawn(upkeep::sweep_network(switch));

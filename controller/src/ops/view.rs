@@ -528,7 +528,10 @@ impl View {
                     _ => self.twinned.remove(&id),
                 };
                 let (host, part) = (now.host, instance_part(now));
-                if before.as_ref().is_none_or(|b| (b.host, b.exchange) != (now.host, now.exchange)) {
+                if before.as_ref().is_none_or(|b| {
+                    // With its bodies go the probes that OVN lets through.
+                    (b.host, b.exchange, &b.bodies) != (now.host, now.exchange, &now.bodies)
+                }) {
                     self.changed.network = self.revision;
                 }
                 if before
