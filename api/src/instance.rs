@@ -3,7 +3,7 @@
 use crate::failover::{FailoverTerms, Twin};
 use crate::placement::Qos;
 use crate::resize::{Bandwidth, Condition};
-use crate::set::SetSpec;
+use crate::set::{Probes, SetSpec};
 use crate::{
     ExchangeId, FieldError, HostId, InstanceId, NetworkId, PortId, ProjectId, SecurityGroupId, VolumeId,
     validate,
@@ -47,6 +47,16 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 2048)]
     pub root_gib: Option<u64>,
+    /// What the guest is asked, over `http` or `tcp` at its first IPv4 address. One that fails its startup or liveness probe is
+    /// stopped and started again.
+    #[serde(default, skip_serializing_if = "Probes::is_default")]
+    pub probes: Probes,
+}
+
+impl VmSpec {
+    pub fn new(image: impl Into<String>, root_gib: Option<u64>) -> Self {
+        Self { image: image.into(), root_gib, probes: Probes::default() }
+    }
 }
 
 /// One acceptable body. `{"set": {…}}` or `{"vm": {…}}`.
@@ -70,6 +80,7 @@ impl BodySpec {
             Self::Set(set) => set.check().map_err(|e| e.under("set")),
             Self::Vm(vm) => {
                 validate::name("vm.image", &vm.image)?;
+                vm.probes.check_of_vm().map_err(|e| e.under("vm.probes"))?;
                 match vm.root_gib {
                     Some(gib) => validate::within("vm.root_gib", gib, 1, 2048, "GiB"),
                     None => Ok(()),
@@ -208,6 +219,13 @@ impl InstanceCreate {
                         "the instance has no volume",
                     ));
                 }
+            }
+            if let BodySpec::Vm(vm) = body
+                && !vm.probes.is_default()
+                && self.networks.is_empty()
+            {
+                let why = "a VM is asked over its first network, and none is ordered";
+                return Err(FieldError::new(format!("{place}.vm.probes"), why));
             }
             if self.bodies[..at].iter().any(|b| b.kind() == body.kind()) {
                 return Err(FieldError::new(place, format!("a second body of kind {}", body.kind())));
@@ -459,6 +477,12 @@ pub struct Instance {
     pub volume: Option<VolumeId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// What a VM's probes say; none: nobody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// Why a VM was ended last for its probes, or what they told last, where they fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     pub failover: FailoverPolicy,

@@ -7,7 +7,7 @@ use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
 use crate::looking::UseRow;
 use crate::resize::{MemberUsage, SizeStatus};
-use crate::set::SetSpec;
+use crate::set::{Probes, SetSpec};
 use crate::streams::StreamOpen;
 use crate::{
     ExchangeId, HostId, ImageId, InstanceId, NetworkId, PortId, ProjectId, SnapshotId, SubnetId,
@@ -298,13 +298,12 @@ pub struct LeavingDesired {
 #[serde(rename_all = "snake_case")]
 pub enum BodyDesired {
     /// `images` is parallel to `set.members`; the description is normalized.
-    Set {
-        set: SetSpec,
-        images: Vec<Image>,
-    },
+    Set { set: SetSpec, images: Vec<Image> },
     Vm {
         image: Image,
         root_gib: Option<u64>,
+        #[serde(default, skip_serializing_if = "Probes::is_default")]
+        probes: Probes,
     },
 }
 
@@ -313,6 +312,14 @@ impl BodyDesired {
         match self {
             Self::Set { .. } => BodyKind::Set,
             Self::Vm { .. } => BodyKind::Vm,
+        }
+    }
+
+    /// What a VM is asked; of a set nothing, its members have their own.
+    pub fn vm_probes(&self) -> Option<&Probes> {
+        match self {
+            Self::Vm { probes, .. } => Some(probes).filter(|probes| !probes.is_default()),
+            Self::Set { .. } => None,
         }
     }
 
@@ -499,6 +506,12 @@ pub struct InstanceStatus {
     pub kind: BodyKind,
     pub state: BodyState,
     pub members: Vec<MemberStatus>,
+    /// What a VM's probes say; none: nobody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// Why a VM was ended last for its probes, or what they told last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The ordered restarts that this body has seen.
     pub restarts: u64,
     /// Ports and further volumes that are plugged into the body now.

@@ -11,7 +11,7 @@ use amphi_hostsrv::instance::figures::Meter;
 use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
 use amphi_hostsrv::instance::vm::{VmDriver, probe};
-use amphi_hostsrv::instance::{Bell, BodyDriver};
+use amphi_hostsrv::instance::{Bell, BodyDriver, PortGate};
 use amphi_hostsrv::lease::tls::PeerPapers;
 use amphi_hostsrv::monitoring::{Monitoring, load};
 use amphi_hostsrv::network::{Flows, ovs};
@@ -107,8 +107,9 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
+    let gate: Arc<dyn PortGate> = Arc::new(Flows::new(switch.clone()));
     let options = SetOptions {
-        gate: Some(Arc::new(Flows::new(switch.clone()))),
+        gate: Some(gate.clone()),
         docker_root: config.docker_root.clone(),
         ..SetOptions::default()
     };
@@ -122,7 +123,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         bell.clone(),
     );
     let passages = crossing::Passages::new(&config.pki_dir(), &config.run_dir)?;
-    let vms = Arc::new(vms.with_passages(passages));
+    let vms = Arc::new(vms.with_passages(passages).with_gate(gate));
     let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
     let gauge = Gauge::new(meters.clone());
     let vms: Arc<dyn BodyDriver> = vms;
@@ -156,7 +157,9 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(crossing::serve(gate, peers, here, reconciler.clone()));
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
-    tokio::spawn(metadata::keep(switch.clone(), reconciler.orders()));
+    let places = metadata::Places::default();
+    reconciler.ask_from(places.clone());
+    tokio::spawn(metadata::keep(switch.clone(), reconciler.orders(), places));
     let (file, host) = (config.monitoring.clone(), config.name.as_str().into());
     tokio::spawn(Monitoring { file, host, meters, orders: reconciler.orders() }.run());
     tokio::spawn(upkeep::sweep_network(switch));

@@ -416,7 +416,7 @@ fn body(kind: BodyKind) -> BodyDesired {
     match kind {
         BodyKind::Set => BodyDesired::Set { set: Default::default(), images: vec![] },
         // A kernel image without blobs cannot be made ready: VMs here carry none.
-        BodyKind::Vm => BodyDesired::Vm { image: image(), root_gib: None },
+        BodyKind::Vm => BodyDesired::Vm { image: image(), root_gib: None, probes: Default::default() },
     }
 }
 
@@ -625,7 +625,7 @@ async fn a_silent_engine_is_told_apart_and_blocks_only_what_it_may_hold() {
     host.calls();
     host.order(|d| {
         d.instances[0].epoch = 2;
-        d.instances[0].body = BodyDesired::Vm { image: image(), root_gib: None };
+        d.instances[0].body = BodyDesired::Vm { image: image(), root_gib: None, probes: Default::default() };
     });
     host.until("seen", |s| s.generation == host.desired.generation).await;
     assert_eq!(host.calls(), Vec::<String>::new());

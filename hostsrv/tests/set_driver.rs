@@ -286,6 +286,7 @@ fn a_hung_and_a_dead_dockerd_are_told_apart() {
 #[derive(Debug)]
 struct Held {
     asked: Mutex<Vec<PortId>>,
+    announced: Mutex<Vec<PortId>>,
     open: Semaphore,
 }
 
@@ -295,6 +296,10 @@ impl PortGate for Held {
         self.asked.lock().expect("asked").push(port);
         self.open.acquire().await.expect("never closed").forget();
         true
+    }
+
+    fn announce(&self, port: &PortAttachment) {
+        self.announced.lock().expect("announced").push(port.id);
     }
 }
 
@@ -308,7 +313,8 @@ fn members_start_once_their_network_passes() {
         let stage = Stage::new(host);
         let mut plan = stage.usual_plan();
         plan.ports = vec![port(NetworkId::new(), 5, true)];
-        let gate = Arc::new(Held { asked: Mutex::default(), open: Semaphore::new(0) });
+        let gate =
+            Arc::new(Held { asked: Mutex::default(), announced: Mutex::default(), open: Semaphore::new(0) });
         let gated = {
             let _context = stage.runtime.enter();
             let options = SetOptions { gate: Some(gate.clone()), ..SetOptions::default() };
@@ -327,6 +333,7 @@ fn members_start_once_their_network_passes() {
         assert_eq!(runs, stage.container(&plan, "anchor"), "only the anchor runs before the network passes");
         gate.open.add_permits(1);
         stage.run(async { ensured.await.expect("no panic") });
+        assert_eq!(*gate.announced.lock().expect("announced"), [plan.ports[0].id]);
         stage.running();
     });
 }

@@ -139,11 +139,7 @@ fn bodies_can_be_looked_into() -> Result<()> {
         Ok(seen(hosts.iter().any(|h| h.state == HostState::Up), || format!("{hosts:?}")))
     })?;
     prepare(&s, &images)?;
-    let vm = s.order(
-        "vm",
-        serde_json::to_value(BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }))?,
-        256,
-    )?;
+    let vm = s.order("vm", serde_json::to_value(BodySpec::Vm(VmSpec::new("vm", None)))?, 256)?;
     let idle = "trap exit TERM; while :; do sleep 1000 & wait $!; done";
     let tick =
         "id=$(cat /proc/sys/kernel/random/uuid); n=0; while :; do echo $id $n; n=$((n+1)); sleep 0.2; done";

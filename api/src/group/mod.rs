@@ -52,11 +52,20 @@ pub struct UpdatePolicy {
     pub drain_s: u32,
     /// What an update does whose new members do not get ready.
     pub on_failure: OnFailure,
+    /// Sets are updated where they are, where the difference allows it and one may be missing; otherwise, and always when
+    /// this is false, another instance takes the place of each. Default true.
+    pub in_place: bool,
 }
 
 impl Default for UpdatePolicy {
     fn default() -> Self {
-        Self { max_unavailable: 1, max_surge: 0, drain_s: 5, on_failure: OnFailure::default() }
+        Self {
+            max_unavailable: 1,
+            max_surge: 0,
+            drain_s: 5,
+            on_failure: OnFailure::default(),
+            in_place: true,
+        }
     }
 }
 

@@ -1,10 +1,11 @@
-//! How a member is asked whether it works. Owns the shape of a probe and its rules; refuses to know how it is carried
-//! out.
+//! How a member or a VM is asked whether it works. Owns the shape of a probe and its rules; refuses to know how it is
+//! carried out.
 
 use super::member::arguments;
 use crate::{FieldError, validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use utoipa::ToSchema;
 
@@ -129,14 +130,45 @@ impl Probes {
         *self == Self::default()
     }
 
-    pub(super) fn check(&self) -> Result<(), FieldError> {
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Probe)> {
         let all = [("startup", &self.startup), ("readiness", &self.readiness), ("liveness", &self.liveness)];
-        for (name, probe) in all {
-            if let Some(probe) = probe {
-                probe.check().map_err(|e| e.under(name))?;
+        all.into_iter().filter_map(|(name, probe)| Some((name, probe.as_ref()?)))
+    }
+
+    pub(super) fn check(&self) -> Result<(), FieldError> {
+        self.all().try_for_each(|(name, probe)| probe.check().map_err(|e| e.under(name)))
+    }
+
+    /// A VM is asked from outside, at its own address.
+    pub(crate) fn check_of_vm(&self) -> Result<(), FieldError> {
+        self.check()?;
+        for (name, probe) in self.all() {
+            let refused = [
+                ("exec", probe.exec.is_some(), "nothing inside a VM takes commands; ask by 'http' or 'tcp'"),
+                (
+                    "http.address",
+                    probe.http.as_ref().is_some_and(|http| http.address.is_some()),
+                    "a VM is asked at its first IPv4 address",
+                ),
+                (
+                    "tcp.address",
+                    probe.tcp.as_ref().is_some_and(|tcp| tcp.address.is_some()),
+                    "a VM is asked at its first IPv4 address",
+                ),
+            ];
+            if let Some((field, _, why)) = refused.into_iter().find(|(_, is, _)| *is) {
+                return Err(FieldError::new(format!("{name}.{field}"), why));
             }
         }
         Ok(())
+    }
+
+    /// The TCP ports that are asked.
+    pub fn tcp_ports(&self) -> BTreeSet<u16> {
+        let port = |probe: &Probe| {
+            probe.http.as_ref().map(|http| http.port).or(probe.tcp.as_ref().map(|tcp| tcp.port))
+        };
+        self.all().filter_map(|(_, probe)| port(probe)).collect()
     }
 }
 

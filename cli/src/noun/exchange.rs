@@ -62,7 +62,7 @@ impl Arguments {
             (Some(_), _) if to == BodyKind::Set => {
                 return Err(Failure::new(2, "--image is for VMs; give a set as --file"));
             }
-            (Some(image), _) => Some(BodySpec::Vm(VmSpec { image, root_gib: None })),
+            (Some(image), _) => Some(BodySpec::Vm(VmSpec::new(image, None))),
             (None, Some(path)) => Some(load(path, to)?),
             (None, None) => None,
         };

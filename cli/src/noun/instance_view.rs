@@ -61,6 +61,11 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
     for body in &i.bodies {
         if let BodySpec::Vm(vm) = body {
             text += &pairs(&[("VM image ", vm.image.clone())]);
+            if let Some(ready) = i.ready {
+                let reason = i.reason.as_deref().map(crate::table::clean);
+                let why = reason.map(|why| format!(" ({why})")).unwrap_or_default();
+                text += &pairs(&[("VM ready ", format!("{}{why}", if ready { "yes" } else { "no" }))]);
+            }
         }
     }
     if !i.members.is_empty() {

@@ -279,10 +279,7 @@ mod tests {
             instance: InstanceId::new(),
             from: BodyKind::Set,
             to: BodyKind::Vm,
-            body: BodyRecord {
-                spec: BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }),
-                images: Vec::new(),
-            },
+            body: BodyRecord { spec: BodySpec::Vm(VmSpec::new("vm", None)), images: Vec::new() },
             added: false,
             journey: None,
             cancelled: false,

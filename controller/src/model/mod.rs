@@ -61,11 +61,12 @@ pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
 pub use rollout::{
-    RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,
+    RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, needs_new_body,
+    rollout_step,
 };
 pub use scaling_group::{
-    GroupSight, GroupStep, Presence, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord, ScalingPlace,
-    Share, Slot, TemplateRevision, Trouble, autoscale, group_steps,
+    Carried, GroupSight, GroupStep, Presence, ScaleSight, ScaleVerdict, Scaled, ScalingGroupRecord,
+    ScalingPlace, Share, Slot, TemplateRevision, Trouble, autoscale, group_steps, in_place,
 };
 pub use server_group::{GroupPolicy, ServerGroupRecord};
 pub use tombstone::{TombstoneKey, TombstoneRecord};

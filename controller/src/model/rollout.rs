@@ -377,6 +377,28 @@ fn lasting(sight: &RolloutSight, fault: Option<&Fault>, began: Timestamp) -> Opt
     fault.filter(|f| sight.now.duration_since(since(f)) >= FAULT_PATIENCE).cloned()
 }
 
+/// What an update of a set cannot do, since it never touches the anchor: the field and the reason. None: it can.
+pub fn needs_new_body(before: &SetSpec, after: &SetSpec) -> Option<(&'static str, &'static str)> {
+    let of = |set: &SetSpec| -> Vec<(u32, String)> {
+        set.members.iter().map(|m| (m.index, m.effective_name())).collect()
+    };
+    if of(before) != of(after) {
+        return Some((
+            "set.members",
+            "an update replaces members and neither adds, removes nor renames any, nor changes an index: that needs a new body",
+        ));
+    }
+    let why = "is the anchor's, which holds the network of all members and is not touched by an update: that needs a new body";
+    let (a, b) = (&before.anchor, &after.anchor);
+    let differ = [
+        ("set.anchor.sysctls", a.sysctls != b.sysctls),
+        ("set.anchor.dns", a.dns != b.dns),
+        ("set.anchor.hosts", a.hosts != b.hosts),
+        ("set.anchor.shm_mib", a.shm_mib != b.shm_mib),
+    ];
+    differ.into_iter().find(|(_, differs)| *differs).map(|(field, _)| (field, why))
+}
+
 #[cfg(test)]
 #[path = "rollout_tests.rs"]
 mod tests;

@@ -8,7 +8,7 @@
 use super::render::{Rows, Table, owned, row_id};
 use super::{GroupSpec, PortKind, PortSpec, RuleSpec, Topology};
 use amphi_api::SecurityGroupId;
-use amphi_api::network::{Direction, Family};
+use amphi_api::network::{Direction, Family, METADATA_ADDRESS};
 use amphi_ovsdb::{Row, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,7 +75,8 @@ pub fn rows(rows: &mut Rows, topology: &Topology) {
         let acls = acls.into_iter().map(|(what, direction, priority, matches, action)| {
             (format!("{name}/{what}"), acl(direction, priority, &matches, action))
         });
-        group(rows, name, name, members, acls);
+        let probes = all.iter().filter(|_| name == "amphi_in").filter_map(|port| probe_acl(port));
+        group(rows, name, name, members, acls.chain(probes));
     }
     let mut members: BTreeMap<SecurityGroupId, Vec<&PortSpec>> = BTreeMap::new();
     for port in &all {
@@ -88,6 +89,19 @@ pub fn rows(rows: &mut Rows, topology: &Topology) {
         let members = members.get(&spec.id).map(Vec::as_slice).unwrap_or_default();
         group(rows, &group_name(spec.id), &spec.id.to_string(), members, acls);
     }
+}
+
+/// The port's own host asks it whether it works, and no rule of a group has to say so.
+fn probe_acl(port: &PortSpec) -> Option<(String, Row)> {
+    let ports: Vec<String> = port.probed.iter().map(u16::to_string).collect();
+    let to = match ports.as_slice() {
+        [] => return None,
+        [one] => one.clone(),
+        _ => format!("{{{}}}", ports.join(", ")),
+    };
+    let matches =
+        format!("outport == \"{}\" && ip4.src == {METADATA_ADDRESS} && tcp && tcp.dst == {to}", port.id);
+    Some((format!("probe/{}", port.id), acl("to-lport", ALLOW, &matches, "allow-related")))
 }
 
 /// OVN's names of groups are identifiers.
@@ -180,6 +194,17 @@ fn traffic(rule: &RuleSpec) -> String {
 mod tests {
     use super::*;
     use amphi_api::RuleId;
+
+    #[test]
+    fn a_probe_comes_through_for_its_port_alone() {
+        let port =
+            |probed: &[u16]| PortSpec { probed: probed.iter().copied().collect(), ..PortSpec::default() };
+        assert!(probe_acl(&port(&[])).is_none());
+        let matches = |probed: &[u16]| probe_acl(&port(probed)).unwrap().1.str("match").unwrap().to_owned();
+        let from = "outport == \"00000000-0000-0000-0000-000000000000\" && ip4.src == 169.254.169.254 && tcp";
+        assert_eq!(matches(&[80]), format!("{from} && tcp.dst == 80"));
+        assert_eq!(matches(&[443, 80]), format!("{from} && tcp.dst == {{80, 443}}"));
+    }
 
     #[test]
     fn rules_in_ovns_words() {

@@ -21,6 +21,7 @@ pub use southbound::{BarError, Barred, NetworkBar, Southbound};
 use amphi_api::network::{Direction, Family};
 use amphi_api::{FloatingIpId, NetworkId, PortId, QosRuleId, RouterId, RuleId, SecurityGroupId, SubnetId};
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Everything OVN should know.
@@ -84,6 +85,8 @@ pub struct PortSpec {
     /// DHCP options in OVN's names and spelling, by IP version.
     pub dhcp_options: Vec<(u8, String, String)>,
     pub limits: Vec<LimitSpec>,
+    /// TCP ports at which its host asks whether it works, from the metadata service's place.
+    pub probed: BTreeSet<u16>,
     pub kind: PortKind,
 }
 
@@ -102,6 +105,7 @@ impl Default for PortSpec {
             pairs: Vec::new(),
             dhcp_options: Vec::new(),
             limits: Vec::new(),
+            probed: BTreeSet::new(),
             kind: PortKind::Instance,
         }
     }

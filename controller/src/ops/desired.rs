@@ -404,7 +404,7 @@ fn body(view: &View, record: &BodyRecord, from_volume: bool) -> Option<BodyDesir
         BodySpec::Set(set) => BodyDesired::Set { set: set.clone(), images },
         BodySpec::Vm(vm) => {
             let image = images.pop().or_else(|| from_volume.then(no_image))?;
-            BodyDesired::Vm { image, root_gib: vm.root_gib }
+            BodyDesired::Vm { image, root_gib: vm.root_gib, probes: vm.probes.clone() }
         }
     })
 }

@@ -7,7 +7,7 @@ use super::view::Row;
 use super::{Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, View, networks, resolve};
 use crate::model::*;
 use crate::scheduler::Request;
-use amphi_api::instance::{Instance, InstanceAddress, InstanceCreate, InstanceVolume};
+use amphi_api::instance::{BodySpec, Instance, InstanceAddress, InstanceCreate, InstanceVolume};
 use amphi_api::wire::BodyState;
 use amphi_api::{InstanceId, ProjectId, SecurityGroupId};
 use jiff::Timestamp;
@@ -95,6 +95,17 @@ pub(super) fn plan(
             bandwidth: wanted.bandwidth,
             field,
         });
+    }
+    let asked_at = |body: &BodySpec| matches!(body, BodySpec::Vm(vm) if !vm.probes.is_default());
+    if let Some(at) = request.bodies.iter().position(asked_at) {
+        let v4 = |nic: &NicPlan| match nic.target {
+            PortTarget::Network(id) => view.subnets_of(id).any(|subnet| subnet.is_v4()),
+            PortTarget::Port(_) => true,
+        };
+        if !nics.iter().any(v4) {
+            let why = "a VM is asked at its first IPv4 address, and none of its networks has IPv4";
+            return Err(OpsError::field(format!("bodies[{at}].vm.probes"), why));
+        }
     }
     let plan = Plan {
         project: scope,
@@ -199,6 +210,8 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         security_groups: record.security_groups.clone(),
         volume: record.volume,
         members: current.map(|o| o.members.clone()).unwrap_or_default(),
+        ready: current.and_then(|o| o.ready),
+        reason: current.and_then(|o| o.reason.clone()),
         metadata: record.metadata.clone(),
         failover: record.failover,
         qos: record.server.qos,

@@ -3,6 +3,7 @@
 //!
 //! Refuses HTTP terms, and to touch an engine: hosts are told what they should hold and say what they hold.
 
+mod address_book;
 mod addresses;
 pub mod aggregates;
 mod ahead;

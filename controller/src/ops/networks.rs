@@ -264,7 +264,7 @@ fn free_tunnel(view: &View) -> u32 {
 fn network_view(view: &View, record: &NetworkRecord) -> Network {
     let rows: Vec<_> = view.subnets_of(record.id).collect();
     let gateways = rows.iter().filter_map(|s| s.gateway);
-    let taken = view.addresses(record.id);
+    let taken = view.addresses(record.id).map(|book| book.taken());
     let bare = gateways.filter(|g| taken.is_none_or(|t| !t.contains_key(g))).count();
     let spec =
         |s: &SubnetRecord| SubnetSpec { cidr: s.cidr, gateway: s.gateway, dns: s.dns.clone(), dhcp: s.dhcp };

@@ -164,7 +164,7 @@ pub(super) fn body_of_image<'a>(
         BodySpec::Set(set.normalized())
     } else {
         let root_gib = root_gib.filter(|_| row.format != ImageFormat::KernelInitramfs);
-        BodySpec::Vm(VmSpec { image: text, root_gib })
+        BodySpec::Vm(VmSpec::new(text, root_gib))
     };
     Ok((BodyRecord { spec, images: vec![row.id] }, vec![row]))
 }

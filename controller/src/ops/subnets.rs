@@ -94,8 +94,8 @@ impl Ops {
             if before.gateway != subnet.gateway
                 && let Some(gateway) = before.gateway
             {
-                let taken = view.addresses(subnet.network).and_then(|t| t.get(&gateway));
-                let router = taken.and_then(|p| view.ports.get(*p)).filter(|p| p.router().is_some());
+                let taken = view.addresses(subnet.network).and_then(|book| book.port_at(gateway));
+                let router = taken.and_then(|p| view.ports.get(p)).filter(|p| p.router().is_some());
                 if let Some(port) = router {
                     return Err(OpsError::conflict(format!(
                         "gateway {gateway} is in use by port {}: a router has it",

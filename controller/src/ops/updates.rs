@@ -368,6 +368,7 @@ struct Order {
 }
 
 impl Order {
+    /// Answers the new description's number; none: nothing differs.
     fn begin(
         self,
         view: &View,
@@ -376,12 +377,12 @@ impl Order {
         body: &BodyRecord,
         draft: &mut Draft,
         now: Timestamp,
-    ) -> Result<(), OpsError> {
+    ) -> Result<Option<u64>, OpsError> {
         let (Some(before), Some(after)) = (set_of(body), set_of(&self.next)) else {
             return Err(OpsError::conflict("the instance lists no set"));
         };
         if *body == self.next {
-            return Ok(());
+            return Ok(None);
         }
         let made = row.body == BodyKind::Set;
         if made {
@@ -459,7 +460,7 @@ impl Order {
         let old: Vec<_> = view.revisions_of(row.id).filter(|r| r.number != from).collect();
         let over = (old.len() + usize::from(!unwritten)).saturating_sub(kept);
         old.into_iter().take(over).for_each(|r| draft.delete(r));
-        Ok(())
+        Ok(Some(number))
     }
 }
 
@@ -476,29 +477,30 @@ fn who(view: &View, origin: &Origin) -> String {
 
 /// What an update cannot do without the anchor, with the reason.
 fn refuse_anchor(before: &SetSpec, after: &SetSpec) -> Result<(), OpsError> {
-    let of = |set: &SetSpec| -> Vec<(u32, String)> {
-        set.members.iter().map(|m| (m.index, m.effective_name())).collect()
-    };
-    if of(before) != of(after) {
-        return Err(OpsError::field(
-            "set.members",
-            "an update replaces members and neither adds, removes nor renames any, nor changes an index: that needs a new body",
-        ));
-    }
-    let (a, b) = (&before.anchor, &after.anchor);
-    let differ = [
-        ("sysctls", a.sysctls != b.sysctls),
-        ("dns", a.dns != b.dns),
-        ("hosts", a.hosts != b.hosts),
-        ("shm_mib", a.shm_mib != b.shm_mib),
-    ];
-    match differ.iter().find(|(_, differs)| *differs) {
+    match needs_new_body(before, after) {
+        Some((field, why)) => Err(OpsError::field(field, why)),
         None => Ok(()),
-        Some((field, _)) => Err(OpsError::field(
-            format!("set.anchor.{field}"),
-            "is the anchor's, which holds the network of all members and is not touched by an update: that needs a new body",
-        )),
     }
+}
+
+/// For a group, in its own transaction: a member's set is brought to this description. Answers the description's number;
+/// none: it is so already.
+pub(super) fn order_of_group(
+    view: &View,
+    row: &Row<InstanceRecord>,
+    set: &SetSpec,
+    group: &str,
+    draft: &mut Draft,
+    now: Timestamp,
+) -> Result<Option<u64>, OpsError> {
+    let body = set_body(row)?;
+    refuse_busy(row)?;
+    let reason = Some(format!("group {group}"));
+    let update = SetUpdate { set: Some(set.clone()), reason, ..SetUpdate::default() };
+    update.check()?;
+    let next = next_body(view, row, body, &update, draft)?;
+    let order = Order { next, what: None, reason: update.reason };
+    order.begin(view, &Origin::native(row.project), row, body, draft, now)
 }
 
 /// One member that is not as before.

@@ -1,5 +1,6 @@
 //! One state of all records: tables by id, with indexes. Knows which host a change matters to, nothing more.
 
+use super::address_book::AddressBook;
 use super::ahead::Ahead;
 use super::identity::Identity;
 use crate::model::*;
@@ -202,7 +203,7 @@ pub struct View {
     /// Instances whose policy asks for a twin.
     twinned: BTreeSet<InstanceId>,
     volumes_to: HashMap<HostId, BTreeSet<VolumeId>>,
-    addresses: HashMap<NetworkId, BTreeMap<IpAddr, PortId>>,
+    addresses: HashMap<NetworkId, AddressBook>,
     macs: HashSet<(NetworkId, String)>,
     subnets_of: HashMap<NetworkId, BTreeSet<SubnetId>>,
     ports_on: HashMap<NetworkId, BTreeSet<PortId>>,
@@ -310,8 +311,8 @@ impl View {
         self.tombstones.from(TombstoneKey::first(host)).take_while(move |t| t.host == host)
     }
 
-    /// Taken addresses of a network, with their ports; the gateway is not among them.
-    pub fn addresses(&self, network: NetworkId) -> Option<&BTreeMap<IpAddr, PortId>> {
+    /// Who has which address of a network.
+    pub fn addresses(&self, network: NetworkId) -> Option<&AddressBook> {
         self.addresses.get(&network)
     }
 
@@ -479,11 +480,13 @@ impl View {
                 let (id, before) = self.ports.put(read!(), version);
                 if let Some(before) = before {
                     self.forget_port(&before);
+                    let kept: Vec<IpAddr> =
+                        self.ports.get(id).iter().flat_map(|now| now.addresses()).collect();
+                    self.release_addresses(&before, |address| !kept.contains(&address));
                 }
                 if let Some(port) = self.ports.get(id) {
-                    for address in port.addresses() {
-                        self.addresses.entry(port.network).or_default().insert(address, id);
-                    }
+                    let book = self.addresses.entry(port.network).or_default();
+                    port.fixed_ips.iter().for_each(|ip| book.give(ip.address, id, Some(ip.subnet)));
                     self.macs.insert((port.network, port.mac.clone()));
                     self.ports_on.entry(port.network).or_default().insert(id);
                     if !port.device_id.is_empty() {
@@ -525,7 +528,10 @@ impl View {
                     _ => self.twinned.remove(&id),
                 };
                 let (host, part) = (now.host, instance_part(now));
-                if before.as_ref().is_none_or(|b| (b.host, b.exchange) != (now.host, now.exchange)) {
+                if before.as_ref().is_none_or(|b| {
+                    // With its bodies go the probes that OVN lets through.
+                    (b.host, b.exchange, &b.bodies) != (now.host, now.exchange, &now.bodies)
+                }) {
                     self.changed.network = self.revision;
                 }
                 if before
@@ -637,7 +643,11 @@ impl View {
             JoinRecord::PREFIX => drop(remove(&mut self.joins, id)),
             RolloutRecord::PREFIX => drop(remove(&mut self.rollouts, id)),
             RevisionRecord::PREFIX => drop(remove(&mut self.revisions, id)),
-            NetworkRecord::PREFIX => drop(remove(&mut self.networks, id)),
+            NetworkRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.networks, id) {
+                    self.addresses.remove(&old.id);
+                }
+            }
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
             ImageRecord::PREFIX => {
                 let before = remove(&mut self.images, id);
@@ -676,11 +686,15 @@ impl View {
             PortRecord::PREFIX => {
                 if let Some(port) = remove(&mut self.ports, id) {
                     self.forget_port(&port);
+                    self.release_addresses(&port, |_| true);
                 }
             }
             SubnetRecord::PREFIX => {
                 if let Some(old) = remove(&mut self.subnets, id) {
                     drop_from(&mut self.subnets_of, &old.network, &old.id);
+                    if let Some(book) = self.addresses.get_mut(&old.network) {
+                        book.forget_subnet(&old);
+                    }
                 }
             }
             RouterRecord::PREFIX => drop(remove(&mut self.routers, id)),
@@ -797,31 +811,28 @@ impl View {
 
     /// Takes an address that is free; false where it is taken.
     pub(super) fn hold_address(&mut self, network: NetworkId, address: IpAddr, port: PortId) -> bool {
-        let taken = self.addresses.entry(network).or_default();
-        let free = !taken.contains_key(&address);
+        let subnet = self.subnets_of(network).find(|s| s.cidr.contains(&address)).map(|s| s.id);
+        let book = self.addresses.entry(network).or_default();
+        let free = book.port_at(address).is_none();
         if free {
-            taken.insert(address, port);
+            book.give(address, port, subnet);
         }
         free
     }
 
     pub(super) fn let_go_of_address(&mut self, network: NetworkId, address: IpAddr, port: PortId) {
-        if let Some(taken) = self.addresses.get_mut(&network)
-            && taken.get(&address) == Some(&port)
-        {
-            taken.remove(&address);
+        if let Some(book) = self.addresses.get_mut(&network) {
+            book.release(address, port);
+        }
+    }
+
+    fn release_addresses(&mut self, port: &PortRecord, which: impl Fn(IpAddr) -> bool) {
+        if let Some(book) = self.addresses.get_mut(&port.network) {
+            port.addresses().filter(|address| which(*address)).for_each(|a| book.release(a, port.id));
         }
     }
 
     fn forget_port(&mut self, port: &PortRecord) {
-        if let Some(taken) = self.addresses.get_mut(&port.network) {
-            for address in port.addresses() {
-                taken.remove(&address);
-            }
-            if taken.is_empty() {
-                self.addresses.remove(&port.network);
-            }
-        }
         self.macs.remove(&(port.network, port.mac.clone()));
         drop_from(&mut self.ports_on, &port.network, &port.id);
         drop_from(&mut self.ports_of, &port.device_id, &port.id);

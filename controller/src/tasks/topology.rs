@@ -10,10 +10,10 @@ use crate::network::{
     SubnetSpec, Topology,
 };
 use crate::ops::View;
-use amphi_api::instance::ExchangePhase;
+use amphi_api::instance::{BodySpec, ExchangePhase};
 use amphi_api::{QosRuleId, RouterId};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uuid::Uuid;
 
@@ -98,9 +98,24 @@ fn port(view: &View, row: &PortRecord) -> Option<PortSpec> {
         open: !row.port_security,
         pairs: row.allowed_pairs.iter().map(|p| (p.address, p.mac.clone())).collect(),
         dhcp_options: row.dhcp_options.iter().filter_map(option).collect(),
+        probed: instance.map(|i| probed(view, row, i)).unwrap_or_default(),
         limits: if kind == PortKind::Instance { limits(view, row, network) } else { Vec::new() },
         kind,
     })
+}
+
+/// The TCP ports at which a VM is asked: over its first port with IPv4.
+fn probed(view: &View, row: &PortRecord, instance: &InstanceRecord) -> BTreeSet<u16> {
+    let mut ports = instance.ports.iter().filter_map(|id| view.ports.get(*id));
+    let first = ports.find(|port| port.addresses().any(|a| a.is_ipv4()));
+    if first.is_none_or(|port| port.id != row.id) {
+        return BTreeSet::new();
+    }
+    let asked = |body: &BodyRecord| match &body.spec {
+        BodySpec::Vm(vm) => vm.probes.tcp_ports(),
+        BodySpec::Set(_) => BTreeSet::new(),
+    };
+    instance.bodies.iter().flat_map(asked).collect()
 }
 
 /// The chassis that an instance goes to while it runs.

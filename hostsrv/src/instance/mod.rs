@@ -340,12 +340,16 @@ pub enum Adjustment {
     RestartMember(String),
 }
 
-/// The network's side of a body's start: tells when a port that is plugged passes traffic.
+/// The network's side of a body's start: tells when a port that is plugged passes traffic, and tells its neighbours.
 #[async_trait]
 pub trait PortGate: Send + Sync + fmt::Debug {
     /// Returns once the port's traffic passes, or after a bound of the gate's own: a body has to start while the
     /// network's control plane is away. False: it was not waited to the end.
     async fn opened(&self, port: PortId) -> bool;
+
+    /// Tells whoever knows the port's addresses with another MAC, in the background, once its traffic passes. Must be called
+    /// inside a runtime.
+    fn announce(&self, port: &PortAttachment);
 }
 
 /// What wakes the reconciler: engines ring it when one of our bodies changes by itself. A driver's constructor takes

@@ -9,8 +9,11 @@
 //! Refuses: anything but reading, anybody who is no instance of this host, and to keep state of its own.
 
 mod answers;
+mod places;
 mod plan;
 mod serve;
+
+pub use places::Places;
 
 use crate::network::{Links, NetworkError, Place, PortSpec, Switch, Wiring};
 use amphi_api::NetworkId;
@@ -37,8 +40,8 @@ const HTTP: u16 = 80;
 /// The desired state of the host, kept current.
 pub type Orders = watch::Receiver<Option<Arc<HostDesired>>>;
 
-/// Runs until the process ends.
-pub async fn keep(switch: Arc<Switch>, mut orders: Orders) {
+/// Runs until the process ends. `places`: what is open is noted there.
+pub async fn keep(switch: Arc<Switch>, mut orders: Orders, places: Places) {
     let links = match Links::open() {
         Ok(links) => links,
         Err(error) => {
@@ -50,6 +53,7 @@ pub async fn keep(switch: Arc<Switch>, mut orders: Orders) {
         wiring: Wiring { links, switch: (*switch).clone() },
         orders: orders.clone(),
         open: BTreeMap::new(),
+        places,
     };
     let mut looked = Instant::now() - PERIOD;
     let mut trouble = false;
@@ -78,6 +82,7 @@ struct Service {
     wiring: Wiring,
     orders: Orders,
     open: BTreeMap<NetworkId, Open>,
+    places: Places,
 }
 
 /// Something was not done and is worth another try soon; it has been said in the log.
@@ -128,10 +133,12 @@ impl Service {
                 let mut serving = JoinSet::new();
                 serving.spawn(serve::serve(listener, *network, self.orders.clone()));
                 let neighbours = Neighbours { mtu: *mtu, ..Neighbours::default() };
+                self.places.opened(*network, place.namespace());
                 self.open.insert(*network, Open { place, neighbours, _serving: serving });
                 tracing::debug!(%network, "guests can ask about themselves");
             }
             Step::Close { network } => {
+                self.places.closed(*network);
                 if let Some(open) = self.open.remove(network) {
                     drop(open._serving);
                     open.place.close(&self.wiring).await?;
@@ -143,11 +150,13 @@ impl Service {
                 let Some(open) = self.open.get_mut(network) else { return Ok(()) };
                 open.place.admit(*address, mac).await?;
                 open.neighbours.by_address.insert(*address, mac.clone());
+                self.places.admitted(*network, *address);
             }
             Step::Dismiss { network, address } => {
                 let Some(open) = self.open.get_mut(network) else { return Ok(()) };
                 open.place.dismiss(*address).await?;
                 open.neighbours.by_address.remove(address);
+                self.places.dismissed(*network, *address);
             }
         }
         Ok(())

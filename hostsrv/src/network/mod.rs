@@ -5,6 +5,7 @@
 //! `iface-id` of ours. Refuses to allocate anything: addresses, MACs and port ids come from
 //! outside. What a port may send is OVN's business.
 
+pub mod announce;
 pub mod gate;
 pub mod link;
 mod offload;
@@ -80,6 +81,8 @@ pub enum NetworkError {
     /// The row is there, ovs-vswitchd could not make a port of it.
     #[error("the switch took {device} but cannot use it: {error}")]
     Unusable { device: String, error: String },
+    #[error("cannot announce port {port}: {source}")]
+    Unannounced { port: Uuid, source: std::io::Error },
     /// Two bodies would share one port.
     #[error("port {port} is plugged already, as {device}")]
     Occupied { port: Uuid, device: String },

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, unshare};
@@ -34,9 +35,15 @@ pub struct Place {
     device: String,
     index: u32,
     inside: Handle,
+    namespace: Arc<File>,
 }
 
 impl Place {
+    /// Held as long as the place is open.
+    pub fn namespace(&self) -> &Arc<File> {
+        &self.namespace
+    }
+
     /// Makes the namespace with the port's IPv4 addresses and a socket that listens on a TCP port there. On failure
     /// nothing is left.
     pub async fn open(
@@ -54,8 +61,9 @@ impl Place {
         // What an earlier process left has the same name.
         wiring.switch.let_go(&host_device(spec.port), SETTLE).await?;
         let device = wiring.attach(&spec, labels).await?;
-        let place = Place { spec, device, index: 0, inside: room.inside };
-        match place.furnish(wiring, &room.namespace).await {
+        let namespace = Arc::new(room.namespace);
+        let place = Place { spec, device, index: 0, inside: room.inside, namespace: namespace.clone() };
+        match place.furnish(wiring, &namespace).await {
             Ok(index) => Ok((Place { index, ..place }, room.listener)),
             Err(error) => {
                 let undone = wiring.detach(place.spec.port).await;

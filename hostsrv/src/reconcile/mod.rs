@@ -15,6 +15,7 @@ pub mod execute;
 pub mod exports;
 mod flip;
 mod following;
+mod guests;
 pub mod ledger;
 pub mod memory;
 pub mod observe;
@@ -76,6 +77,7 @@ pub struct Reconciler {
     unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
     copying: Copying,
     turns: Arc<Turns>,
+    guests: guests::Guests,
     /// The last look, and when it began; see [`flip`].
     seen: Mutex<Option<(Instant, Arc<World>)>>,
     /// What was begun beside the loop since its look began, with the volumes in its hands. Held while something is begun so
@@ -111,6 +113,7 @@ impl Reconciler {
             unwritten: Mutex::default(),
             copying: Copying::default(),
             turns: Arc::default(),
+            guests: guests::Guests::default(),
             seen: Mutex::default(),
             flipped: Mutex::default(),
         })
@@ -244,6 +247,7 @@ impl Reconciler {
             let world = Arc::new(observer.look(&self.drivers, self.touched.load(Ordering::Acquire)).await);
             self.saw(began, &world);
             self.remember_troubles(&world);
+            self.watch_guests(&world);
             let started = {
                 // What was flipped since may have ended by now: this look is older than what it did.
                 let flipped = self.flipped();
@@ -484,6 +488,7 @@ impl Reconciler {
             let mut next =
                 status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported);
             self.copying.tell(ledger.desired(), &memory, &mut next);
+            self.tell_guests(ledger.desired(), |id| ledger.begun(id).restarts, &mut next);
             next
         };
         self.status.send_if_modified(|held| {

@@ -84,6 +84,8 @@ fn instance(
             state => state,
         },
         members: current.map(|b| b.members.clone()).unwrap_or_default(),
+        ready: None,
+        reason: None,
         restarts,
         plugged_ports: current.map(|b| b.ports.clone()).unwrap_or_default(),
         plugged_volumes: current

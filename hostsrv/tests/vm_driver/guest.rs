@@ -142,7 +142,7 @@ fn plan(format: ImageFormat, cmdline: &str, blobs: BTreeMap<BlobRole, PathBuf>) 
         vcpus: 1,
         memory_mib: 128,
         power: Power::On,
-        body: BodyDesired::Vm { image: image.clone(), root_gib: None },
+        body: BodyDesired::Vm { image: image.clone(), root_gib: None, probes: Default::default() },
         rescue: None,
         root: 1,
         root_volume: None,

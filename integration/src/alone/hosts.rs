@@ -217,6 +217,8 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         kind: wanted.body.kind(),
         state,
         members,
+        ready: None,
+        reason: None,
         restarts: wanted.restarts,
         plugged_ports: wanted.ports.iter().map(|p| p.id).collect(),
         plugged_volumes: wanted.attachments.iter().map(|a| a.volume).collect(),

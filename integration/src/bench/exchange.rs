@@ -16,7 +16,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         let ordered = bench.client.create_instance(&set(NAME, true, 256)?).await?;
         bench.client.wait_instance(ordered.id, runs, LIMIT, |_| ()).await.context("the set should run")
     })?;
-    let vm = BodySpec::Vm(VmSpec { image: "vm".to_owned(), root_gib: None });
+    let vm = BodySpec::Vm(VmSpec::new("vm", None));
     let there = one(bench, ExchangeCreate { to: BodyKind::Vm, body: Some(vm) })?;
     booted(bench)?;
     let back = one(bench, ExchangeCreate { to: BodyKind::Set, body: None })?;

@@ -249,6 +249,8 @@ pub(crate) mod tests {
             kind: BodyKind::Set,
             state,
             members: Vec::new(),
+            ready: None,
+            reason: None,
             restarts: 0,
             plugged_ports: Vec::new(),
             plugged_volumes: Vec::new(),

@@ -14,6 +14,11 @@ pub struct InstanceObserved {
     pub state: BodyState,
     #[serde(default)]
     pub members: Vec<MemberStatus>,
+    /// What a VM's probes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     pub restarts: u64,
     /// Ports and further volumes that are plugged into the body.
     #[serde(default)]
@@ -45,6 +50,8 @@ impl From<&InstanceStatus> for InstanceObserved {
             kind: status.kind,
             state: status.state,
             members: status.members.clone(),
+            ready: status.ready,
+            reason: status.reason.clone(),
             restarts: status.restarts,
             plugged_ports: status.plugged_ports.clone(),
             plugged_volumes: status.plugged_volumes.clone(),

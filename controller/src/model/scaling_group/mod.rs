@@ -5,14 +5,16 @@
 //! `base` the one that the rest keeps until the rollout is over; when nothing is rolled out they are the same.
 
 mod autoscale;
+mod in_place;
 mod step;
 
 pub use autoscale::{ScaleSight, ScaleVerdict, autoscale};
-pub use step::{GroupSight, GroupStep, Presence, group_steps};
+pub use in_place::in_place;
+pub use step::{Carried, GroupSight, GroupStep, Presence, group_steps};
 
 use super::Intent;
 use super::Record;
-use amphi_api::group::{Affinity, Autoscale, HealthPolicy, UpdatePolicy};
+use amphi_api::group::{Affinity, Autoscale, HealthPolicy, OnFailure, UpdatePolicy};
 use amphi_api::instance::{Fault, InstanceCreate};
 use amphi_api::{InstanceId, ProjectId, ScalingGroupId};
 use jiff::{SignedDuration, Timestamp};
@@ -121,6 +123,35 @@ pub struct Slot {
     /// Since when it is out of the endpoints, to be deleted.
     #[serde(default)]
     pub draining_since: Option<Timestamp>,
+    /// It is brought to another revision where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updating: Option<SlotUpdate>,
+    /// That has failed once: next time another one takes its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stubborn: bool,
+}
+
+/// A member on its way to another revision: out of the endpoints first, then its set is updated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotUpdate {
+    /// The revision that it was of.
+    pub from: u32,
+    /// Since when it is out of the endpoints.
+    pub since: Timestamp,
+    /// The number of the set's description that was ordered; none: not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered: Option<u64>,
+}
+
+impl Slot {
+    /// Why it is out of the endpoints, whatever it does.
+    pub fn withdrawn(&self) -> Option<&'static str> {
+        match (self.draining_since, self.updating) {
+            (Some(_), _) => Some("it is about to be deleted"),
+            (None, Some(_)) => Some("it is being updated"),
+            (None, None) => None,
+        }
+    }
 }
 
 /// Why no member could be made or taken away, and when it is tried again.
@@ -175,6 +206,7 @@ impl ScalingGroupRecord {
         let number = self.revisions.iter().map(|r| r.number).max().unwrap_or(0) + 1;
         self.revisions.push(TemplateRevision { number, template, at: now });
         self.before = Some(self.base);
+        self.slots.values_mut().for_each(|slot| slot.stubborn = false);
         self.aim(number, share, now);
         self.forget_revisions();
     }
@@ -242,6 +274,18 @@ impl ScalingGroupRecord {
                     slot.draining_since.get_or_insert(now);
                 }
             }
+            GroupStep::Hold { index } => {
+                if let Some(slot) = next.slots.get_mut(index) {
+                    let from = slot.revision;
+                    slot.updating.get_or_insert(SlotUpdate { from, since: now, ordered: None });
+                }
+            }
+            GroupStep::Keep { index } | GroupStep::Updated { index } => {
+                if let Some(slot) = next.slots.get_mut(index) {
+                    slot.updating = None;
+                }
+            }
+            GroupStep::Unchanged { index, why } => next.unchanged(*index, why, now),
             GroupStep::Undo { why } => {
                 next.undo(Some(why.clone()), now);
             }
@@ -262,9 +306,35 @@ impl ScalingGroupRecord {
                     }
                 }
             }
-            GroupStep::Create { .. } | GroupStep::End => {}
+            GroupStep::Create { .. } | GroupStep::Update { .. } | GroupStep::End => {}
         }
         next
+    }
+
+    /// The member's set could not be updated: it is what it was, and the rollout has failed.
+    fn unchanged(&mut self, index: u32, why: &str, now: Timestamp) {
+        let Some(slot) = self.slots.get_mut(&index) else { return };
+        let Some(update) = slot.updating.take() else { return };
+        let of_target = slot.revision == self.target;
+        (slot.revision, slot.stubborn) = (update.from, true);
+        if !of_target || self.target == self.base || self.paused {
+            return;
+        }
+        let why = format!("member {index} could not be updated to revision {}: {why}", self.target);
+        match self.update.on_failure {
+            OnFailure::Undo => drop(self.undo(Some(why), now)),
+            OnFailure::Pause => (self.paused, self.reason) = (true, Some(why)),
+        }
+    }
+
+    /// The member's set is ordered to be of the target, as this number of its descriptions; none: it is so already.
+    pub fn ordered(&mut self, index: u32, number: Option<u64>) {
+        let target = self.target;
+        let Some(slot) = self.slots.get_mut(&index) else { return };
+        slot.revision = target;
+        slot.updating =
+            slot.updating.filter(|_| number.is_some()).map(|u| SlotUpdate { ordered: number, ..u });
+        self.trouble = None;
     }
 }
 

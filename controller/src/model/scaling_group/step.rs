@@ -4,8 +4,11 @@
 //! Never takes a ready member away because of an update when more than `max_unavailable` of those wanted would be missing
 //! then; what is missing for other reasons counts as missing too. One that is not ready costs nothing to take away. One that
 //! is locked is never taken away, but with the whole group.
+//!
+//! A set that can take on the new template where it is, is updated rather than exchanged, where one may be missing: its
+//! members' containers give way to their next ones.
 
-use super::{ScalingGroupRecord, Slot};
+use super::{ScalingGroupRecord, Slot, in_place};
 use crate::model::Intent;
 use amphi_api::InstanceId;
 use amphi_api::group::OnFailure;
@@ -34,7 +37,20 @@ pub enum Presence {
         locked: bool,
         /// Its host does not answer, and it may not leave it.
         lost: bool,
+        /// What became of the update that its slot has ordered.
+        carried: Carried,
     },
+}
+
+/// How far the update of a member's set is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Carried {
+    /// None was ordered, or it is under way.
+    #[default]
+    No,
+    Yes,
+    /// It was rolled back, for this reason.
+    Back(String),
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +80,28 @@ pub enum GroupStep {
     /// Out of the endpoints; deleted later.
     Drain {
         index: u32,
+    },
+    /// Out of the endpoints; its set is updated later.
+    Hold {
+        index: u32,
+    },
+    /// Its set is not to be updated any more: into the endpoints again.
+    Keep {
+        index: u32,
+    },
+    /// Its set is updated to the group's revision.
+    Update {
+        index: u32,
+        revision: u32,
+    },
+    /// Its set is updated, and it is ready.
+    Updated {
+        index: u32,
+    },
+    /// Its set could not be updated, and is what it was.
+    Unchanged {
+        index: u32,
+        why: String,
     },
     /// The rollout has failed, and the revision before comes back.
     Undo {
@@ -97,7 +135,7 @@ pub enum GroupStep {
 impl GroupStep {
     /// It changes the group's record alone.
     pub fn is_note(&self) -> bool {
-        !matches!(self, Self::Delete { .. } | Self::Create { .. } | Self::End)
+        !matches!(self, Self::Delete { .. } | Self::Create { .. } | Self::Update { .. } | Self::End)
     }
 }
 
@@ -117,6 +155,7 @@ pub fn group_steps(sight: &GroupSight) -> Vec<GroupStep> {
     plan.unhealthy();
     plan.surplus();
     plan.deficit();
+    plan.held();
     plan.roll();
     plan.trouble();
     plan.steps
@@ -130,6 +169,16 @@ fn notes(sight: &GroupSight) -> Vec<GroupStep> {
         Some(Presence::Here { ready, .. }) => (*ready != slot.unready_since.is_none())
             .then_some(GroupStep::Seen { index: *index, ready: *ready }),
     });
+    let ended = group.slots.iter().filter_map(|(index, slot)| {
+        slot.updating?.ordered?;
+        let Some(Presence::Here { ready, carried, .. }) = sight.members.get(index) else { return None };
+        match carried {
+            Carried::No => None,
+            Carried::Yes => ready.then_some(GroupStep::Updated { index: *index }),
+            Carried::Back(why) => Some(GroupStep::Unchanged { index: *index, why: why.clone() }),
+        }
+    });
+    let seen = seen.chain(ended);
     let gone = group.leaving.difference(&sight.leaving);
     let kept: Vec<&Slot> = group.slots.values().filter(|slot| slot.draining_since.is_none()).collect();
     // After an undone rollout there may still be members of the other revision: those that replace them find no room yet.
@@ -165,7 +214,7 @@ struct Plan<'a> {
     /// Members of the target among `kept`, and those that are to be.
     new: u32,
     want_new: u32,
-    /// Members of the target that this plan makes.
+    /// Members of the target that this plan makes, and those that are held to become such.
     made: u32,
     /// Locked members that would have to go, where no other one can.
     stuck: BTreeSet<u32>,
@@ -184,8 +233,8 @@ impl<'a> Plan<'a> {
             taken: group.slots.keys().copied().collect(),
             new: kept.values().filter(|s| s.revision == group.target).count() as u32,
             want_new: group.share.of(group.wanted),
+            made: kept.values().filter(|s| is_held(s)).count() as u32,
             kept,
-            made: 0,
             stuck: BTreeSet::new(),
             steps: Vec::new(),
         }
@@ -275,6 +324,7 @@ impl<'a> Plan<'a> {
 
     fn leave(&mut self, index: u32) {
         if let Some(slot) = self.kept.remove(&index) {
+            self.made -= u32::from(is_held(slot));
             self.available -= u32::from(is_ready(slot));
             self.new -= u32::from(slot.revision == self.group.target);
         }
@@ -376,13 +426,58 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether the member could become one of the target where it is. Nobody may be missing: then it cannot.
+    fn carries(&self, index: u32, slot: &Slot) -> bool {
+        let group = self.group;
+        let free =
+            matches!(self.sight.members.get(&index), Some(Presence::Here { held: false, locked: false, .. }));
+        let templates = group.template(slot.revision).zip(group.template(group.target));
+        free && slot.revision != group.target
+            && !slot.stubborn
+            && group.update.in_place
+            && group.update.max_unavailable > 0
+            && templates.is_some_and(|(from, to)| in_place(from, to).is_some())
+    }
+
+    /// What is held for its update: once it is out of everybody's sight the update is ordered.
+    fn held(&mut self) {
+        let wait = SignedDuration::from_secs(self.group.update.drain_s.into());
+        let (may, now) = (self.may_create(), self.sight.now);
+        let held: Vec<(u32, &Slot)> =
+            self.kept.iter().filter(|(_, s)| is_held(s)).map(|(i, s)| (*i, *s)).collect();
+        for (index, slot) in held {
+            let since = slot.updating.map_or(now, |update| update.since);
+            if self.group.paused || !self.carries(index, slot) {
+                self.steps.push(GroupStep::Keep { index });
+            } else if may && (slot.unready_since.is_some() || now.duration_since(since) >= wait) {
+                self.steps.push(GroupStep::Update { index, revision: self.group.target });
+            }
+        }
+    }
+
+    /// One that is to be held, if there is one that may be: those that are not ready first, then the highest number.
+    fn hold(&mut self) -> Option<Holding> {
+        let fit = self.kept.iter().filter(|(index, slot)| {
+            let chosen = self.steps.iter().any(|s| matches!(s, GroupStep::Hold { index: i } if i == *index));
+            slot.updating.is_none() && !chosen && self.carries(**index, slot)
+        });
+        let (unready, index) = fit.map(|(index, slot)| (!is_ready(slot), *index)).max()?;
+        if !unready && !self.may_lose_one() {
+            return Some(Holding::Later);
+        }
+        self.available -= u32::from(!unready);
+        self.made += 1;
+        self.steps.push(GroupStep::Hold { index });
+        Some(Holding::Now)
+    }
+
     fn roll(&mut self) {
         let group = self.group;
         if group.paused || !self.steps.is_empty() || self.kept.len() < group.wanted as usize {
             return;
         }
-        let waiting =
-            self.kept.values().filter(|s| s.revision == group.target && !is_ready(s)).count() as u32;
+        let on_its_way = |s: &Slot| s.updating.is_some() || s.revision == group.target && !is_ready(s);
+        let waiting = self.kept.values().filter(|s| on_its_way(s)).count() as u32;
         let mut lanes =
             (group.update.max_unavailable + group.update.max_surge).max(1).saturating_sub(waiting);
         while lanes > 0
@@ -391,6 +486,11 @@ impl<'a> Plan<'a> {
             && self.old() > self.made
         {
             lanes -= 1;
+            match self.may_create().then(|| self.hold()).flatten() {
+                Some(Holding::Now) => continue,
+                Some(Holding::Later) => return,
+                None => {}
+            }
             if (self.taken.len() as u32) < group.wanted + group.update.max_surge {
                 if !self.may_create() {
                     return;
@@ -398,7 +498,8 @@ impl<'a> Plan<'a> {
                 self.create(group.target);
                 continue;
             }
-            let Some(index) = self.victim(|slot| slot.revision != group.target) else { return };
+            let fits = |slot: &Slot| slot.revision != group.target && slot.updating.is_none();
+            let Some(index) = self.victim(fits) else { return };
             let ready = self.kept.get(&index).is_some_and(|slot| is_ready(slot));
             if ready && !self.may_lose_one() {
                 // One that is locked and not ready counts as missing until it is unlocked.
@@ -419,6 +520,18 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Whether somebody else is to be held now.
+enum Holding {
+    Now,
+    /// Too many would be missing.
+    Later,
+}
+
 fn is_ready(slot: &Slot) -> bool {
-    slot.unready_since.is_none()
+    slot.unready_since.is_none() && slot.updating.is_none()
+}
+
+/// Out of the endpoints for an update that is not ordered yet.
+fn is_held(slot: &Slot) -> bool {
+    slot.updating.is_some_and(|update| update.ordered.is_none())
 }

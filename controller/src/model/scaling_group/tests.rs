@@ -10,7 +10,8 @@ fn template(name: &str) -> InstanceCreate {
     InstanceCreate { name: name.into(), ..InstanceCreate::default() }
 }
 
-/// Members are `INDEX:REVISION` and a mark: `+` ready, `-` not ready since 0, `~` never ready since 0, `d` draining since 0.
+/// Members are `INDEX:REVISION` and a mark: `+` ready, `-` not ready since 0, `~` never ready since 0, `d` draining since 0,
+/// `h` held for an update since 0, `u` being updated from revision 1, `s` stubborn.
 fn group(wanted: u32, members: &str) -> ScalingGroupRecord {
     let mut slots = BTreeMap::new();
     for word in members.split_whitespace() {
@@ -23,6 +24,12 @@ fn group(wanted: u32, members: &str) -> ScalingGroupRecord {
             ready_at: (mark != "~").then_some(at(0)),
             unready_since: matches!(mark, "-" | "~").then_some(at(0)),
             draining_since: (mark == "d").then_some(at(0)),
+            updating: matches!(mark, "h" | "u").then_some(SlotUpdate {
+                from: 1,
+                since: at(0),
+                ordered: (mark == "u").then_some(7),
+            }),
+            stubborn: mark == "s",
         };
         slots.insert(index.parse().unwrap(), slot);
     }
@@ -64,6 +71,7 @@ fn sight(group: &ScalingGroupRecord, now: i64) -> GroupSight<'_> {
         held: false,
         locked: false,
         lost: false,
+        carried: Carried::No,
     };
     GroupSight {
         group,
@@ -79,6 +87,11 @@ fn words(steps: &[GroupStep]) -> String {
         GroupStep::Forget { .. } => "forget".into(),
         GroupStep::Seen { index, ready } => format!("{index} {}", if *ready { "ready" } else { "unready" }),
         GroupStep::Drain { index } => format!("drain {index}"),
+        GroupStep::Hold { index } => format!("hold {index}"),
+        GroupStep::Keep { index } => format!("keep {index}"),
+        GroupStep::Update { index, revision } => format!("update {index}:{revision}"),
+        GroupStep::Updated { index } => format!("updated {index}"),
+        GroupStep::Unchanged { index, .. } => format!("unchanged {index}"),
         GroupStep::Undo { .. } => "undo".into(),
         GroupStep::Pause { .. } => "pause".into(),
         GroupStep::Settle => "settle".into(),
@@ -302,11 +315,149 @@ fn steps() {
     }
 }
 
+/// Templates of sets that differ in an image alone.
+fn carried(group: &mut ScalingGroupRecord) {
+    group.target = 2;
+    for revision in &mut group.revisions {
+        let set =
+            serde_json::json!({"set": {"members": [{"index": 0, "image": revision.number.to_string()}]}});
+        revision.template.name = "web".into();
+        revision.template.bodies = vec![serde_json::from_value(set).unwrap()];
+    }
+}
+
+/// Rows: what it is, wanted, members, who is locked, what else is so, seconds, the steps.
+#[test]
+fn sets_are_updated_where_they_are() {
+    let same: Change = |_| ();
+    let table: &[(&str, u32, &str, &[u32], Change, i64, &str)] = &[
+        ("one after the other", 3, "0:1+ 1:1+ 2:1+", &[], same, 9, "hold 2"),
+        (
+            "as many as may be missing",
+            3,
+            "0:1+ 1:1+ 2:1+",
+            &[],
+            |g| g.update.max_unavailable = 2,
+            9,
+            "hold 2, hold 1",
+        ),
+        (
+            "nobody may be missing: exchanged",
+            3,
+            "0:1+ 1:1+ 2:1+",
+            &[],
+            |g| {
+                (g.update.max_unavailable, g.update.max_surge) = (0, 1);
+            },
+            9,
+            "create 3:2",
+        ),
+        ("not wanted: exchanged", 3, "0:1+ 1:1+ 2:1+", &[], |g| g.update.in_place = false, 9, "drain 2"),
+        ("a surge is not needed", 3, "0:1+ 1:1+ 2:1+", &[], |g| g.update.max_surge = 1, 9, "hold 2"),
+        ("out of the endpoints first", 3, "0:1+ 1:1+ 2:1h", &[], same, 4, ""),
+        ("then updated", 3, "0:1+ 1:1+ 2:1h", &[], same, 5, "update 2:2"),
+        ("the next one waits", 3, "0:1+ 1:1+ 2:2u", &[], same, 9, ""),
+        ("and comes then", 3, "0:1+ 1:1+ 2:2+", &[], same, 9, "hold 1"),
+        ("what is ill counts as missing", 3, "0:1- 1:1+ 2:2+", &[], same, 9, "hold 0"),
+        ("one canary, held", 3, "0:1+ 1:1+ 2:1h", &[], |g| g.share = Share::One, 1, ""),
+        ("one canary, done", 3, "0:1+ 1:1+ 2:2+", &[], |g| g.share = Share::One, 9, ""),
+        ("a share", 4, "0:1+ 1:1+ 2:1+ 3:2+", &[], |g| g.share = Share::Percent(50), 9, "hold 2"),
+        ("paused: into the endpoints again", 2, "0:1+ 1:1h", &[], |g| g.paused = true, 1, "keep 1"),
+        ("undone: likewise", 2, "0:1+ 1:1h", &[], |g| g.target = 1, 1, "keep 1"),
+        ("undone while it is updated: first to its end", 2, "0:1+ 1:2u", &[], |g| g.target = 1, 9, ""),
+        ("undone: back where it is", 2, "0:1+ 1:2+", &[], |g| g.target = 1, 9, "hold 1"),
+        ("who is locked is passed over", 3, "0:1+ 1:1+ 2:1+", &[2], same, 9, "hold 1"),
+        ("who could not is exchanged", 2, "0:1s 1:2+", &[], same, 9, "drain 0"),
+        ("over", 2, "0:2+ 1:2+", &[], same, 9, "settle"),
+        ("not over", 2, "0:2+ 1:2u", &[], same, 9, ""),
+    ];
+    for (what, wanted, members, locked, change, now, want) in table {
+        let mut group = group(*wanted, members);
+        carried(&mut group);
+        change(&mut group);
+        assert_eq!(words(&group_steps(&locked_sight(&group, locked, *now))), *want, "{what}");
+    }
+}
+
+#[test]
+fn what_became_of_an_update_is_noted() {
+    let mut group = group(2, "0:1+ 1:2u");
+    carried(&mut group);
+    let steps = |group: &ScalingGroupRecord, ready, carried| {
+        let mut seen = sight(group, 9);
+        let here = Presence::Here { ready, held: false, locked: false, lost: false, carried };
+        seen.members.insert(1, here);
+        group_steps(&seen)
+    };
+    assert_eq!(words(&steps(&group, true, Carried::No)), "");
+    assert_eq!(words(&steps(&group, false, Carried::Yes)), "1 unready");
+    let done = steps(&group, true, Carried::Yes);
+    assert_eq!(words(&done), "updated 1");
+    let after = group.after(&done[0], at(9));
+    assert_eq!((after.slots[&1].revision, after.slots[&1].updating), (2, None));
+    let failed = steps(&group, true, Carried::Back("it ended".into()));
+    assert_eq!(words(&failed), "unchanged 1");
+    let after = group.after(&failed[0], at(9));
+    let slot = &after.slots[&1];
+    assert_eq!((slot.revision, slot.updating, slot.stubborn, after.target), (1, None, true, 1));
+    let reason = after.reason.clone().unwrap();
+    assert!(reason.ends_with("revision 2: it ended"), "{reason}");
+    assert_eq!(words(&group_steps(&sight(&after, 9))), "", "all are what they were");
+    group.update.on_failure = OnFailure::Pause;
+    let after = group.after(&failed[0], at(9));
+    assert_eq!((after.target, after.paused, after.slots[&1].revision), (2, true, 1));
+    group.ordered(0, None);
+    assert_eq!((group.slots[&0].revision, group.slots[&0].updating), (2, None), "nothing differs");
+}
+
+/// Driven to its end by a world in which an update takes a while: never too few, and the same instances all the way.
+#[test]
+fn an_update_in_place_keeps_its_bounds() {
+    for (wanted, unavailable, drain) in [(1, 1, 0), (3, 1, 2), (7, 3, 0), (20, 20, 2)] {
+        let members: Vec<String> = (0..wanted).map(|n| format!("{n}:1+")).collect();
+        let mut group = group(wanted, &members.join(" "));
+        carried(&mut group);
+        (group.update.max_unavailable, group.update.drain_s) = (unavailable, drain);
+        let instances: Vec<InstanceId> = group.slots.values().map(|s| s.instance).collect();
+        let mut ends: BTreeMap<u32, i64> = BTreeMap::new();
+        let mut over = false;
+        for now in 1..2000 {
+            let here = |index: &u32| Presence::Here {
+                ready: ends.get(index).is_none_or(|end| now >= *end),
+                held: ends.get(index).is_some_and(|end| now < *end),
+                locked: false,
+                lost: false,
+                carried: if ends.get(index).is_some_and(|end| now >= *end) {
+                    Carried::Yes
+                } else {
+                    Carried::No
+                },
+            };
+            let members = group.slots.keys().map(|index| (*index, here(index))).collect();
+            let seen = GroupSight { group: &group, members, leaving: BTreeSet::new(), now: at(now) };
+            for step in group_steps(&seen) {
+                if let GroupStep::Update { index, .. } = step {
+                    ends.insert(index, now + 3);
+                    group.ordered(index, Some(2));
+                }
+                over |= step == GroupStep::Settle;
+                group = group.after(&step, at(now));
+            }
+            let serving =
+                group.slots.values().filter(|s| s.unready_since.is_none() && s.withdrawn().is_none()).count();
+            assert!(serving as u32 + unavailable >= wanted, "{wanted} {unavailable}: {serving} at {now}");
+        }
+        assert!(over, "{wanted} {unavailable} {drain}: no end");
+        assert!(group.slots.values().all(|s| s.revision == 2), "{:?}", group.slots);
+        assert_eq!(instances, group.slots.values().map(|s| s.instance).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn what_is_seen_is_noted_first() {
     let group = group(3, "0:1~ 1:1+ 2:1+ 3:1+");
     let mut seen = sight(&group, 9);
-    let here = |ready, held, lost| Presence::Here { ready, held, locked: false, lost };
+    let here = |ready, held, lost| Presence::Here { ready, held, locked: false, lost, carried: Carried::No };
     seen.members = BTreeMap::from([
         (0, here(true, false, false)),
         (1, here(false, false, false)),
@@ -334,7 +485,10 @@ fn hosts_that_are_lost_and_members_in_somebodys_hands() {
         (false, false, 60, ""),
         (true, false, 999, ""),
     ] {
-        seen.members = BTreeMap::from([(0, Presence::Here { ready: false, held, locked: false, lost })]);
+        seen.members = BTreeMap::from([(
+            0,
+            Presence::Here { ready: false, held, locked: false, lost, carried: Carried::No },
+        )]);
         seen.now = at(now);
         assert_eq!(words(&group_steps(&seen)), want, "{held} {lost} {now}");
     }
@@ -472,7 +626,7 @@ fn exchange(wanted: u32, unavailable: u32, surge: u32, drain: u32, share: Share)
     for now in 1..10_000 {
         let members = group.slots.iter().map(|(index, slot)| {
             let ready = ready_at.get(&slot.instance).is_none_or(|at| now >= *at);
-            (*index, Presence::Here { ready, held: false, locked: false, lost: false })
+            (*index, Presence::Here { ready, held: false, locked: false, lost: false, carried: Carried::No })
         });
         // Hosts bury at once.
         let seen =
@@ -491,6 +645,8 @@ fn exchange(wanted: u32, unavailable: u32, surge: u32, drain: u32, share: Share)
                     ready_at: None,
                     unready_since: Some(at(now)),
                     draining_since: None,
+                    updating: None,
+                    stubborn: false,
                 };
                 assert!(group.slots.insert(*index, slot).is_none(), "{what}: two at {index}");
             }

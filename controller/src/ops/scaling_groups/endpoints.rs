@@ -92,10 +92,9 @@ fn of_instance(
     let place = row.server.scaling;
     let group = place.and_then(|place| view.scaling_groups.get(place.group));
     let slot = group.and_then(|g| g.slots.get(&place?.index)).filter(|slot| slot.instance == row.id);
-    let draining = slot.is_some_and(|slot| slot.draining_since.is_some());
-    let reason = match draining {
-        true => Some("it is about to be deleted".to_owned()),
-        false => health::look(view, row).reason,
+    let reason = match slot.and_then(Slot::withdrawn) {
+        Some(why) => Some(why.to_owned()),
+        None => health::look(view, row).reason,
     };
     let ports = match (ports.is_empty(), group) {
         (true, Some(group)) => group.ports.clone(),
@@ -110,7 +109,7 @@ fn of_instance(
         reason: reason.clone(),
         group: group.map(|g| g.name.clone()),
         index: place.map(|p| p.index),
-        revision: place.map(|p| p.revision),
+        revision: slot.map(|s| s.revision).or(place.map(|p| p.revision)),
         metadata: row.metadata.clone(),
     };
     health::addresses(view, row, network).into_iter().map(endpoint).collect()

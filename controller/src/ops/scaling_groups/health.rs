@@ -61,6 +61,9 @@ fn unready(record: &InstanceRecord, host_up: bool) -> Option<String> {
             None => "it does not run yet".into(),
         });
     }
+    if seen.ready == Some(false) {
+        return Some(seen.reason.clone().unwrap_or_else(|| "it has not passed its probes yet".into()));
+    }
     seen.members.iter().find_map(|m| match (m.ready, m.running, m.finished) {
         (Some(false), _, _) => Some(
             m.reason.clone().unwrap_or_else(|| format!("member '{}' has not passed its probes yet", m.name)),
@@ -114,7 +117,7 @@ mod tests {
     }
 
     fn rescue() -> Option<BodyRecord> {
-        let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None });
+        let spec = BodySpec::Vm(VmSpec::new("vm", None));
         Some(BodyRecord { spec, images: Vec::new() })
     }
 

@@ -265,18 +265,18 @@ fn told(view: &View, group: &ScalingGroupRecord) -> Group {
         .filter_map(|(index, slot)| {
             let row = view.instances.get(slot.instance)?;
             let looks = health::look(view, row);
-            let draining = slot.draining_since.is_some();
+            let (draining, withdrawn) = (slot.draining_since.is_some(), slot.withdrawn());
             Some(GroupMember {
                 index: *index,
                 instance: slot.instance,
                 name: row.name.clone(),
                 revision: slot.revision,
                 state: state_of(row, row.host.is_none_or(|host| view.host_up(host))),
-                ready: looks.reason.is_none() && !draining,
+                ready: looks.reason.is_none() && withdrawn.is_none(),
                 draining,
                 addresses: health::addresses(view, row, None),
                 host_name: row.host.and_then(|host| view.host_name(host)),
-                reason: if draining { Some("it is about to be deleted".into()) } else { looks.reason },
+                reason: withdrawn.map(str::to_owned).or(looks.reason),
             })
         })
         .collect();

@@ -84,7 +84,7 @@ impl Ops {
         let policy = group.autoscale.as_ref()?;
         let ready = group.slots.iter().filter(|(_, slot)| {
             let row = view.instances.get(slot.instance);
-            slot.draining_since.is_none() && row.is_some_and(|row| health::look(view, row).reason.is_none())
+            slot.withdrawn().is_none() && row.is_some_and(|row| health::look(view, row).reason.is_none())
         });
         let ready: Vec<(u32, &Slot)> = ready.map(|(index, slot)| (*index, slot)).collect();
         let fresh = |age: Duration| age <= Duration::from_secs(policy.stale_s.into());

@@ -6,12 +6,14 @@ use crate::model::*;
 use crate::ops::instances::plan;
 use crate::ops::orders::delete;
 use crate::ops::servers::Origin;
+use crate::ops::updates::order_of_group;
 use crate::ops::view::Row;
 use crate::ops::{Draft, Ops, OpsError, View, VolumeFate};
 use crate::scheduler::Request;
 use amphi_api::ScalingGroupId;
 use amphi_api::group::member_name;
 use amphi_api::instance::InstanceCreate;
+use amphi_api::rollout::RolloutPhase;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -60,8 +62,8 @@ impl Ops {
         }
         for step in steps {
             match step {
-                GroupStep::Create { .. } => {
-                    if !self.create_member(id, step).await? {
+                GroupStep::Create { .. } | GroupStep::Update { .. } => {
+                    if !self.change_member(id, step).await? {
                         return Ok(());
                     }
                 }
@@ -95,14 +97,15 @@ impl Ops {
         .await
     }
 
-    /// False: it could not be made now; the record says why, and when it is tried again.
-    async fn create_member(&self, id: ScalingGroupId, step: &GroupStep) -> Result<bool, OpsError> {
+    /// One is made, or its set is updated. False: it could not be now; the record says why, and when it is tried again.
+    async fn change_member(&self, id: ScalingGroupId, step: &GroupStep) -> Result<bool, OpsError> {
         let made = self
             .transact_room(|view| {
                 let now = Timestamp::now();
-                match still(view, id, step, now) {
-                    Some(row) => launch(view, row, step, self.policy(), now),
-                    None => Ok((Draft::default(), ())),
+                match (still(view, id, step, now), step) {
+                    (Some(row), GroupStep::Update { index, .. }) => update(view, row, *index, now),
+                    (Some(row), step) => launch(view, row, step, self.policy(), now),
+                    (None, _) => Ok((Draft::default(), ())),
                 }
             })
             .await;
@@ -119,9 +122,13 @@ impl Ops {
         self.transact(|view| {
             let mut draft = Draft::default();
             if let Some(row) = view.scaling_groups.get(id) {
-                let trouble =
-                    Trouble::after(row.trouble.as_ref(), code, refused.to_string(), Timestamp::now());
-                draft.update(row, &ScalingGroupRecord { trouble: Some(trouble), ..(*row.record).clone() });
+                let now = Timestamp::now();
+                let trouble = Trouble::after(row.trouble.as_ref(), code, refused.to_string(), now);
+                let next = match step {
+                    GroupStep::Update { index, .. } => row.after(&GroupStep::Keep { index: *index }, now),
+                    _ => (*row.record).clone(),
+                };
+                draft.update(row, &ScalingGroupRecord { trouble: Some(trouble), ..next });
             }
             Ok((draft, ()))
         })
@@ -161,6 +168,7 @@ pub fn decide(view: &View, group: &ScalingGroupRecord, now: Timestamp) -> Vec<Gr
                         held: health::held(view, row, now),
                         locked: row.server.locked.is_some(),
                         lost: looks.lost,
+                        carried: carried(view, row, slot),
                     }
                 }
             };
@@ -169,6 +177,41 @@ pub fn decide(view: &View, group: &ScalingGroupRecord, now: Timestamp) -> Vec<Gr
         .collect();
     let leaving = group.leaving.iter().copied().filter(|id| view.instances.get(*id).is_some()).collect();
     group_steps(&GroupSight { group, members, leaving, now })
+}
+
+/// What became of the update that the slot has ordered.
+fn carried(view: &View, row: &InstanceRecord, slot: &Slot) -> Carried {
+    let Some(number) = slot.updating.and_then(|update| update.ordered) else { return Carried::No };
+    let Some(rollout) = view.rollouts.get(row.id) else { return Carried::No };
+    match (rollout.revision == number, rollout.phase) {
+        (false, _) => Carried::Back("somebody has ordered another description of it".into()),
+        (true, RolloutPhase::Done) => Carried::Yes,
+        (true, RolloutPhase::Failed) => {
+            Carried::Back(rollout.fault.as_ref().map(|f| f.message.clone()).unwrap_or_default())
+        }
+        (true, RolloutPhase::Updating | RolloutPhase::RollingBack) => Carried::No,
+    }
+}
+
+/// The order to update a member's set, and its note in the group, in one transaction.
+fn update(
+    view: &View,
+    row: &Row<ScalingGroupRecord>,
+    index: u32,
+    now: Timestamp,
+) -> Result<(Draft, ()), OpsError> {
+    let mut draft = Draft::default();
+    let slot = row.slots.get(&index);
+    let templates = slot.and_then(|slot| row.template(slot.revision).zip(row.template(row.target)));
+    let instance = slot.and_then(|slot| view.instances.get(slot.instance));
+    let set = templates.and_then(|(from, to)| in_place(from, to));
+    let (Some(set), Some(instance)) = (set, instance) else { return Ok((draft, ())) };
+    let number = order_of_group(view, instance, set, &row.name, &mut draft, now)?;
+    let mut next = (*row.record).clone();
+    next.ordered(index, number);
+    tracing::info!(group = %row.name, member = index, instance = %instance.id, revision = row.target, "a member's set is updated");
+    draft.update(row, &next);
+    Ok((draft, ()))
 }
 
 /// The instance and its place in the group, in one transaction.
@@ -196,6 +239,8 @@ fn launch(
         ready_at: None,
         unready_since: Some(now),
         draining_since: None,
+        updating: None,
+        stubborn: false,
     };
     next.slots.insert(index, slot);
     next.trouble = None;

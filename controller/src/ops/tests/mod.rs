@@ -269,6 +269,8 @@ impl Cloud {
                 Power::Suspended => BodyState::Suspended,
             },
             members: Vec::new(),
+            ready: None,
+            reason: None,
             restarts: i.restarts,
             plugged_ports: i.ports.iter().map(|p| p.id).collect(),
             plugged_volumes: i.attachments.iter().map(|a| a.volume).collect(),

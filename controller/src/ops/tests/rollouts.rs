@@ -35,7 +35,7 @@ async fn running() -> (Cloud, HostId, Instance) {
 }
 
 /// The host says that members are as ordered, but for what the test changes.
-async fn says(cloud: &Cloud, host: HostId, change: impl Fn(&mut MemberStatus)) {
+pub(super) async fn says(cloud: &Cloud, host: HostId, change: impl Fn(&mut MemberStatus)) {
     let desired = cloud.ops.desired(host);
     let mut status = cloud.obedient(host);
     for (said, wanted) in status.instances.iter_mut().zip(&desired.instances) {

@@ -308,3 +308,63 @@ async fn endpoints_are_followed() {
     let lost = cloud.ops.endpoints(P, &of, &[], None).unwrap();
     assert!(lost.ready().count() <= 1);
 }
+
+/// Sets whose image alone differs become what is ordered where they are; one that is called back calls the rollout back.
+#[tokio::test]
+async fn sets_are_updated_where_they_are() {
+    let template = |image: &str| {
+        json!({"name": "web-{index}", "vcpus": 1, "memory_mib": 128, "networks": [{"network": "net"}],
+            "bodies": [{"set": {"members": [{"index": 0, "name": "only", "image": image, "update": {"min_ready_s": 0}}]}}]})
+    };
+    let (cloud, hosts, made) = grouped(json!({"template": template("busybox")})).await;
+    cloud.image("v2", ImageFormat::DockerArchive).await;
+    let work = async |rounds: usize| {
+        for _ in 0..rounds {
+            cloud.ops.step_groups().await.unwrap();
+            cloud.ops.step_rollouts().await.unwrap();
+            for host in hosts {
+                super::rollouts::says(&cloud, host, |_| ()).await;
+            }
+        }
+    };
+    let ids = |group: &Group| group.members.iter().map(|m| m.instance).collect::<Vec<_>>();
+    let order = |image: &str, canary: bool| GroupUpdate {
+        template: serde_json::from_value(template(image)).unwrap(),
+        percent: None,
+        canary,
+    };
+    work(1).await;
+    cloud.ops.roll_out_group(P, made.id, &order("v2", true)).await.unwrap();
+    cloud.ops.step_groups().await.unwrap();
+    let now = cloud.ops.scaling_group(P, made.id).unwrap();
+    assert_eq!(names(&now), ["web-0:1+", "web-1:1+", "web-2:2-"], "{now:?}");
+    assert_eq!(now.members[2].reason.as_deref(), Some("it is being updated"));
+    let known = cloud.ops.endpoints(P, &EndpointQuery::Group(made.id), &[], None).unwrap();
+    assert_eq!(known.ready().count(), 2, "out of the endpoints meanwhile");
+    work(20).await;
+    let now = cloud.ops.scaling_group(P, made.id).unwrap();
+    assert_eq!((names(&now)[2].as_str(), now.rollout.state), ("web-2:2+", RolloutState::Waiting), "{now:?}");
+    let promote = RolloutOrder { verb: RolloutVerb::Promote, percent: None };
+    cloud.ops.order_rollout(P, made.id, &promote).await.unwrap();
+    work(40).await;
+    let now = cloud.ops.scaling_group(P, made.id).unwrap();
+    assert_eq!(names(&now), ["web-0:2+", "web-1:2+", "web-2:2+"], "{now:?}");
+    assert_eq!(
+        (now.rollout.state, now.state, ids(&now)),
+        (RolloutState::Done, GroupState::Steady, ids(&made))
+    );
+    let history = cloud.ops.revisions(P, now.members[0].instance).unwrap();
+    assert_eq!((history[0].what.as_str(), history[0].reason.as_deref()), ("only: image", Some("group shop")));
+
+    cloud.ops.roll_out_group(P, made.id, &order("busybox", false)).await.unwrap();
+    cloud.ops.step_groups().await.unwrap();
+    let held = cloud.ops.scaling_group(P, made.id).unwrap().members[2].instance;
+    cloud.ops.undo_rollout(&Origin::native(P), held, Default::default()).await.unwrap();
+    work(40).await;
+    let now = cloud.ops.scaling_group(P, made.id).unwrap();
+    assert_eq!(
+        (names(&now), ids(&now)),
+        (vec!["web-0:2+".into(), "web-1:2+".into(), "web-2:2+".into()], ids(&made))
+    );
+    assert!(now.rollout.reason.as_deref().unwrap_or_default().contains("called off"), "{:?}", now.rollout);
+}

@@ -134,6 +134,7 @@ impl Shared {
     pub async fn pass(&self, ports: &[PortAttachment]) {
         if let Some(gate) = &self.gate {
             join_all(ports.iter().map(|port| gate.opened(port.id))).await;
+            ports.iter().for_each(|port| gate.announce(port));
         }
     }
 

@@ -60,7 +60,7 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
 
 /// Checks the images and writes what is missing. An existing root disk of the plan's count is kept: it is the guest's.
 pub async fn ensure(files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverError> {
-    let BodyDesired::Vm { image, root_gib } = &plan.body else { return Err(no_vm(plan)) };
+    let BodyDesired::Vm { image, root_gib, .. } = &plan.body else { return Err(no_vm(plan)) };
     let drive = { (files.clone(), config_drive::files(plan)) };
     blocking("write the config drive", move || write_config_drive(&drive.0, &drive.1)).await?;
     if disks::has_own_root(plan) {
@@ -70,7 +70,7 @@ pub async fn ensure(files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverErro
         check(plan, &plan.body, image).await?;
     }
     if let Some(rescue) = &plan.rescue {
-        let BodyDesired::Vm { image, root_gib } = rescue else { return Err(no_vm(plan)) };
+        let BodyDesired::Vm { image, root_gib, .. } = rescue else { return Err(no_vm(plan)) };
         check(plan, rescue, image).await?;
         if disks::is_disk(rescue) {
             ensure_disk(&files.rescue(), plan, rescue, image, *root_gib).await?;

@@ -33,7 +33,7 @@ use super::moves::{BodyMoves, Departure};
 use super::streams::{BodyStreams, Opened};
 use super::{
     Adjustment, Bell, BodyDriver, BodyExport, BodyPlan, DriverError, EngineFacts, ExportPlan, ObservedBody,
-    ObservedState, Remains, folders,
+    ObservedState, PortGate, Remains, folders,
 };
 use crate::crossing::Passages;
 use amphi_api::InstanceId;
@@ -79,6 +79,8 @@ pub struct VmDriver {
     consoles: console::Consoles,
     /// Ways to other hosts; none: no guest leaves while it runs.
     passages: Option<Passages>,
+    /// Announces the ports of what starts; none: nobody does.
+    gate: Option<Arc<dyn PortGate>>,
 }
 
 impl VmDriver {
@@ -101,7 +103,13 @@ impl VmDriver {
             held: Mutex::default(),
             consoles: console::Consoles::default(),
             passages: None,
+            gate: None,
         }
+    }
+
+    /// With a network's side that announces what starts.
+    pub fn with_gate(self, gate: Arc<dyn PortGate>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// With ways to other hosts.
@@ -184,6 +192,13 @@ impl VmDriver {
         let settled = self.link.call(doing, limit, settle).await;
         self.forget_traits();
         settled
+    }
+
+    /// A guest that starts need not do it itself.
+    fn announce(&self, plan: &BodyPlan) {
+        if let Some(gate) = &self.gate {
+            plan.ports.iter().for_each(|port| gate.announce(port));
+        }
     }
 
     /// After a change of ours: its event may come later than the next sweep.
@@ -275,6 +290,7 @@ impl BodyDriver for VmDriver {
                 let restored = self.link.call(&doing, MEMORY, restore).await;
                 self.forget_traits();
                 restored?;
+                self.announce(plan);
                 return self.settle(plan, &doing).await;
             }
             Way::Replace { older } => self.remove(instance, older, Remains::Roots).await?,
@@ -286,6 +302,7 @@ impl BodyDriver for VmDriver {
         let made = self.link.call(&doing, START, move |c: &Connect| domain::make(c, &xml, paused)).await;
         self.forget_traits();
         made?;
+        self.announce(plan);
         if paused { self.settle(plan, &doing).await } else { Ok(()) }
     }
 

@@ -35,7 +35,7 @@ pub fn plan(format: ImageFormat) -> BodyPlan {
         vcpus: 2,
         memory_mib: 128,
         power: Power::On,
-        body: BodyDesired::Vm { image: image.clone(), root_gib: None },
+        body: BodyDesired::Vm { image: image.clone(), root_gib: None, probes: Default::default() },
         rescue: None,
         root: 1,
         ports: vec![PortAttachment {

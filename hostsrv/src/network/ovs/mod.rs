@@ -6,12 +6,14 @@ mod physical;
 mod rows;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use amphi_ovsdb::{Client, Condition, Monitored, Mutation, Operation, Options, Outcome, Replica};
 use uuid::Uuid;
 
-use super::NetworkError;
+use super::{NetworkError, announce};
 pub use physical::{Ways, ways};
 pub use rows::Attached;
 
@@ -82,10 +84,15 @@ pub struct Plug {
     pub labels: BTreeMap<String, String>,
 }
 
+/// How long ovs-vswitchd may take to send what it is handed.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Debug)]
 pub struct Switch {
     client: Client,
     bridge: String,
+    /// Of ovs-vswitchd, beside its database's socket; none: the database is elsewhere.
+    run_dir: Option<PathBuf>,
 }
 
 impl Switch {
@@ -100,7 +107,9 @@ impl Switch {
         let client = Client::new(endpoint, "Open_vSwitch", options).map_err(|source| {
             NetworkError::Switch { doing: "open the switch's database".to_owned(), source }
         })?;
-        Ok(Switch { client, bridge: bridge.to_owned() })
+        let socket = endpoint.strip_prefix("unix:").map(Path::new);
+        let run_dir = socket.and_then(Path::parent).map(Path::to_owned);
+        Ok(Switch { client, bridge: bridge.to_owned(), run_dir })
     }
 
     pub fn bridge(&self) -> &str {
@@ -210,6 +219,39 @@ impl Switch {
             .await
             .map(drop)
             .map_err(|source| NetworkError::Switch { doing, source })
+    }
+
+    /// Waits until ovn-controller has installed a port's flows, whatever its device is, and tells the port's neighbours
+    /// where its addresses are now. Nothing where the switch's sockets are out of reach.
+    pub async fn announce(
+        &self,
+        port: Uuid,
+        mac: [u8; 6],
+        addresses: &[IpAddr],
+        within: Duration,
+    ) -> Result<(), NetworkError> {
+        let Some(run_dir) = &self.run_dir else { return Ok(()) };
+        let doing = format!("wait for OVN to install port {port}");
+        let id = port.to_string();
+        let of_port = |more: &[(&'static str, &str)]| {
+            let ids = std::iter::once(("iface-id", id.as_str())).chain(more.iter().copied());
+            vec![Condition::includes("external_ids", amphi_ovsdb::Value::map(ids))]
+        };
+        let wait = Operation::wait_present("Interface", of_port(&[("ovn-installed", "true")]));
+        let look = Operation::select("Interface", of_port(&[]), &["ofport"]);
+        let outcomes = self
+            .patient(within)
+            .transact(vec![wait.within_ms(millis(within)), look])
+            .await
+            .map_err(|source| NetworkError::Switch { doing, source })?;
+        // Rows without a device have no number, or -1.
+        let numbers = outcomes[1].rows.iter().filter_map(|row| u32::try_from(row.integer("ofport")?).ok());
+        let Some(ofport) = numbers.max() else { return Ok(()) };
+        let socket = run_dir.join(format!("{}.mgmt", self.bridge));
+        let frames = announce::frames(mac, addresses);
+        let sent = tokio::time::timeout(HAND_OVER, announce::send(&socket, ofport, &frames)).await;
+        sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(|source| NetworkError::Unannounced { port, source })
     }
 
     /// A replica of the bridges, ports and interfaces, for whoever wants to be woken by changes.

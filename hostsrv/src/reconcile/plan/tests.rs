@@ -24,7 +24,7 @@ fn body_of(kind: BodyKind) -> BodyDesired {
     };
     match kind {
         BodyKind::Set => BodyDesired::Set { set: Default::default(), images: vec![image] },
-        BodyKind::Vm => BodyDesired::Vm { image, root_gib: None },
+        BodyKind::Vm => BodyDesired::Vm { image, root_gib: None, probes: Default::default() },
     }
 }
 
