@@ -6,10 +6,12 @@ use crate::link::{CONNECT, Papers};
 use crate::reconcile::exports::BlobSink;
 use amphi_api::ImageId;
 use amphi_api::image::Blob;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_RANGE, RANGE};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,13 +46,35 @@ impl ControllerBlobs {
 
 #[async_trait::async_trait]
 impl BlobFetcher for ControllerBlobs {
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
-        let url = format!("{}/hosts/v1/blobs/{sha256}", self.url);
-        let answer = self.http.get(&url).send().await.with_context(|| format!("cannot fetch {url}"))?;
-        if !answer.status().is_success() {
-            bail!("{url} answered {}", answer.status());
+    async fn fetch(
+        &self,
+        blob: &Blob,
+        from: u64,
+    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+        let url = format!("{}/hosts/v1/blobs/{}", self.url, blob.sha256);
+        let mut request = self.http.get(&url);
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
         }
-        Ok(answer.bytes_stream().map(|part| part.map_err(anyhow::Error::from)).boxed())
+        let answer = request.send().await.with_context(|| format!("cannot fetch {url}"))?;
+        let mut skip = match answer.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+                let begins = range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")));
+                ensure!(begins, "{url} answered with the bytes {range:?}, not those from {from} on");
+                0
+            }
+            // A controller that knows no ranges.
+            status if status.is_success() => from,
+            status => bail!("{url} answered {status}"),
+        };
+        let rest = move |mut part: Bytes| {
+            let over = usize::try_from(skip).unwrap_or(usize::MAX).min(part.len());
+            skip -= over as u64;
+            part.split_off(over)
+        };
+        let mut rest = rest;
+        Ok(answer.bytes_stream().map(move |part| part.map(&mut rest).map_err(anyhow::Error::from)).boxed())
     }
 }
 

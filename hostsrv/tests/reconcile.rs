@@ -330,8 +330,12 @@ struct NoBlobs;
 
 #[async_trait]
 impl BlobFetcher for NoBlobs {
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<bytes::Bytes>>> {
-        anyhow::bail!("no blob {sha256} here")
+    async fn fetch(
+        &self,
+        blob: &Blob,
+        _: u64,
+    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<bytes::Bytes>>> {
+        anyhow::bail!("no blob {} here", blob.sha256)
     }
 }
 
