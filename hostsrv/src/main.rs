@@ -108,7 +108,8 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     // Before libvirt is touched: its own look at a broken /dev/kvm can hang for most of a minute.
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
-    let blobs = Arc::new(ControllerBlobs::new(&papers)?);
+    let peers = PeerPapers::read(&config.pki_dir())?;
+    let blobs = Arc::new(ControllerBlobs::new(&papers)?.with_peers(peers));
     let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
     let registry = Registry::serve(images.clone(), config.registry_listen).await;
     let registry =

@@ -17,6 +17,7 @@ use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -28,6 +29,11 @@ impl Ops {
     /// Changes whenever the host's desired state may have changed.
     pub fn desired_generation(&self, host: HostId) -> watch::Receiver<u64> {
         self.world().generation(host)
+    }
+
+    /// Where a host's agent takes connections of other hosts.
+    pub fn listens_at(&self, host: HostId) -> Option<SocketAddr> {
+        self.world().read().hosts.get(host).and_then(|row| row.spec.as_ref()?.moves_at)
     }
 
     /// Whether a body that belongs on the host is made of this blob.

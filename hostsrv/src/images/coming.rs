@@ -5,6 +5,7 @@
 use super::facts::{self, Facts};
 use super::trouble::Trouble;
 use super::{BlobFetcher, Shelf};
+use amphi_api::HostId;
 use amphi_api::image::Blob;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -99,8 +100,8 @@ impl Way<'_> {
         let (path, size) = (self.shelf.part(&self.blob.sha256), self.blob.size);
         let opened = blocking("write a blob", move || Part::open(path, size)).await?;
         let begun = opened.size;
-        let mut part = Some(opened);
-        let poured = self.pour(&mut part).await;
+        let (mut part, mut peer) = (Some(opened), None);
+        let poured = self.pour(&mut part, &mut peer).await;
         let Some(part) = part else { return poured };
         match poured {
             // What has come is the beginning of the next try; on a full disk, it is in the way.
@@ -110,22 +111,23 @@ impl Way<'_> {
                 }
                 Err(trouble)
             }
-            Ok(()) => self.keep(part, begun).await,
+            Ok(()) => self.keep(part, begun, peer).await,
         }
     }
 
     /// Fetches until all is there. A stream that broke after it had brought something is taken up again at once.
-    async fn pour(&self, part: &mut Option<Part>) -> Result<(), Trouble> {
+    /// `peer`: a host that some of it came from.
+    async fn pour(&self, part: &mut Option<Part>, peer: &mut Option<HostId>) -> Result<(), Trouble> {
         loop {
             let from = part.as_ref().map_or(0, |part| part.size);
             self.tell.send_replace(State::Coming(from));
             if from == self.blob.size {
                 return Ok(());
             }
-            let Err(trouble) = self.pour_once(part, from).await else { return Ok(()) };
+            let Err(trouble) = self.pour_once(part, from, peer).await else { return Ok(()) };
             let now = part.as_ref().map_or(0, |part| part.size);
             match trouble {
-                Trouble::Down { message, .. } if now > from && now < self.blob.size => {
+                Trouble::Down { message, .. } if now > from => {
                     tracing::info!(blob = self.blob.sha256, at = now, "taken up again: {message}");
                 }
                 trouble => return Err(trouble),
@@ -133,12 +135,19 @@ impl Way<'_> {
         }
     }
 
-    async fn pour_once(&self, part: &mut Option<Part>, from: u64) -> Result<(), Trouble> {
+    async fn pour_once(
+        &self,
+        part: &mut Option<Part>,
+        from: u64,
+        peer: &mut Option<HostId>,
+    ) -> Result<(), Trouble> {
         let down =
             |message: String| Trouble::Down { doing: format!("fetch blob {}", self.blob.sha256), message };
         let silent = || down(format!("nothing came for {} s", SILENCE.as_secs()));
         let begun = tokio::time::timeout(SILENCE, self.fetcher.fetch(self.blob, from)).await;
-        let mut stream = begun.map_err(|_| silent())?.map_err(|e| down(format!("{e:#}")))?;
+        let incoming = begun.map_err(|_| silent())?.map_err(|e| down(format!("{e:#}")))?;
+        let mut stream = incoming.bytes;
+        *peer = incoming.peer.or(*peer);
         let mut pieces: Vec<Bytes> = Vec::new();
         let (mut waiting, mut size) = (0, from);
         let broke = loop {
@@ -151,7 +160,7 @@ impl Way<'_> {
             size += piece.len() as u64;
             if size > self.blob.size {
                 let message = format!("blob {} has more than its {} bytes", self.blob.sha256, self.blob.size);
-                return Err(Trouble::Broken(message));
+                return Err(spoilt(*peer, message));
             }
             waiting += piece.len();
             pieces.push(piece);
@@ -162,6 +171,8 @@ impl Way<'_> {
         };
         self.write(part, pieces).await?;
         match broke {
+            // All had come before: what it is, the digest tells.
+            Some(_) if size == self.blob.size => Ok(()),
             Some(message) => Err(down(message)),
             None if size < self.blob.size => {
                 Err(down(format!("the stream ended after {size} of {} bytes", self.blob.size)))
@@ -194,14 +205,14 @@ impl Way<'_> {
     }
 
     /// Compares the digest, and gives the part its place.
-    async fn keep(&self, part: Part, begun: u64) -> Result<(), Trouble> {
+    async fn keep(&self, part: Part, begun: u64, peer: Option<HostId>) -> Result<(), Trouble> {
         let (path, folder, layer) =
             (self.shelf.path(&self.blob.sha256), self.shelf.folder.clone(), self.layer);
         let found = hex::encode(part.digest.clone().finalize());
         if found != self.blob.sha256 {
             part.discard();
             return Err(match begun {
-                0 => Trouble::Broken(format!("blob {} arrived with the digest {found}", self.blob.sha256)),
+                0 => spoilt(peer, format!("blob {} arrived with the digest {found}", self.blob.sha256)),
                 _ => Trouble::Changed(format!(
                     "blob {} was taken up after {begun} bytes of an earlier try and has the digest {found}; it is \
                      fetched anew",
@@ -219,6 +230,17 @@ impl Way<'_> {
         .await?;
         self.shelf.grown.notify_one();
         Ok(())
+    }
+}
+
+/// What came is not what was asked for. Where another host handed it on, the controller's may be right.
+fn spoilt(peer: Option<HostId>, message: String) -> Trouble {
+    match peer {
+        None => Trouble::Broken(message),
+        Some(host) => {
+            tracing::error!(%host, "{message}, from that host");
+            Trouble::Changed(format!("{message}, from host {host}; it is fetched anew"))
+        }
     }
 }
 

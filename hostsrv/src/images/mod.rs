@@ -8,13 +8,14 @@ pub mod evict;
 mod facts;
 mod handing;
 pub mod manifest;
+pub mod peers;
 pub mod registry;
 mod shelf;
 mod trouble;
 
 use crate::instance::{CachedImage, DriverError};
-use amphi_api::ImageId;
 use amphi_api::image::{Blob, BlobRole, Image};
+use amphi_api::{HostId, ImageId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use coming::{Coming, State};
@@ -25,21 +26,25 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use evict::Evicted;
 pub use handing::Bytestream;
 pub use trouble::Trouble;
 
+/// Bytes on their way.
+pub struct Incoming {
+    pub bytes: BoxStream<'static, anyhow::Result<Bytes>>,
+    /// The host that they come from; none: the controller.
+    pub peer: Option<HostId>,
+}
+
 /// Where blobs come from.
 #[async_trait]
 pub trait BlobFetcher: Send + Sync {
-    /// The blob's bytes in order, from byte `from` on.
-    async fn fetch(
-        &self,
-        blob: &Blob,
-        from: u64,
-    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>>;
+    /// The blob's bytes in order, from byte `from` on. What is begun anew may come from another host; what is taken up
+    /// again comes from the controller.
+    async fn fetch(&self, blob: &Blob, from: u64) -> anyhow::Result<Incoming>;
 }
 
 /// The cache of one host.
@@ -48,13 +53,15 @@ pub struct ImageCache {
     fetcher: Arc<dyn BlobFetcher>,
     /// Blobs that somebody is asking for: the first fetches, the others wait for the same.
     asked: Mutex<BTreeMap<String, Weak<Coming>>>,
+    /// Other hosts that are served at once.
+    guests: Semaphore,
 }
 
 impl ImageCache {
     /// `folder` is made when the first blob comes.
     pub fn new(folder: impl Into<PathBuf>, fetcher: Arc<dyn BlobFetcher>) -> Self {
         let shelf = Arc::new(Shelf { folder: folder.into(), grown: Notify::new() });
-        Self { shelf, fetcher, asked: Mutex::default() }
+        Self { shelf, fetcher, asked: Mutex::default(), guests: Semaphore::new(peers::GUESTS) }
     }
 
     /// What a body needs of an image before its driver sees it, fetched if it is not here: of a container image that comes
@@ -117,6 +124,21 @@ impl ImageCache {
             doing: format!("open blob {}", blob.sha256),
             message: "it goes as soon as it comes: the cache is too small for it".into(),
         })
+    }
+
+    /// The same of a blob that is here or coming: nothing is fetched for it.
+    async fn open_here(&self, blob: &Blob) -> Option<Bytestream> {
+        check_digest(blob).ok()?;
+        let comes = {
+            let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let coming = asked.get(&blob.sha256).and_then(Weak::upgrade);
+            coming.is_some_and(|coming| !coming.state.borrow().is_over())
+        };
+        let here = tokio::fs::metadata(self.shelf.path(&blob.sha256)).await;
+        if comes || here.is_ok_and(|here| here.len() == blob.size) {
+            return self.open(blob).await.ok();
+        }
+        None
     }
 
     /// Takes a blob away that was found not to be what it should be; answers what to tell of it.

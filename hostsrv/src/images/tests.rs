@@ -29,11 +29,12 @@ pub(super) struct Fake {
     fetches: AtomicUsize,
     sent: Arc<AtomicU64>,
     go: Arc<Semaphore>,
+    peer: Option<HostId>,
 }
 
 #[async_trait]
 impl BlobFetcher for Fake {
-    async fn fetch(&self, _: &Blob, from: u64) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+    async fn fetch(&self, _: &Blob, from: u64) -> anyhow::Result<Incoming> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         let from = from as usize;
         let mut bytes = self.bytes.clone();
@@ -70,7 +71,7 @@ impl BlobFetcher for Fake {
                 chunk
             }
         });
-        Ok(stream.boxed())
+        Ok(Incoming { bytes: stream.boxed(), peer: self.peer })
     }
 }
 
@@ -82,6 +83,10 @@ pub(super) struct Setup {
 }
 
 fn setup_of(mood: Mood, size: u32) -> Setup {
+    setup_from(mood, size, None)
+}
+
+fn setup_from(mood: Mood, size: u32, peer: Option<HostId>) -> Setup {
     let bytes: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
     let blob = Blob { sha256: hex::encode(Sha256::digest(&bytes)), size: bytes.len() as u64 };
     let image = Image {
@@ -101,6 +106,7 @@ fn setup_of(mood: Mood, size: u32) -> Setup {
         fetches: AtomicUsize::new(0),
         sent: Arc::default(),
         go: Arc::new(Semaphore::new(0)),
+        peer,
     });
     let folder = tempfile::tempdir().unwrap();
     let cache = Arc::new(ImageCache::new(folder.path().join("images"), fake.clone()));
@@ -199,6 +205,20 @@ async fn bad_streams_are_refused_and_named() {
         assert_eq!(all.held(), [all.blob().sha256.clone()], "{mood:?}");
         // What had come counts.
         assert_eq!(all.fake.sent.load(Ordering::SeqCst), 100_000 - kept, "{mood:?}, after {sent}");
+    }
+}
+
+#[tokio::test]
+async fn what_another_host_spoilt_is_named_and_fetched_anew() {
+    for mood in [Mood::FlipsABit, Mood::NeverStops] {
+        let host = HostId::new();
+        let all = setup_from(mood, 100_000, Some(host));
+        let error = all.cache.ensure(&all.image).await.unwrap_err();
+        assert_eq!(error.code(), "engine_down", "{mood:?}: {error}");
+        assert!(error.to_string().contains(&host.to_string()), "{mood:?}: {error}");
+        assert_eq!(all.held(), [""; 0], "{mood:?}");
+        all.in_mood(Mood::Honest);
+        assert_eq!(all.ensure().await.unwrap(), all.fake.bytes, "{mood:?}");
     }
 }
 

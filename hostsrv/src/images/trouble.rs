@@ -13,7 +13,8 @@ pub enum Trouble {
     Broken(String),
     /// It does not come, now.
     Down { doing: String, message: String },
-    /// Its bytes had changed on this host's disk. They are gone from there: asked for again it comes anew.
+    /// Its bytes had changed on this host's disk, or on the way from another host. They are gone: asked for again it comes
+    /// anew.
     Changed(String),
     /// This host's disk.
     Io { doing: &'static str, kind: io::ErrorKind, raw: Option<i32>, message: String },
@@ -40,7 +41,7 @@ impl Trouble {
             },
             Self::Changed(message) => DriverError::EngineDown {
                 engine: ENGINE,
-                doing: format!("read image {image} from this host's disk"),
+                doing: format!("read image {image}"),
                 source: anyhow::Error::msg(message),
             },
             Self::Io { doing, kind, raw, message } => DriverError::Io {

@@ -8,12 +8,11 @@ use amphi_api::ImageId;
 use amphi_api::image::{Blob, BlobRole, Compression, Image, ImageFormat, ImageState, Layer};
 use amphi_api::wire::BodyDesired;
 use amphi_hostsrv::images::registry::Registry;
-use amphi_hostsrv::images::{BlobFetcher, ImageCache};
+use amphi_hostsrv::images::{BlobFetcher, ImageCache, Incoming};
 use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
 use amphi_hostsrv::instance::{BodyDriver, BodyPlan, DriverError, Remains};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
@@ -65,11 +64,7 @@ impl Source {
 
 #[async_trait::async_trait]
 impl BlobFetcher for Source {
-    async fn fetch(
-        &self,
-        blob: &Blob,
-        from: u64,
-    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+    async fn fetch(&self, blob: &Blob, from: u64) -> anyhow::Result<Incoming> {
         let mood = *self.mood.lock().unwrap();
         anyhow::ensure!(mood != Mood::IsDown, "no route to host");
         let bytes = self.blobs.lock().unwrap().get(&blob.sha256).cloned();
@@ -90,18 +85,17 @@ impl BlobFetcher for Source {
             false => rest.chunks(64 << 10).map(|piece| rest.slice_ref(piece)).collect(),
         };
         let stops = mood == Mood::Waits && large;
-        Ok(stream::iter(pieces.into_iter().enumerate())
-            .then(move |(number, piece)| {
-                let (go, waiting) = (go.clone(), waiting.clone());
-                async move {
-                    if stops && number == 1 {
-                        *waiting.lock().unwrap() += 1;
-                        go.acquire().await?.forget();
-                    }
-                    Ok(piece)
+        let pieces = stream::iter(pieces.into_iter().enumerate()).then(move |(number, piece)| {
+            let (go, waiting) = (go.clone(), waiting.clone());
+            async move {
+                if stops && number == 1 {
+                    *waiting.lock().unwrap() += 1;
+                    go.acquire().await?.forget();
                 }
-            })
-            .boxed())
+                Ok(piece)
+            }
+        });
+        Ok(Incoming { bytes: pieces.boxed(), peer: None })
     }
 }
 

@@ -1,10 +1,13 @@
 //! `GET /hosts/v1/blobs/{sha256}`: bytes of images, to hosts that need them, from the byte on that they ask for. `PUT` there with `?export={image}`: bytes that
 //! a host was told to read, and no others.
 
+use super::sharing::{self, Sharing};
 use super::tls::Peer;
 use super::{Refusal, State};
 use crate::images::BlobError;
+use amphi_api::wire::{BlobPeer, PEERS_HEADER};
 use amphi_api::{ErrorCode, ImageId};
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
@@ -13,7 +16,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use std::io::SeekFrom;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncSeekExt;
 use tokio_util::io::ReaderStream;
 
@@ -25,6 +29,7 @@ const STALL: Duration = Duration::from_secs(60);
 pub async fn blob(
     axum::extract::State(state): axum::extract::State<State>,
     ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(sharing): Extension<Arc<Sharing>>,
     Path(sha256): Path<String>,
     asked: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -38,6 +43,14 @@ pub async fn blob(
         }
         error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
     })?;
+    if asked.contains_key(PEERS_HEADER) && size >= sharing::LEAST {
+        let usable = |other| state.links.is_up(other) && state.side.listens_at(other).is_some();
+        let named = sharing.place(&sha256, host, Instant::now(), usable);
+        let peer = named.and_then(|host| Some(BlobPeer { host, address: state.side.listens_at(host)? }));
+        if let Some(peer) = peer {
+            return Ok((StatusCode::MULTIPLE_CHOICES, axum::Json(peer)).into_response());
+        }
+    }
     let from = asked.get(RANGE).and_then(|range| begin(range.to_str().ok()?)).filter(|from| *from < size);
     if let Some(from) = from {
         let moved = file.seek(SeekFrom::Start(from)).await;
