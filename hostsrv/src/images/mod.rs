@@ -102,7 +102,7 @@ impl ImageCache {
     /// A layer's bytes, the first of them before the last has come. They end early where something is wrong.
     pub async fn open(&self, blob: &Blob) -> Result<Bytestream, Trouble> {
         check_digest(blob)?;
-        // Twice: between a look and an open the file may take its place, or be taken away.
+        // Again: between a look and an open the file may take its place, or be taken away.
         for _ in 0..3 {
             let coming = self.coming(blob, true);
             let mut state = coming.state.clone();
