@@ -589,6 +589,18 @@ pub struct ExportStatus {
     pub fault: Option<Fault>,
 }
 
+/// On a request for a blob: its sender can take it from another host, and hands on what it has. The answer may then be 300
+/// with a [`BlobPeer`]; who is not served there asks again.
+pub const PEERS_HEADER: &str = "amphi-blob-peers";
+
+/// A host that has a blob, or is getting it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobPeer {
+    pub host: HostId,
+    /// Where its agent takes connections of other hosts.
+    pub address: SocketAddr,
+}
+
 /// What a host sends to join, over TLS without a certificate of its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JoinRequest {

@@ -90,6 +90,9 @@ impl HostSide for Records {
     async fn blob_allowed(&self, _: HostId, sha256: &str) -> bool {
         *self.allowed.lock().unwrap() == sha256
     }
+    fn listens_at(&self, _: HostId) -> Option<SocketAddr> {
+        Some("10.0.0.9:7445".parse().unwrap())
+    }
 }
 
 impl Records {
@@ -326,6 +329,39 @@ async fn only_our_certificates_count() {
     assert_eq!(face.join(&face.secret, &csr().0).await.0, 200, "nobody else is disturbed");
 }
 
+/// A request's first line with a header of its own.
+fn with(request: &str, header: &str) -> String {
+    format!("{request} HTTP/1.1\r\n{header}\r\nX-Rest:")
+}
+
+#[tokio::test]
+async fn a_blob_that_many_want_is_sent_to_the_first() {
+    let face = Face::start().await;
+    let bytes = vec![7; 3 << 20];
+    let parts = futures_util::stream::iter([Ok::<_, String>(bytes::Bytes::from(bytes.clone()))]);
+    let put = face.blobs.put(parts, None).await.unwrap();
+    *face.records.allowed.lock().unwrap() = put.sha256.clone();
+    let get = format!("GET /hosts/v1/blobs/{}", put.sha256);
+    let sharing = with(&get, "Amphi-Blob-Peers: yes");
+    let hosts: Vec<HostId> = (0..3).map(|_| HostId::new()).collect();
+    let papers: Vec<Papers> = hosts.iter().map(|host| face.papers(*host)).collect();
+    let link = face.greeted(&papers[0]).await;
+    let ask = async |at: usize, head: &str| face.http(Some(&papers[at]), head, "").await.unwrap();
+    assert_eq!(ask(0, &sharing).await.0, 200);
+    let (status, body) = ask(1, &sharing).await;
+    let peer: amphi_api::wire::BlobPeer = serde_json::from_slice(&body).unwrap();
+    assert_eq!((status, peer.host, peer.address.port()), (300, hosts[0], 7445));
+    // Whom that did not help, and who takes nothing from others, is served.
+    for (at, head) in [(1, &sharing), (2, &get), (0, &sharing)] {
+        let (status, body) = ask(at, head).await;
+        assert!(status == 200 && body == bytes, "{at}: {status}, {} bytes", body.len());
+    }
+    // Who is not there is named to nobody.
+    drop(link);
+    face.records.heard("gone", 1).await;
+    assert_eq!(ask(2, &sharing).await.0, 200);
+}
+
 #[tokio::test]
 async fn blobs_go_to_whom_they_concern() {
     let face = Face::start().await;
@@ -339,6 +375,18 @@ async fn blobs_go_to_whom_they_concern() {
     *face.records.allowed.lock().unwrap() = put.sha256.clone();
     let (status, body) = face.http(Some(&papers), &get, "").await.unwrap();
     assert!(status == 200 && body == bytes, "{status}, {} bytes", body.len());
+    // What broke off goes on where it broke off; any other range is answered whole.
+    for (range, expected) in [
+        ("bytes=2999000-", (206, &bytes[2_999_000..])),
+        ("bytes=0-", (206, &bytes[..])),
+        ("bytes=3000000-", (200, &bytes[..])),
+        ("bytes=5-9", (200, &bytes[..])),
+        ("bytes=-5", (200, &bytes[..])),
+    ] {
+        let head = with(&get, &format!("Range: {range}"));
+        let (status, body) = face.http(Some(&papers), &head, "").await.unwrap();
+        assert!((status, &body[..]) == expected, "{range}: {status}, {} bytes", body.len());
+    }
     face.blobs.remove(&put.sha256).await.unwrap();
     assert_eq!(face.http(Some(&papers), &get, "").await.unwrap().0, 404, "allowed, but not there");
 }

@@ -1,15 +1,18 @@
 //! Bytes to and from the controller, beside the link and with the same papers: images that come, exports that go. Refuses
-//! to look at them: whoever asks checks digests.
+//! to look at them: whoever asks checks digests. Where the controller names another host that has a blob, that one is asked.
 
-use crate::images::BlobFetcher;
+use crate::images::{BlobFetcher, Incoming, peers};
+use crate::lease::tls::PeerPapers;
 use crate::link::{CONNECT, Papers};
 use crate::reconcile::exports::BlobSink;
 use amphi_api::ImageId;
 use amphi_api::image::Blob;
-use anyhow::{Context, bail};
+use amphi_api::wire::{BlobPeer, PEERS_HEADER};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use reqwest::StatusCode;
+use reqwest::header::{CONTENT_RANGE, RANGE};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -28,6 +31,8 @@ pub struct ControllerBlobs {
     http: reqwest::Client,
     /// Without a bound on reading: the answer to an upload comes after its last byte.
     uploads: reqwest::Client,
+    /// For blobs that other hosts hand on.
+    peers: Option<PeerPapers>,
 }
 
 impl ControllerBlobs {
@@ -38,19 +43,61 @@ impl ControllerBlobs {
                 .connect_timeout(CONNECT)
         };
         let http = client().read_timeout(BLOB_STALL).build()?;
-        Ok(Self { url: papers.url.clone(), http, uploads: client().build()? })
+        Ok(Self { url: papers.url.clone(), http, uploads: client().build()?, peers: None })
+    }
+
+    /// Takes blobs from other hosts too, where the controller names one; and is named to others.
+    pub fn with_peers(self, papers: PeerPapers) -> Self {
+        Self { peers: Some(papers), ..self }
+    }
+
+    async fn ask(&self, blob: &Blob, from: u64, peers: bool) -> anyhow::Result<reqwest::Response> {
+        let url = format!("{}/hosts/v1/blobs/{}", self.url, blob.sha256);
+        let mut request = self.http.get(&url);
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        if peers {
+            request = request.header(PEERS_HEADER, "yes");
+        }
+        request.send().await.with_context(|| format!("cannot fetch {url}"))
     }
 }
 
 #[async_trait::async_trait]
 impl BlobFetcher for ControllerBlobs {
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
-        let url = format!("{}/hosts/v1/blobs/{sha256}", self.url);
-        let answer = self.http.get(&url).send().await.with_context(|| format!("cannot fetch {url}"))?;
-        if !answer.status().is_success() {
-            bail!("{url} answered {}", answer.status());
+    async fn fetch(&self, blob: &Blob, from: u64) -> anyhow::Result<Incoming> {
+        let papers = self.peers.as_ref().filter(|_| from == 0);
+        let mut answer = self.ask(blob, from, papers.is_some()).await?;
+        if let (StatusCode::MULTIPLE_CHOICES, Some(papers)) = (answer.status(), papers) {
+            let peer: BlobPeer = answer.json().await.context("the controller names no host")?;
+            match peers::fetch(papers, &peer, blob).await {
+                Ok(bytes) => return Ok(Incoming { bytes, peer: Some(peer.host) }),
+                Err(error) => {
+                    tracing::info!(host = %peer.host, blob = blob.sha256, "not from that host: {error:#}");
+                    answer = self.ask(blob, from, false).await?;
+                }
+            }
         }
-        Ok(answer.bytes_stream().map(|part| part.map_err(anyhow::Error::from)).boxed())
+        let url = answer.url().clone();
+        let mut skip = match answer.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+                let begins = range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")));
+                ensure!(begins, "{url} answered with the bytes {range:?}, not those from {from} on");
+                0
+            }
+            // A controller that knows no ranges.
+            StatusCode::OK => from,
+            status => bail!("{url} answered {status}"),
+        };
+        let mut rest = move |mut part: Bytes| {
+            let over = usize::try_from(skip).unwrap_or(usize::MAX).min(part.len());
+            skip -= over as u64;
+            part.split_off(over)
+        };
+        let bytes = answer.bytes_stream().map(move |part| part.map(&mut rest).map_err(anyhow::Error::from));
+        Ok(Incoming { bytes: bytes.boxed(), peer: None })
     }
 }
 

@@ -51,6 +51,13 @@ pub struct Config {
     /// Bound of the image cache, in GiB: above it, what no body uses goes, the least recently used first.
     #[serde(default = "image_cache_gib")]
     pub image_cache_gib: u64,
+    /// Bound of what Docker keeps of images that this agent had it pull, in GiB, as Docker counts them: above it, those that
+    /// nothing is made of go, the least recently used first.
+    #[serde(default = "docker_images_gib")]
+    pub docker_images_gib: u64,
+    /// Where the agent serves images to this host's dockerd, on loopback. Port 0: any.
+    #[serde(default = "registry_listen")]
+    pub registry_listen: std::net::SocketAddr,
 }
 
 fn state_dir() -> PathBuf {
@@ -86,6 +93,12 @@ fn docker_root() -> PathBuf {
 fn image_cache_gib() -> u64 {
     50
 }
+fn docker_images_gib() -> u64 {
+    50
+}
+fn registry_listen() -> std::net::SocketAddr {
+    (std::net::Ipv4Addr::LOCALHOST, 0).into()
+}
 
 impl Config {
     /// Reads and checks a file; the error names the file and the key.
@@ -101,6 +114,17 @@ impl Config {
         for (key, path) in [("state_dir", &config.state_dir), ("run_dir", &config.run_dir)] {
             if !path.is_absolute() {
                 bail!("{key}: must be an absolute path, is {}", path.display());
+            }
+        }
+        // Docker takes a registry without TLS at 127.0.0.0/8 only, and nobody else has any business there.
+        if !config.registry_listen.ip().is_loopback() {
+            bail!("registry_listen: must be on loopback, is {}", config.registry_listen);
+        }
+        for (key, gib) in
+            [("image_cache_gib", config.image_cache_gib), ("docker_images_gib", config.docker_images_gib)]
+        {
+            if gib > 1 << 30 {
+                bail!("{key}: at most {}, is {gib}", 1 << 30);
             }
         }
         Ok(config)
@@ -157,6 +181,8 @@ mod tests {
             ("name = 'h1'", "address"),
             ("name = 'h1'\naddress = '10.0.0.1'\nstate_dirr = '/x'", "state_dirr"),
             ("name = 'h1'\naddress = '10.0.0.1'\nstate_dir = 'x'", "state_dir"),
+            ("name = 'h1'\naddress = '10.0.0.1'\nregistry_listen = '10.0.0.1:5'", "registry_listen"),
+            ("name = 'h1'\naddress = '10.0.0.1'\nimage_cache_gib = 1073741825", "image_cache_gib"),
         ] {
             let error = format!("{:#}", Config::parse(bad).unwrap_err());
             assert!(error.contains(word), "{bad}: {error}");

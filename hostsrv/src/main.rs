@@ -7,6 +7,7 @@ use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
 use amphi_hostsrv::facts::{Facts, Sources};
 use amphi_hostsrv::images::ImageCache;
+use amphi_hostsrv::images::registry::Registry;
 use amphi_hostsrv::instance::figures::Meter;
 use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
@@ -108,13 +109,20 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let acceleration = probe::acceleration().await;
     let switch = Arc::new(ovs::Switch::open(&config.ovsdb, &config.integration_bridge)?);
     let gate: Arc<dyn PortGate> = Arc::new(Flows::new(switch.clone()));
+    let peers = PeerPapers::read(&config.pki_dir())?;
+    let blobs = Arc::new(ControllerBlobs::new(&papers)?.with_peers(peers));
+    let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
+    let registry = Registry::serve(images.clone(), config.registry_listen).await;
+    let registry =
+        registry.with_context(|| format!("cannot listen on {} (registry_listen)", config.registry_listen))?;
     let options = SetOptions {
         gate: Some(gate.clone()),
         docker_root: config.docker_root.clone(),
+        registry: Some(registry),
         ..SetOptions::default()
     };
-    let sets: Arc<dyn BodyDriver> =
-        Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), options)?);
+    let docker = Arc::new(SetDriver::new(&config.docker, &config.state_dir, bell.clone(), options)?);
+    let sets: Arc<dyn BodyDriver> = docker.clone();
     let vms = VmDriver::new(
         &config.libvirt,
         &config.state_dir,
@@ -127,8 +135,6 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
     let gauge = Gauge::new(meters.clone());
     let vms: Arc<dyn BodyDriver> = vms;
-    let blobs = Arc::new(ControllerBlobs::new(&papers)?);
-    let images = Arc::new(ImageCache::new(config.state_dir.join("images"), blobs.clone()));
     let exports = Arc::new(Exporter::new(config.state_dir.join("exports"), blobs));
     let drivers = Drivers {
         bodies: BTreeMap::from([(BodyKind::Set, sets), (BodyKind::Vm, vms)]),
@@ -163,7 +169,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let (file, host) = (config.monitoring.clone(), config.name.as_str().into());
     tokio::spawn(Monitoring { file, host, meters, orders: reconciler.orders() }.run());
     tokio::spawn(upkeep::sweep_network(switch));
-    tokio::spawn(upkeep::sweep_images(config.clone(), drivers.images, reconciler.clone()));
+    tokio::spawn(upkeep::sweep_images(config.clone(), drivers.images, docker, reconciler.clone()));
     tokio::spawn(link::run(papers, reconciler.clone(), voice, move |ovn_remote| {
         remote.send_replace(ovn_remote);
     }));

@@ -1,13 +1,14 @@
 //! What the agent keeps in order beside bodies: the chassis' settings in the local switch, leftovers on it, and the size
-//! of the image cache. Each is a loop of its own that looks at the world anew and only reports what it could not do.
+//! of the image cache and of Docker's images. Each is a loop of its own that looks at the world anew and only reports what it could not do.
 
 use crate::config::Config;
 use crate::images::ImageCache;
+use crate::instance::set::SetDriver;
 use crate::network::sweep::Sweep;
 use crate::network::{Links, Wiring, ovs};
 use crate::reconcile::Reconciler;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Settings that somebody changed by hand are put back within this.
@@ -16,8 +17,10 @@ const CHASSIS_PERIOD: Duration = Duration::from_secs(30);
 const CHASSIS_RETRY: Duration = Duration::from_secs(1);
 /// A leftover must be seen by two sweeps, this far apart, before it goes.
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
-/// How often the image cache is measured.
+/// How often images are measured where none come.
 const IMAGES_PERIOD: Duration = Duration::from_secs(600);
+/// Between two measures where many come.
+const IMAGES_PAUSE: Duration = Duration::from_secs(10);
 
 /// Keeps the integration bridge, and the chassis as the controller names OVN's southbound database.
 pub async fn keep_chassis(
@@ -69,14 +72,37 @@ pub async fn sweep_network(switch: Arc<ovs::Switch>) {
     }
 }
 
-/// Keeps the image cache below its bound; what a desired body uses never goes.
-pub async fn sweep_images(config: Arc<Config>, images: Arc<ImageCache>, reconciler: Arc<Reconciler>) {
+/// Keeps the image cache and Docker's store of images below their bounds; what a desired body uses never goes. Reads blobs
+/// again whose turn it is.
+pub async fn sweep_images(
+    config: Arc<Config>,
+    images: Arc<ImageCache>,
+    docker: Arc<SetDriver>,
+    reconciler: Arc<Reconciler>,
+) {
+    let mut read_through = Instant::now();
     loop {
-        tokio::time::sleep(IMAGES_PERIOD).await;
-        match images.sweep(&reconciler.blobs_in_use(), config.image_cache_gib << 30).await {
+        // Every now and then, and soon after something has come.
+        let _grown = tokio::time::timeout(IMAGES_PERIOD, images.grown()).await;
+        tokio::time::sleep(IMAGES_PAUSE).await;
+        let in_use = reconciler.blobs_in_use();
+        match images.sweep(&in_use, config.image_cache_gib << 30).await {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => tracing::info!(?gone, "evicted from the image cache"),
             Err(error) => tracing::warn!("the image cache cannot be swept: {error}"),
         }
+        let used = |sha256: &str| images.used(sha256);
+        match docker.sweep_images(&in_use, used, config.docker_images_gib << 30).await {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => tracing::info!(?gone, "removed from Docker's images"),
+            Err(error) => tracing::debug!("Docker's images cannot be swept: {error}"),
+        }
+        if read_through.elapsed() < IMAGES_PERIOD {
+            continue;
+        }
+        if let Err(error) = images.look_through().await {
+            tracing::warn!("the image cache cannot be read through: {error}");
+        }
+        read_through = Instant::now();
     }
 }

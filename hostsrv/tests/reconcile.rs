@@ -10,7 +10,7 @@ use amphi_api::wire::{
     InstanceDesired, Tombstone, VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
-use amphi_hostsrv::images::{BlobFetcher, ImageCache};
+use amphi_hostsrv::images::{BlobFetcher, ImageCache, Incoming};
 use amphi_hostsrv::instance::moves::{BodyMoves, Departure};
 use amphi_hostsrv::instance::sizing::BodySizing;
 use amphi_hostsrv::instance::streams::{BodyStreams, Opened};
@@ -25,7 +25,6 @@ use amphi_hostsrv::storage::{
     VolumeDriver, VolumeKind, VolumeSpec,
 };
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -330,8 +329,8 @@ struct NoBlobs;
 
 #[async_trait]
 impl BlobFetcher for NoBlobs {
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<bytes::Bytes>>> {
-        anyhow::bail!("no blob {sha256} here")
+    async fn fetch(&self, blob: &Blob, _: u64) -> anyhow::Result<Incoming> {
+        anyhow::bail!("no blob {} here", blob.sha256)
     }
 }
 

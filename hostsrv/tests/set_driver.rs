@@ -7,6 +7,8 @@ mod described;
 mod drivers;
 #[path = "set_driver/fat.rs"]
 mod fat;
+#[path = "set_driver/pulls.rs"]
+mod pulls;
 #[path = "set_driver/stage.rs"]
 mod stage;
 #[path = "set_driver/verbs.rs"]

@@ -10,6 +10,7 @@ use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorCode, HostId, InstanceId};
 use async_trait::async_trait;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -69,6 +70,10 @@ impl HostSide for Side {
 
     async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool {
         self.ops.blob_allowed(host, sha256)
+    }
+
+    fn listens_at(&self, host: HostId) -> Option<SocketAddr> {
+        self.ops.listens_at(host)
     }
 }
 

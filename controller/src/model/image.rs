@@ -58,6 +58,12 @@ impl ImageRecord {
         if whole { ImageState::Active } else { ImageState::Queued }
     }
 
+    /// Whether it is made of this blob.
+    pub fn names(&self, sha256: &str) -> bool {
+        let layers = self.layers.iter().map(|layer| &layer.sha256);
+        self.blobs.values().map(|blob| &blob.sha256).chain(layers).any(|digest| digest == sha256)
+    }
+
     /// As clients and hosts see it.
     pub fn view(&self) -> Image {
         Image {

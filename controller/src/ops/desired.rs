@@ -17,6 +17,7 @@ use amphi_api::{HostId, ImageId, ProjectId, VolumeId};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -30,15 +31,18 @@ impl Ops {
         self.world().generation(host)
     }
 
+    /// Where a host's agent takes connections of other hosts.
+    pub fn listens_at(&self, host: HostId) -> Option<SocketAddr> {
+        self.world().read().hosts.get(host).and_then(|row| row.spec.as_ref()?.moves_at)
+    }
+
     /// Whether a body that belongs on the host is made of this blob.
     pub fn blob_allowed(&self, host: HostId, sha256: &str) -> bool {
         if self.lent.holds(host, sha256) {
             return true;
         }
         let view = self.world().read();
-        let has = |id: &ImageId| {
-            view.images.get(*id).is_some_and(|image| image.blobs.values().any(|b| b.sha256 == sha256))
-        };
+        let has = |id: &ImageId| view.images.get(*id).is_some_and(|image| image.names(sha256));
         let mut bodies = view.instances_on(host).flat_map(|row| {
             let next = next_body(&view, row);
             row.bodies.iter().chain(next).chain(&row.rescue).collect::<Vec<_>>()

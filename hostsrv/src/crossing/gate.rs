@@ -1,6 +1,8 @@
-//! The end on the host that a guest goes to. Refuses every host but the one that the instance is expected from.
+//! The end on the host that a guest goes to. Refuses every host but the one that the instance is expected from. Hosts that
+//! want a blob of an image knock here too.
 
 use super::{Answer, CONNECT, Door, Knock, LINE_MAX, ONLY_CHANGES, folder_of, make_folder, watch};
+use crate::images::peers;
 use crate::lease::tls::PeerPapers;
 use crate::peer_wire::{greet, read, take, write};
 use crate::reconcile::Reconciler;
@@ -15,6 +17,14 @@ use tokio::time::timeout;
 
 /// Connections at once; more wait. A guest takes a handful.
 const CONNECTIONS: usize = 256;
+
+/// The first line on a connection.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum First {
+    Blob(peers::Ask),
+    Knock(Box<Knock>),
+}
 
 /// What a gate needs to know of its host.
 pub struct Host {
@@ -49,7 +59,11 @@ async fn pass(
 ) -> anyhow::Result<()> {
     watch(&tcp)?;
     let (mut stream, from) = greet(tcp, &acceptor, CONNECT).await?;
-    let knock: Knock = timeout(CONNECT, read(&mut stream, LINE_MAX)).await.context("it says nothing")??;
+    let first = timeout(CONNECT, read(&mut stream, LINE_MAX)).await.context("it says nothing")??;
+    let knock = match first {
+        First::Blob(ask) => return peers::serve(&mut stream, &ask, reconciler.images()).await,
+        First::Knock(knock) => knock,
+    };
     if knock.to == Door::Bytes {
         let Some(what) = &knock.pass else { anyhow::bail!("it does not say which bytes") };
         let take = reconciler.take_bytes(knock.instance, knock.epoch, from, what);

@@ -99,7 +99,7 @@ fn make_folder(folder: &Path) -> std::io::Result<()> {
 }
 
 /// A host that has died says nothing: what waits for it ends by itself after some 15 s.
-fn watch(tcp: &tokio::net::TcpStream) -> std::io::Result<()> {
+pub(crate) fn watch(tcp: &tokio::net::TcpStream) -> std::io::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
     tcp.set_nodelay(true)?;
     setsockopt(tcp, sockopt::KeepAlive, &true)?;

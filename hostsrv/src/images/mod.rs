@@ -1,56 +1,74 @@
 //! Owns the host's image cache: blobs at `images/<sha256>`, each checked against its digest and size while it streams
-//! in, fetched once however many ask. Refuses to hand out a byte whose digest it has not seen, and to evict what is in use.
+//! in, fetched once however many ask, checked again when its file looks otherwise and once a day. Refuses to hand out a last
+//! byte whose digest it has not seen, and to evict what is in use. A container image's layers are not fetched with it: its
+//! own engine asks for those that it lacks, by the registry here.
 
-mod evict;
+mod coming;
+pub mod evict;
+mod facts;
+mod handing;
+pub mod manifest;
+pub mod peers;
+pub mod registry;
+mod shelf;
+mod trouble;
 
 use crate::instance::{CachedImage, DriverError};
-use amphi_api::ImageId;
-use amphi_api::image::{Blob, Image};
+use amphi_api::image::{Blob, BlobRole, Image};
+use amphi_api::{HostId, ImageId};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use coming::{Coming, State};
 use futures_util::stream::BoxStream;
-use sha2::{Digest, Sha256};
+use shelf::Shelf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use std::time::SystemTime;
+use tokio::sync::{Notify, Semaphore};
 
 pub use evict::Evicted;
+pub use handing::Bytestream;
+pub use trouble::Trouble;
 
-const ENGINE: &str = "image store";
-/// How long a stream may stand still.
-const SILENCE: Duration = Duration::from_secs(30);
-/// The end of a name that is still being written.
-const PART: &str = ".part";
+/// Bytes on their way.
+pub struct Incoming {
+    pub bytes: BoxStream<'static, anyhow::Result<Bytes>>,
+    /// The host that they come from; none: the controller.
+    pub peer: Option<HostId>,
+}
 
 /// Where blobs come from.
 #[async_trait]
 pub trait BlobFetcher: Send + Sync {
-    /// The blob's bytes in order.
-    async fn fetch(&self, sha256: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>>;
+    /// The blob's bytes in order, from byte `from` on. What is begun anew may come from another host; what is taken up
+    /// again comes from the controller.
+    async fn fetch(&self, blob: &Blob, from: u64) -> anyhow::Result<Incoming>;
 }
 
 /// The cache of one host.
 pub struct ImageCache {
-    folder: PathBuf,
+    shelf: Arc<Shelf>,
     fetcher: Arc<dyn BlobFetcher>,
-    /// One lock per blob that somebody is asking for: the first fetches, the others find it there.
-    asked: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Blobs that somebody is asking for: the first fetches, the others wait for the same.
+    asked: Mutex<BTreeMap<String, Weak<Coming>>>,
+    /// Other hosts that are served at once.
+    guests: Semaphore,
 }
 
 impl ImageCache {
     /// `folder` is made when the first blob comes.
     pub fn new(folder: impl Into<PathBuf>, fetcher: Arc<dyn BlobFetcher>) -> Self {
-        Self { folder: folder.into(), fetcher, asked: Mutex::default() }
+        let shelf = Arc::new(Shelf { folder: folder.into(), grown: Notify::new() });
+        Self { shelf, fetcher, asked: Mutex::default(), guests: Semaphore::new(peers::GUESTS) }
     }
 
-    /// All blobs of an image, fetched if they are not here. A blob that is here was checked when it came.
+    /// What a body needs of an image before its driver sees it, fetched if it is not here: of a container image that comes
+    /// by layer the manifest and the configuration, of any other all its blobs.
     pub async fn ensure(&self, image: &Image) -> Result<CachedImage, DriverError> {
         let mut blobs = BTreeMap::new();
-        for role in image.format.roles() {
+        for role in roles(image) {
             let blob = image.blobs.get(role).ok_or_else(|| DriverError::ImageBroken {
                 image: image.id,
                 message: format!("its {role:?} has not been uploaded"),
@@ -60,119 +78,140 @@ impl ImageCache {
         Ok(CachedImage { image: image.clone(), blobs })
     }
 
-    async fn ensure_blob(&self, image: ImageId, blob: &Blob) -> Result<PathBuf, DriverError> {
-        if !is_digest(&blob.sha256) {
-            let message = format!("{:?} is no SHA-256", blob.sha256);
-            return Err(DriverError::ImageBroken { image, message });
-        }
-        let lock = self.lock_of(&blob.sha256);
-        let _first = lock.lock().await;
-        let path = self.folder.join(&blob.sha256);
-        match tokio::fs::metadata(&path).await {
-            Ok(found) if found.len() == blob.size => {
-                evict::touch(&path);
-                return Ok(path);
-            }
-            // Somebody has cut or grown the file behind our back: not what was checked any more.
-            Ok(_) => remove_file(&path).await?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io_error("look for a blob", e)),
-        }
-        self.fetch(image, blob, &path).await?;
-        Ok(path)
+    /// All layers of a container image, the lowest first.
+    pub async fn ensure_layers(&self, image: &Image) -> Result<Vec<PathBuf>, DriverError> {
+        let layers = image.layers.iter().map(async |layer| {
+            let blob = Blob { sha256: layer.sha256.clone(), size: layer.size };
+            self.have(image.id, &blob, true).await
+        });
+        futures_util::future::try_join_all(layers).await
     }
 
-    async fn fetch(&self, image: ImageId, blob: &Blob, path: &Path) -> Result<(), DriverError> {
-        tokio::fs::create_dir_all(&self.folder).await.map_err(|e| io_error("make the image cache", e))?;
-        // A name of its own: a caller that was dropped midway leaves its part behind, and nobody else's is harmed.
-        let part = Part(self.folder.join(format!("{}.{}{PART}", blob.sha256, uuid::Uuid::new_v4().simple())));
-        let mut file = tokio::fs::File::create_new(&part.0).await.map_err(|e| io_error("write a blob", e))?;
-        let down = |source| DriverError::EngineDown {
-            engine: ENGINE,
-            doing: format!("fetch blob {} of image {image}", blob.sha256),
-            source,
+    /// One blob of an image.
+    pub async fn ensure_blob(&self, image: ImageId, blob: &Blob) -> Result<PathBuf, DriverError> {
+        self.have(image, blob, false).await
+    }
+
+    async fn have(&self, image: ImageId, blob: &Blob, layer: bool) -> Result<PathBuf, DriverError> {
+        check_digest(blob).map_err(|trouble| trouble.of(image))?;
+        let coming = self.coming(blob, layer);
+        coming.kept().await.map_err(|trouble| trouble.of(image))?;
+        Ok(self.shelf.path(&blob.sha256))
+    }
+
+    /// A layer's bytes, the first of them before the last has come. They end early where something is wrong.
+    pub async fn open(&self, blob: &Blob) -> Result<Bytestream, Trouble> {
+        check_digest(blob)?;
+        // Again: between a look and an open the file may take its place, or be taken away.
+        for _ in 0..3 {
+            let coming = self.coming(blob, true);
+            let mut state = coming.state.clone();
+            let begun = state.wait_for(|state| !matches!(state, State::Looking)).await;
+            let state = begun.map(|state| state.clone()).unwrap_or(State::Looking);
+            let (path, kept) = match state {
+                State::Failed(trouble) => return Err(trouble),
+                State::Kept => (self.shelf.path(&blob.sha256), true),
+                _ => (self.shelf.part(&blob.sha256), false),
+            };
+            match tokio::fs::File::open(path).await {
+                Ok(file) if kept => return Ok(handing::kept(self.shelf.clone(), blob.clone(), file)),
+                Ok(file) => return Ok(handing::part(self.shelf.clone(), blob.clone(), file, coming)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Trouble::io("open a blob")(error)),
+            }
+        }
+        Err(Trouble::Down {
+            doing: format!("open blob {}", blob.sha256),
+            message: "it goes as soon as it comes: the cache is too small for it".into(),
+        })
+    }
+
+    /// The same of a blob that is here or coming: nothing is fetched for it.
+    async fn open_here(&self, blob: &Blob) -> Option<Bytestream> {
+        check_digest(blob).ok()?;
+        let comes = {
+            let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let coming = asked.get(&blob.sha256).and_then(Weak::upgrade);
+            coming.is_some_and(|coming| !coming.state.borrow().is_over())
         };
-        let silent = || down(anyhow::anyhow!("nothing came for {} s", SILENCE.as_secs()));
-        let begun = tokio::time::timeout(SILENCE, self.fetcher.fetch(&blob.sha256)).await;
-        let mut stream = begun.map_err(|_| silent())?.map_err(down)?;
-        let mut digest = Sha256::new();
-        let mut size = 0_u64;
-        while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(|_| silent())? {
-            let chunk = chunk.map_err(down)?;
-            size += chunk.len() as u64;
-            if size > blob.size {
-                let message = format!("blob {} has more than its {} bytes", blob.sha256, blob.size);
-                return Err(DriverError::ImageBroken { image, message });
-            }
-            digest.update(&chunk);
-            file.write_all(&chunk).await.map_err(|e| io_error("write a blob", e))?;
+        let here = tokio::fs::metadata(self.shelf.path(&blob.sha256)).await;
+        if comes || here.is_ok_and(|here| here.len() == blob.size) {
+            return self.open(blob).await.ok();
         }
-        if size < blob.size {
-            return Err(down(anyhow::anyhow!("the stream ended after {size} of {} bytes", blob.size)));
-        }
-        let found = hex::encode(digest.finalize());
-        if found != blob.sha256 {
-            let message = format!("blob {} arrived with the digest {found}", blob.sha256);
-            return Err(DriverError::ImageBroken { image, message });
-        }
-        file.flush().await.map_err(|e| io_error("write a blob", e))?;
-        file.sync_all().await.map_err(|e| io_error("write a blob", e))?;
-        tokio::fs::rename(&part.0, path).await.map_err(|e| io_error("keep a blob", e))?;
-        let folder = tokio::fs::File::open(&self.folder).await.map_err(|e| io_error("keep a blob", e))?;
-        folder.sync_all().await.map_err(|e| io_error("keep a blob", e))
+        None
     }
 
-    /// Evicts blobs, the longest unused first, until at most `max_bytes` are left or all that is left is in use; and
-    /// parts that were never finished. `in_use` holds digests: those of all bodies that are here or about to be.
+    /// Takes a blob away that was found not to be what it should be; answers what to tell of it.
+    pub fn discard(&self, sha256: &str, why: &str) -> Trouble {
+        self.shelf.discard(sha256, why)
+    }
+
+    /// When a blob was last asked for; none where it is not here.
+    pub fn used(&self, sha256: &str) -> Option<SystemTime> {
+        facts::used(&self.shelf.path(sha256))
+    }
+
+    /// Waits until something has come in.
+    pub async fn grown(&self) {
+        self.shelf.grown.notified().await;
+    }
+
+    /// Evicts blobs until at most `max_bytes` are left or all that is left is in use: layers first, since the engine has
+    /// its own of them, then the longest unused; and parts that were never finished. `in_use` holds digests: those of all
+    /// bodies that are here or about to be.
     pub async fn sweep(
         &self,
         in_use: &BTreeSet<String>,
         max_bytes: u64,
     ) -> Result<Vec<Evicted>, DriverError> {
-        let (folder, mut keep) = (self.folder.clone(), in_use.clone());
+        let (folder, mut keep) = (self.shelf.folder.clone(), in_use.clone());
         {
             let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.retain(|_, lock| lock.strong_count() > 0);
+            asked.retain(|_, coming| coming.strong_count() > 0);
             keep.extend(asked.keys().cloned());
         }
         let sweep = move || evict::sweep(&folder, &keep, max_bytes);
         let swept = tokio::task::spawn_blocking(sweep).await.unwrap_or_else(|e| Err(io::Error::other(e)));
-        swept.map_err(|e| io_error("sweep the image cache", e))
+        swept.map_err(|source| DriverError::Io { doing: "sweep the image cache".into(), source })
     }
 
-    fn lock_of(&self, sha256: &str) -> Arc<tokio::sync::Mutex<()>> {
+    /// Reads again what was last read a day ago; answers the digests of what was not what it should be, and is gone.
+    pub async fn look_through(&self) -> Result<Vec<String>, DriverError> {
+        self.shelf.look_through().await.map_err(|trouble| trouble.of(ImageId(uuid::Uuid::nil())))
+    }
+
+    fn coming(&self, blob: &Blob, layer: bool) -> Arc<Coming> {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = asked.get(sha256).and_then(Weak::upgrade) {
-            return lock;
+        let found = asked.get(&blob.sha256).and_then(Weak::upgrade);
+        // One that is over says how it was then.
+        if let Some(coming) = found.filter(|coming| !coming.state.borrow().is_over()) {
+            return coming;
         }
-        asked.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::default();
-        asked.insert(sha256.to_owned(), Arc::downgrade(&lock));
-        lock
+        asked.retain(|_, coming| coming.strong_count() > 0);
+        let coming = Coming::begin(self.shelf.clone(), self.fetcher.clone(), blob.clone(), layer);
+        asked.insert(blob.sha256.clone(), Arc::downgrade(&coming));
+        coming
     }
 }
 
-/// A file in the making, gone unless it was renamed.
-struct Part(PathBuf);
+/// The blobs that a host wants of an image before anything else.
+fn roles(image: &Image) -> &'static [BlobRole] {
+    match image.layers.is_empty() {
+        false => &[BlobRole::Manifest, BlobRole::Config],
+        true => image.format.roles(),
+    }
+}
 
-impl Drop for Part {
-    fn drop(&mut self) {
-        // After the rename there is nothing of this name; what cannot be removed falls to the next sweep.
-        let _gone = std::fs::remove_file(&self.0);
+fn check_digest(blob: &Blob) -> Result<(), Trouble> {
+    match is_digest(&blob.sha256) {
+        true => Ok(()),
+        false => Err(Trouble::Broken(format!("{:?} is no SHA-256", blob.sha256))),
     }
 }
 
 /// Lower-case hexadecimal SHA-256, and so a safe file name.
 fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-async fn remove_file(path: &Path) -> Result<(), DriverError> {
-    tokio::fs::remove_file(path).await.map_err(|e| io_error("remove a changed blob", e))
-}
-
-fn io_error(doing: &str, source: io::Error) -> DriverError {
-    DriverError::Io { doing: doing.to_owned(), source }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod bare;
 mod create;
 mod exchange;
 pub mod failover;
+mod images;
 mod moves;
 mod rest;
 pub mod services;
@@ -34,6 +35,8 @@ pub enum Part {
     Create,
     /// Exchanging a body, there and back.
     Exchange,
+    /// The first start of a large image on a host that has nothing of it, beside `docker load`.
+    Images,
     /// What the daemons take while nothing happens.
     Rest,
     /// A power cut of a host: until each of its instances answers from elsewhere.
@@ -67,7 +70,7 @@ pub fn run(
     let wanted = |part: Part| only.is_empty() || only.contains(&part);
     let before = load();
     let mut figures = Vec::new();
-    if [Part::Create, Part::Exchange, Part::Rest].into_iter().any(wanted) {
+    if [Part::Create, Part::Exchange, Part::Images, Part::Rest].into_iter().any(wanted) {
         figures.extend(on_one_host(layout.clone(), program, rounds, wanted, &mut unit)?);
     }
     if wanted(Part::Move) {
@@ -110,6 +113,9 @@ impl Bench<'_> {
         }
         if wanted(Part::Exchange) {
             figures.extend(exchange::measure(self)?);
+        }
+        if wanted(Part::Images) {
+            figures.extend(images::measure(self)?);
         }
         if wanted(Part::Rest) {
             figures.extend(rest::measure(self)?);

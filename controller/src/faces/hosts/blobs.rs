@@ -1,18 +1,24 @@
-//! `GET /hosts/v1/blobs/{sha256}`: bytes of images, to hosts that need them. `PUT` there with `?export={image}`: bytes that
+//! `GET /hosts/v1/blobs/{sha256}`: bytes of images, to hosts that need them, from the byte on that they ask for. `PUT` there with `?export={image}`: bytes that
 //! a host was told to read, and no others.
 
+use super::sharing::{self, Sharing};
 use super::tls::Peer;
 use super::{Refusal, State};
 use crate::images::BlobError;
+use amphi_api::wire::{BlobPeer, PEERS_HEADER};
 use amphi_api::{ErrorCode, ImageId};
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query};
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
-use std::time::Duration;
+use std::io::SeekFrom;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncSeekExt;
 use tokio_util::io::ReaderStream;
 
 /// Read ahead, in bytes.
@@ -23,21 +29,45 @@ const STALL: Duration = Duration::from_secs(60);
 pub async fn blob(
     axum::extract::State(state): axum::extract::State<State>,
     ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(sharing): Extension<Arc<Sharing>>,
     Path(sha256): Path<String>,
+    asked: HeaderMap,
 ) -> Result<Response, Refusal> {
     let host = peer.host()?;
     if !state.side.blob_allowed(host, &sha256).await {
         return Err(Refusal::new(ErrorCode::NotFound, format!("no image of this host has a blob {sha256}")));
     }
-    let (file, size) = state.blobs.read(&sha256).await.map_err(|error| match error {
+    let (mut file, size) = state.blobs.read(&sha256).await.map_err(|error| match error {
         BlobError::Unknown { .. } | BlobError::NoDigest { .. } => {
             Refusal::new(ErrorCode::NotFound, error.to_string())
         }
         error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
     })?;
+    if asked.contains_key(PEERS_HEADER) && size >= sharing::LEAST {
+        let usable = |other| state.links.is_up(other) && state.side.listens_at(other).is_some();
+        let named = sharing.place(&sha256, host, Instant::now(), usable);
+        let peer = named.and_then(|host| Some(BlobPeer { host, address: state.side.listens_at(host)? }));
+        if let Some(peer) = peer {
+            return Ok((StatusCode::MULTIPLE_CHOICES, axum::Json(peer)).into_response());
+        }
+    }
+    let from = asked.get(RANGE).and_then(|range| begin(range.to_str().ok()?)).filter(|from| *from < size);
+    if let Some(from) = from {
+        let moved = file.seek(SeekFrom::Start(from)).await;
+        moved.map_err(|error| Refusal::new(ErrorCode::Unavailable, error.to_string()))?;
+    }
     let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK));
-    let headers = [(CONTENT_LENGTH, size.to_string()), (CONTENT_TYPE, "application/octet-stream".to_owned())];
-    Ok((headers, body).into_response())
+    let length = size - from.unwrap_or(0);
+    let headers =
+        [(CONTENT_LENGTH, length.to_string()), (CONTENT_TYPE, "application/octet-stream".to_owned())];
+    let Some(from) = from else { return Ok((headers, body).into_response()) };
+    let range = [(CONTENT_RANGE, format!("bytes {from}-{}/{size}", size - 1))];
+    Ok((StatusCode::PARTIAL_CONTENT, headers, range, body).into_response())
+}
+
+/// Where a stream that broke off is to go on: `bytes=N-`, the one range that hosts ask for. Anything else is answered whole.
+fn begin(range: &str) -> Option<u64> {
+    range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
 #[derive(Deserialize)]

@@ -5,6 +5,7 @@ mod blobs;
 mod join;
 mod lease;
 mod link;
+mod sharing;
 mod streams;
 mod tls;
 
@@ -23,6 +24,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -68,6 +70,8 @@ pub trait HostSide: Send + Sync + 'static {
     fn desired_generation(&self, host: HostId) -> watch::Receiver<u64>;
     /// Whether the host may have this blob: it belongs to an image that its desired state names.
     async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool;
+    /// Where its agent takes connections of other hosts.
+    fn listens_at(&self, host: HostId) -> Option<SocketAddr>;
 }
 
 /// Shared by the handlers.
@@ -93,6 +97,7 @@ pub fn router(state: State) -> Router {
             "/hosts/v1/blobs/{sha256}",
             get(blobs::blob).put(blobs::put).layer(DefaultBodyLimit::disable()),
         )
+        .layer(Extension(Arc::new(sharing::Sharing::default())))
         .route("/hosts/v1/link", get(link::link))
         .route("/hosts/v1/lease", post(lease::renew).layer(DefaultBodyLimit::max(LEASE_MAX)))
         .route("/hosts/v1/streams/{id}", get(streams::stream))

@@ -13,9 +13,10 @@ use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
 use super::{
-    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, succession, swap,
+    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, stored, succession, swap,
     throttle, tools, twin,
 };
+use crate::images::registry::Registry;
 use crate::instance::moves::BodyMoves;
 use crate::instance::sizing::BodySizing;
 use crate::instance::streams::{BodyStreams, Opened};
@@ -34,10 +35,10 @@ use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::StreamExt;
 use futures_util::future::{join_all, try_join};
 use jiff::Timestamp;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
@@ -58,6 +59,8 @@ pub struct SetOptions {
     pub gate: Option<Arc<dyn PortGate>>,
     /// Docker's data root, where members' root file systems are. Default: `/var/lib/docker`.
     pub docker_root: PathBuf,
+    /// Where Docker pulls images from that come by layer. Default: none; only archives can be loaded then.
+    pub registry: Option<Arc<Registry>>,
 }
 
 impl Default for SetOptions {
@@ -68,6 +71,7 @@ impl Default for SetOptions {
             privileged_anchor: has_every_capability(),
             gate: None,
             docker_root: PathBuf::from("/var/lib/docker"),
+            registry: None,
         }
     }
 }
@@ -92,7 +96,7 @@ impl SetDriver {
         let state_dir = state_dir.into();
         let shared = Arc::new(Shared {
             engine: Engine::new(docker_socket, options.limits),
-            images: Images::new(options.busybox),
+            images: Images::new(options.busybox, options.registry),
             networks: Networks::default(),
             orphans: Orphans::open(&state_dir),
             sightings: Sightings::on(throttle::device_under(&options.docker_root)),
@@ -115,6 +119,18 @@ impl SetDriver {
         tokio::spawn(exec::sweep(shared.state_dir.clone()));
         tokio::spawn(tools::sweep(Arc::downgrade(&shared)));
         Ok(Self { shared, events, roots })
+    }
+
+    /// Keeps Docker's store of images below its bound: of those that came by this agent the longest unused go, never one
+    /// that a container is made of or whose configuration's digest is `in_use`. `used` tells when a blob was last asked
+    /// for. Answers the names of those that went.
+    pub async fn sweep_images(
+        &self,
+        in_use: &BTreeSet<String>,
+        used: impl Fn(&str) -> Option<SystemTime>,
+        max_bytes: u64,
+    ) -> Result<Vec<String>, DriverError> {
+        stored::sweep(&self.shared.images, &self.shared.engine, in_use, used, max_bytes).await
     }
 
     async fn start(&self, plan: &BodyPlan, set: &SetSpec) -> Result<(), DriverError> {

@@ -1,8 +1,9 @@
-//! Images in Docker's own store: loads an archive of the host's cache when its image is absent, and makes the anchor's
-//! image. Remembers what it has seen there; refuses to remove any image.
+//! Images in Docker's own store: has those pulled that come by layer, loads the archive of others when their image is
+//! absent, and makes the anchor's image. Remembers what it has seen there.
 
 use super::engine::Engine;
-use super::{ENGINE, archive};
+use super::{ENGINE, archive, pull};
+use crate::images::registry::Registry;
 use crate::instance::{CachedImage, DriverError};
 use amphi_api::ImageId;
 use amphi_api::image::BlobRole;
@@ -10,19 +11,25 @@ use bollard::errors::Error;
 use bollard::query_parameters::ImportImageOptionsBuilder;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio_util::io::ReaderStream;
 
 /// The anchor image's name; its tag is the product's version.
 const ANCHOR_TAG: &str = concat!("amphi-anchor:", env!("CARGO_PKG_VERSION"));
+/// The name of images that came by this agent; their tag is the digest of their configuration.
+pub const STORED: &str = "amphi-image";
 /// Piece size when an archive is streamed, in bytes.
 const PIECE: usize = 256 << 10;
 
 pub struct Images {
     busybox: PathBuf,
+    /// None: images that come by layer cannot be had.
+    registry: Option<Arc<Registry>>,
+    /// Pulls, by the digest of the configuration: the first of those who ask pulls, the others find it there.
+    turns: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// Loads go one at a time: two sets that start together must not load one image twice.
     loading: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
@@ -38,14 +45,18 @@ struct Known {
 }
 
 impl Images {
-    pub fn new(busybox: PathBuf) -> Images {
-        Images { busybox, loading: tokio::sync::Mutex::new(()), known: Mutex::default() }
+    pub fn new(busybox: PathBuf, registry: Option<Arc<Registry>>) -> Images {
+        let (loading, known) = (tokio::sync::Mutex::new(()), Mutex::default());
+        Images { busybox, registry, turns: Mutex::default(), loading, known }
     }
 
     /// Makes sure that Docker has the image; answers its id there.
     pub async fn ensure(&self, engine: &Engine, cached: &CachedImage) -> Result<String, DriverError> {
         let image = cached.image.id;
         let broken = |message: String| DriverError::ImageBroken { image, message };
+        if let (false, Some(registry)) = (cached.image.layers.is_empty(), &self.registry) {
+            return pull::ensure(self, registry, engine, cached).await;
+        }
         let path =
             cached.blobs.get(&BlobRole::Archive).ok_or_else(|| broken("it has no archive".to_owned()))?;
         let digest = cached.image.blobs.get(&BlobRole::Archive).map(|blob| blob.sha256.clone());
@@ -61,6 +72,7 @@ impl Images {
                 if !self.is_present(engine, &id).await? {
                     return Err(broken(format!("Docker loaded it, yet has no image {id}")));
                 }
+                pull::keep(engine, &id, id.trim_start_matches("sha256:")).await?;
             }
         }
         if let Some(digest) = digest {
@@ -98,7 +110,7 @@ impl Images {
         });
     }
 
-    async fn is_present(&self, engine: &Engine, id: &str) -> Result<bool, DriverError> {
+    pub async fn is_present(&self, engine: &Engine, id: &str) -> Result<bool, DriverError> {
         if self.known(|known| known.present.contains(id)) {
             return Ok(true);
         }
@@ -123,6 +135,32 @@ impl Images {
             }
             other => other,
         }
+    }
+
+    /// The turn to pull an image.
+    pub fn turn(&self, tag: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns();
+        if let Some(turn) = turns.get(tag).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(tag.to_owned(), Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Whether somebody has, or waits for, the turn to pull it.
+    pub fn has_turn(&self, tag: &str) -> bool {
+        self.turns().get(tag).is_some_and(|turn| turn.strong_count() > 0)
+    }
+
+    /// Whether anything is being pulled.
+    pub fn has_turns(&self) -> bool {
+        self.turns().values().any(|turn| turn.strong_count() > 0)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, BTreeMap<String, Weak<tokio::sync::Mutex<()>>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
