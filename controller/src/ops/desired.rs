@@ -42,7 +42,9 @@ impl Ops {
             return true;
         }
         let view = self.world().read();
-        let has = |id: &ImageId| view.images.get(*id).is_some_and(|image| image.names(sha256));
+        let has = |id: &ImageId| {
+            view.images.get(*id).is_some_and(|image| image.digests().any(|digest| digest == sha256))
+        };
         let mut bodies = view.instances_on(host).flat_map(|row| {
             let next = next_body(&view, row);
             row.bodies.iter().chain(next).chain(&row.rescue).collect::<Vec<_>>()

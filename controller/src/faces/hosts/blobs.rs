@@ -4,7 +4,6 @@
 use super::sharing::{self, Sharing};
 use super::tls::Peer;
 use super::{Refusal, State};
-use crate::images::BlobError;
 use amphi_api::wire::{BlobPeer, PEERS_HEADER};
 use amphi_api::{ErrorCode, ImageId};
 use axum::Extension;
@@ -15,14 +14,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
-use std::io::SeekFrom;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncSeekExt;
-use tokio_util::io::ReaderStream;
 
-/// Read ahead, in bytes.
-const CHUNK: usize = 256 << 10;
 /// An upload that stands still for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -37,12 +31,8 @@ pub async fn blob(
     if !state.side.blob_allowed(host, &sha256).await {
         return Err(Refusal::new(ErrorCode::NotFound, format!("no image of this host has a blob {sha256}")));
     }
-    let (mut file, size) = state.blobs.read(&sha256).await.map_err(|error| match error {
-        BlobError::Unknown { .. } | BlobError::NoDigest { .. } => {
-            Refusal::new(ErrorCode::NotFound, error.to_string())
-        }
-        error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
-    })?;
+    let from = asked.get(RANGE).and_then(|range| begin(range.to_str().ok()?));
+    let (mut bytes, size) = state.side.read_blob(&sha256, from.unwrap_or(0)).await?;
     if asked.contains_key(PEERS_HEADER) && size >= sharing::LEAST {
         let usable = |other| state.links.is_up(other) && state.side.listens_at(other).is_some();
         let named = sharing.place(&sha256, host, Instant::now(), usable);
@@ -51,16 +41,15 @@ pub async fn blob(
             return Ok((StatusCode::MULTIPLE_CHOICES, axum::Json(peer)).into_response());
         }
     }
-    let from = asked.get(RANGE).and_then(|range| begin(range.to_str().ok()?)).filter(|from| *from < size);
-    if let Some(from) = from {
-        let moved = file.seek(SeekFrom::Start(from)).await;
-        moved.map_err(|error| Refusal::new(ErrorCode::Unavailable, error.to_string()))?;
+    let within = from.filter(|from| *from < size);
+    if from != within {
+        (bytes, _) = state.side.read_blob(&sha256, 0).await?;
     }
-    let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK));
-    let length = size - from.unwrap_or(0);
+    let body = Body::from_stream(bytes.stream());
+    let length = size - within.unwrap_or(0);
     let headers =
         [(CONTENT_LENGTH, length.to_string()), (CONTENT_TYPE, "application/octet-stream".to_owned())];
-    let Some(from) = from else { return Ok((headers, body).into_response()) };
+    let Some(from) = within else { return Ok((headers, body).into_response()) };
     let range = [(CONTENT_RANGE, format!("bytes {from}-{}/{size}", size - 1))];
     Ok((StatusCode::PARTIAL_CONTENT, headers, range, body).into_response())
 }
@@ -91,25 +80,23 @@ pub async fn put(
         return Err(Refusal::new(ErrorCode::Forbidden, message));
     }
     let pieces = timed(body);
-    state.blobs.put(pieces, Some(&sha256)).await.map_err(|error| match error {
-        BlobError::NoDigest { .. } | BlobError::WrongDigest { .. } | BlobError::TooLarge { .. } => {
-            Refusal::new(ErrorCode::InvalidField, error.to_string())
-        }
-        error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
-    })?;
+    state.side.take_export(upload.export, &sha256, pieces.boxed()).await?;
     Ok(StatusCode::CREATED)
 }
 
 /// The body's pieces; an error in the place of one that does not come.
-fn timed(body: Body) -> impl futures_util::Stream<Item = Result<bytes::Bytes, String>> {
+fn timed(body: Body) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + Send {
     let pieces = body.into_data_stream();
     futures_util::stream::unfold(Some(pieces), |pieces| async {
         let mut pieces = pieces?;
         match tokio::time::timeout(STALL, pieces.next()).await {
             Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
-            Ok(Some(Err(error))) => Some((Err(error.to_string()), None)),
+            Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
             Ok(None) => None,
-            Err(_) => Some((Err(format!("nothing came for {} s", STALL.as_secs())), None)),
+            Err(_) => {
+                let text = format!("nothing came for {} s", STALL.as_secs());
+                Some((Err(std::io::Error::other(text)), None))
+            }
         }
     })
 }
