@@ -20,6 +20,7 @@ pub mod network;
 mod passes;
 mod past;
 mod quota;
+mod repository;
 mod rollout;
 mod scaling_group;
 mod server_group;
@@ -60,6 +61,9 @@ pub use network::{
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use repository::{
+    ManifestKey, ManifestRecord, RepositoryRecord, TagKey, TagRecord, manifests_due, tags_due,
+};
 pub use rollout::{
     RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,
 };

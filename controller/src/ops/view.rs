@@ -192,6 +192,9 @@ pub struct View {
     pub aggregates: Table<AggregateRecord>,
     pub quotas: Table<QuotaRecord>,
     pub past_instances: Table<PastInstanceRecord>,
+    pub repositories: Table<RepositoryRecord>,
+    pub manifests: Table<ManifestRecord>,
+    pub tags: Table<TagRecord>,
     sums: HashMap<ProjectId, Sums>,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
@@ -475,6 +478,9 @@ impl View {
             VolumeTypeRecord::PREFIX => drop(self.volume_types.put(read!(), version)),
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
+            RepositoryRecord::PREFIX => drop(self.repositories.put(read!(), version)),
+            ManifestRecord::PREFIX => drop(self.manifests.put(read!(), version)),
+            TagRecord::PREFIX => drop(self.tags.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
                 if let Some(before) = before {
@@ -666,6 +672,9 @@ impl View {
             VolumeTypeRecord::PREFIX => drop(remove(&mut self.volume_types, id)),
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
+            RepositoryRecord::PREFIX => drop(remove(&mut self.repositories, id)),
+            ManifestRecord::PREFIX => drop(remove(&mut self.manifests, id)),
+            TagRecord::PREFIX => drop(remove(&mut self.tags, id)),
             ExchangeRecord::PREFIX => {
                 let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));
                 for (id, host) in journey.iter().flat_map(|(id, j)| [(id, j.from), (id, j.to)]) {
