@@ -72,6 +72,9 @@ enum Noun {
     /// Images that bodies start from.
     #[command(subcommand)]
     Image(noun::image::Command),
+    /// Repositories of container images, as `docker push` makes them: tags and policies.
+    #[command(subcommand, alias = "repo")]
+    Repository(noun::repository::Command),
     /// Sets of containers: check a description, create an instance.
     #[command(subcommand)]
     Set(noun::set::Command),
@@ -152,6 +155,7 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Network(command) => command.run(session).await,
         Noun::SecurityGroup(command) => command.run(session).await,
         Noun::Image(command) => command.run(session).await,
+        Noun::Repository(command) => command.run(session).await,
         Noun::Set(command) => command.run(session).await,
         Noun::Group(command) => command.run(session).await,
         Noun::Vm(command) => command.run(session).await,
@@ -227,13 +231,31 @@ mod tests {
     }
 
     #[test]
+    fn repositories() {
+        let parse =
+            |words: &[&str]| Arguments::try_parse_from([&["amphi", "repository"], words].concat()).is_ok();
+        assert!(parse(&["list"]) && parse(&["tags", "web"]) && parse(&["untag", "web", "v1"]));
+        assert!(parse(&["policy", "web", "--immutable", "v*", "--keep-last", "5", "--untagged-days", "-1"]));
+        assert!(!parse(&["policy", "web", "--visibility", "shared"]) && !parse(&["untag", "web"]));
+    }
+
+    #[test]
     fn the_orders_of_the_page_on_groups_are_orders() {
-        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/groups.md");
+        orders_of("groups.md", 15);
+    }
+
+    #[test]
+    fn the_orders_of_the_page_on_the_registry_are_orders() {
+        orders_of("registry.md", 5);
+    }
+
+    fn orders_of(page: &str, least: usize) {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
         let text = std::fs::read_to_string(page).unwrap();
         let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
         let lines: Vec<&str> =
             blocks.flat_map(str::lines).filter(|line| line.starts_with("amphi ")).collect();
-        assert!(lines.len() >= 15, "{lines:?}");
+        assert!(lines.len() >= least, "{lines:?}");
         for line in lines {
             let order = line.split('#').next().unwrap_or_default();
             let parsed = Arguments::try_parse_from(order.split_whitespace());

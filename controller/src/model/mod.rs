@@ -62,7 +62,7 @@ pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
 pub use repository::{
-    ManifestKey, ManifestRecord, RepositoryRecord, TagKey, TagRecord, manifests_due, tags_due,
+    LinkKey, LinkRecord, LinkSight, Mirrored, RepositoryRecord, TagKey, TagRecord, links_due, tags_due,
 };
 pub use rollout::{
     RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, rollout_step,

@@ -1,12 +1,11 @@
 //! Repositories, the manifests in them, and their tags; which tags never change, and which go by themselves: pure.
 //!
 //! A manifest is in a repository by its digest, with or without a tag, until somebody deletes it or retention takes it.
-//! One that a container starts from belongs to an image of the catalogue; any other (an index, an artifact) to none.
 
-use super::Record;
+use super::{Digest, ManifestKind, ManifestRecord, Record};
 use amphi_api::image::Blob;
 use amphi_api::repository::{RepositoryVisibility, Retention};
-use amphi_api::{ImageId, ProjectId, RepositoryId};
+use amphi_api::{ProjectId, RepositoryId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,53 +92,58 @@ macro_rules! key {
     };
 }
 
-key!(/// A manifest's place in the store: made of its repository and its digest.
-    ManifestKey);
+key!(/// A link's place in the store: made of its repository and its digest.
+    LinkKey);
 key!(/// A tag's place in the store: made of its repository and its name.
     TagKey);
 
-/// A manifest in a repository.
+/// That a manifest is in a repository. What it is says the project's [`ManifestRecord`]; a mirror's says it here until all
+/// that it names has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ManifestRecord {
+pub struct LinkRecord {
     pub repository: RepositoryId,
-    /// Of its bytes; lower-case hexadecimal.
-    pub sha256: String,
-    /// In bytes.
-    pub size: u64,
-    pub media_type: String,
-    /// What a body starts from, once all its blobs are here.
+    /// Of the manifest's bytes.
+    pub digest: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageId>,
-    /// Configuration and layers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub blobs: Vec<Blob>,
-    /// Digests of the manifests that an index names.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub manifests: Vec<String>,
-    /// The digest of the manifest that this one says something of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
-    /// What kind of artifact it is, as the list of referrers has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub artifact_type: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
+    pub mirrored: Option<Mirrored>,
     pub pushed_at: Timestamp,
     /// To the hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pulled_at: Option<Timestamp>,
 }
 
-impl Record for ManifestRecord {
-    const PREFIX: &'static str = "/manifest/";
+/// A manifest that an upstream has given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mirrored {
+    pub media_type: String,
+    /// In bytes.
+    pub size: u64,
+    /// Configuration and layers, with their sizes: whether they have come is another thing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<Blob>,
+    /// An index's manifests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<Digest>,
+}
+
+impl LinkRecord {
+    /// The digests of a mirror's bytes, which stay for as long as this does.
+    pub fn keeps(&self) -> impl Iterator<Item = Digest> {
+        let blobs = self.mirrored.iter().flat_map(|m| &m.blobs).filter_map(|b| b.sha256.parse().ok());
+        self.mirrored.iter().map(|_| self.digest).chain(blobs)
+    }
+}
+
+impl Record for LinkRecord {
+    const PREFIX: &'static str = "/link/";
     const NOUN: &'static str = "manifest";
-    type Id = ManifestKey;
-    fn id(&self) -> ManifestKey {
-        ManifestKey::of(self.repository, &self.sha256)
+    type Id = LinkKey;
+    fn id(&self) -> LinkKey {
+        LinkKey::of(self.repository, &self.digest.to_string())
     }
     /// By repository: the tables' index by owner serves what is in one.
     fn owner(&self) -> Option<(ProjectId, &str)> {
-        Some((ProjectId(self.repository.0), &self.sha256))
+        Some((ProjectId(self.repository.0), ""))
     }
 }
 
@@ -148,8 +152,8 @@ impl Record for ManifestRecord {
 pub struct TagRecord {
     pub repository: RepositoryId,
     pub name: String,
-    /// The manifest that it names.
-    pub sha256: String,
+    /// Of the manifest that it names.
+    pub digest: Digest,
     pub pushed_at: Timestamp,
     /// To the hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,47 +225,64 @@ pub fn tags_due<'a>(repository: &RepositoryRecord, tags: &[&'a TagRecord], now: 
     due.map(|tag| tag.name.as_str()).collect()
 }
 
+/// A manifest of a repository, as retention sees it.
+#[derive(Clone, Debug)]
+pub struct LinkSight {
+    pub digest: Digest,
+    /// What an index names.
+    pub manifests: Vec<Digest>,
+    /// What it says something of.
+    pub subject: Option<Digest>,
+    /// When it was last pushed or pulled.
+    pub used_at: Timestamp,
+}
+
+impl LinkSight {
+    pub fn of(link: &LinkRecord, manifest: Option<&ManifestRecord>) -> Self {
+        let index = manifest.filter(|m| m.kind == ManifestKind::Index);
+        let named = index.into_iter().flat_map(|m| &m.blobs).filter_map(|b| b.sha256.parse().ok());
+        let mirrored = link.mirrored.iter().flat_map(|m| m.manifests.iter().copied());
+        Self {
+            digest: link.digest,
+            manifests: named.chain(mirrored).collect(),
+            subject: manifest.and_then(|m| m.subject),
+            used_at: link.pulled_at.unwrap_or(link.pushed_at).max(link.pushed_at),
+        }
+    }
+}
+
 /// The manifests of a repository that no tag names any more, not through an index nor as what they speak of either, and
 /// that have lain so for long enough.
-pub fn manifests_due<'a>(
+pub fn links_due(
     repository: &RepositoryRecord,
-    manifests: &[&'a ManifestRecord],
-    tags: &[&TagRecord],
+    links: &[LinkSight],
+    tagged: &BTreeSet<Digest>,
     now: Timestamp,
-) -> Vec<&'a str> {
+) -> Vec<Digest> {
     let Some(days) = repository.retention.untagged_days else { return Vec::new() };
-    let kept = held(manifests, tags.iter().map(|tag| tag.sha256.as_str()));
-    let old = |m: &&&ManifestRecord| {
-        let used = m.pulled_at.unwrap_or(m.pushed_at).max(m.pushed_at);
-        now.duration_since(used) >= SignedDuration::from_hours(24 * i64::from(days))
-    };
-    let left = manifests.iter().filter(|m| !kept.contains(m.sha256.as_str())).filter(old);
-    left.map(|m| m.sha256.as_str()).collect()
+    let kept = held(links, tagged);
+    let old =
+        |link: &&LinkSight| now.duration_since(link.used_at) >= SignedDuration::from_hours(24 * i64::from(days));
+    links.iter().filter(|link| !kept.contains(&link.digest)).filter(old).map(|link| link.digest).collect()
 }
 
 /// The digests that hang on these: what an index names, and what speaks of one that stays.
-fn held<'a>(
-    manifests: &[&'a ManifestRecord],
-    roots: impl Iterator<Item = &'a str>,
-) -> BTreeSet<&'a str> {
-    let by_digest: BTreeMap<&str, &ManifestRecord> =
-        manifests.iter().map(|m| (m.sha256.as_str(), *m)).collect();
-    let mut speaking: BTreeMap<&str, Vec<&'a str>> = BTreeMap::new();
-    for manifest in manifests {
-        if let Some(subject) = &manifest.subject {
-            speaking.entry(subject).or_default().push(&manifest.sha256);
+fn held(links: &[LinkSight], roots: &BTreeSet<Digest>) -> BTreeSet<Digest> {
+    let by_digest: BTreeMap<Digest, &LinkSight> = links.iter().map(|link| (link.digest, link)).collect();
+    let mut speaking: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
+    for link in links {
+        if let Some(subject) = link.subject {
+            speaking.entry(subject).or_default().push(link.digest);
         }
     }
     let mut kept = BTreeSet::new();
-    let mut next: Vec<&'a str> = roots.collect();
+    let mut next: Vec<Digest> = roots.iter().copied().collect();
     while let Some(digest) = next.pop() {
         if !kept.insert(digest) {
             continue;
         }
-        next.extend(speaking.get(digest).into_iter().flatten());
-        if let Some(manifest) = by_digest.get(digest) {
-            next.extend(manifest.manifests.iter().map(String::as_str));
-        }
+        next.extend(speaking.get(&digest).into_iter().flatten());
+        next.extend(by_digest.get(&digest).into_iter().flat_map(|link| &link.manifests));
     }
     kept
 }
@@ -286,7 +307,7 @@ mod tests {
         TagRecord {
             repository: RepositoryId::of(ProjectId::DEFAULT, "web"),
             name: name.into(),
-            sha256: format!("digest of {name}"),
+            digest: Digest([7; 32]),
             pushed_at: at(pushed),
             pulled_at: pulled.map(at),
             checked_at: None,
@@ -338,36 +359,30 @@ mod tests {
 
     #[test]
     fn which_manifests_go() {
-        let manifest = |sha256: &str, pushed: i64| ManifestRecord {
-            repository: RepositoryId::of(ProjectId::DEFAULT, "web"),
-            sha256: sha256.into(),
-            size: 1,
-            media_type: "m".into(),
-            image: None,
-            blobs: Vec::new(),
+        let digest = |n: u8| Digest([n; 32]);
+        let link = |n: u8, day: i64| LinkSight {
+            digest: digest(n),
             manifests: Vec::new(),
             subject: None,
-            artifact_type: None,
-            annotations: BTreeMap::new(),
-            pushed_at: at(pushed),
-            pulled_at: None,
+            used_at: at(day),
         };
-        let mut index = manifest("digest of v1", 1);
-        index.manifests = vec!["child".into()];
-        let mut signature = manifest("signature", 1);
-        signature.subject = Some("child".into());
-        let mut orphan = manifest("signature of nothing", 1);
-        orphan.subject = Some("gone".into());
-        let all = [index, manifest("child", 1), signature, orphan, manifest("old", 1), manifest("new", 19)];
-        let all: Vec<&ManifestRecord> = all.iter().collect();
-        let v1 = tag("v1", 1, None);
-        let days = |untagged_days| repository(&[], Retention { untagged_days, ..Retention::default() });
-        assert!(manifests_due(&days(None), &all, &[&v1], at(20)).is_empty());
-        assert_eq!(manifests_due(&days(Some(5)), &all, &[&v1], at(20)), ["signature of nothing", "old"]);
-        assert_eq!(
-            manifests_due(&days(Some(0)), &all, &[&v1], at(20)),
-            ["signature of nothing", "old", "new"]
-        );
-        assert_eq!(manifests_due(&days(Some(0)), &all, &[], at(20)).len(), 6);
+        let (index, child, signature, orphan, old, new) = (1, 2, 3, 4, 5, 6);
+        let all = [
+            LinkSight { manifests: vec![digest(child)], ..link(index, 1) },
+            link(child, 1),
+            LinkSight { subject: Some(digest(child)), ..link(signature, 1) },
+            LinkSight { subject: Some(digest(99)), ..link(orphan, 1) },
+            link(old, 1),
+            link(new, 19),
+        ];
+        let tagged = [digest(index)].into();
+        let due = |days, tagged: &BTreeSet<Digest>| {
+            let repository = repository(&[], Retention { untagged_days: days, ..Retention::default() });
+            links_due(&repository, &all, tagged, at(20)).into_iter().map(|d| d.0[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(due(None, &tagged), []);
+        assert_eq!(due(Some(5), &tagged), [orphan, old]);
+        assert_eq!(due(Some(0), &tagged), [orphan, old, new]);
+        assert_eq!(due(Some(0), &BTreeSet::new()).len(), 6);
     }
 }

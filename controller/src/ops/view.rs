@@ -193,7 +193,7 @@ pub struct View {
     pub quotas: Table<QuotaRecord>,
     pub past_instances: Table<PastInstanceRecord>,
     pub repositories: Table<RepositoryRecord>,
-    pub manifests: Table<ManifestRecord>,
+    pub links: Table<LinkRecord>,
     pub tags: Table<TagRecord>,
     sums: HashMap<ProjectId, Sums>,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
@@ -479,7 +479,7 @@ impl View {
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
             RepositoryRecord::PREFIX => drop(self.repositories.put(read!(), version)),
-            ManifestRecord::PREFIX => drop(self.manifests.put(read!(), version)),
+            LinkRecord::PREFIX => drop(self.links.put(read!(), version)),
             TagRecord::PREFIX => drop(self.tags.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
@@ -673,7 +673,7 @@ impl View {
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
             RepositoryRecord::PREFIX => drop(remove(&mut self.repositories, id)),
-            ManifestRecord::PREFIX => drop(remove(&mut self.manifests, id)),
+            LinkRecord::PREFIX => drop(remove(&mut self.links, id)),
             TagRecord::PREFIX => drop(remove(&mut self.tags, id)),
             ExchangeRecord::PREFIX => {
                 let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));
