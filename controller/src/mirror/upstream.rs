@@ -114,7 +114,8 @@ impl Upstream {
 
     /// The digest that a tag has there now; none: the upstream does not say it, ask for the manifest.
     pub async fn tag_digest(&self, name: &str, tag: &str) -> Result<Option<Digest>, UpstreamError> {
-        let answer = self.ask(Method::HEAD, name, &format!("manifests/{tag}"), true);
+        let what = format!("manifests/{tag}");
+        let answer = self.ask(Method::HEAD, name, &what, true);
         let answer = tokio::time::timeout(SMALL, answer).await.map_err(|_| slow())??;
         let said = answer.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
         Ok(said.and_then(|text| text.strip_prefix("sha256:")).and_then(|hex| hex.parse().ok()))
@@ -140,7 +141,8 @@ impl Upstream {
 
     /// A blob's size in bytes, and its bytes.
     pub async fn blob(&self, name: &str, digest: Digest) -> Result<(u64, Bytestream), UpstreamError> {
-        let answer = self.ask(Method::GET, name, &format!("blobs/sha256:{digest}"), false);
+        let what = format!("blobs/sha256:{digest}");
+        let answer = self.ask(Method::GET, name, &what, false);
         let answer = tokio::time::timeout(SMALL, answer).await.map_err(|_| slow())??;
         let size = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let size = size.ok_or_else(|| UpstreamError::Refused("it does not say how long the blob is".into()))?;

@@ -2,7 +2,7 @@
 //! manifest is in a repository by a link, with or without a tag. Bytes and what they mean are the catalogue's affair
 //! (`blobs`, `container_images`). Refuses to know who asks: faces have looked at that.
 
-use super::blobs::PushRefused;
+use super::blobs::{PushRefused, UploadId};
 use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::image::Blob;
@@ -334,6 +334,12 @@ impl Ops {
         self.transact(|view| Ok((unlink(view)?.0, ()))).await
     }
 
+    /// The file of an upload that is under way, for those who read behind the one that writes.
+    pub async fn open_upload(&self, scope: ProjectId, id: UploadId) -> Result<tokio::fs::File, PushRefused> {
+        self.upload(scope, id).await?;
+        Ok(self.blobs.open_upload(id).await?)
+    }
+
     /// Puts what an upstream has given into its mirror. Its bytes are here as a blob; what it names comes when it is asked for.
     pub async fn place_mirrored(
         &self,
@@ -355,7 +361,7 @@ impl Ops {
     /// Writes down that something was pulled, once an hour. Nobody waits for it, and nobody misses it if it fails.
     pub fn note_pull(self: &std::sync::Arc<Self>, project: ProjectId, name: &str, reference: &Reference) {
         let now = Timestamp::now();
-        let due = |at: Option<Timestamp>| at.is_none_or(|at| now.duration_since(at) >= PULLS_EVERY);
+        let due = move |at: Option<Timestamp>| at.is_none_or(|at| now.duration_since(at) >= PULLS_EVERY);
         let id = RepositoryId::of(project, name);
         let rows = move |view: &View, reference: &Reference| {
             let tag = match reference {

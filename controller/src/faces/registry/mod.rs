@@ -140,14 +140,14 @@ async fn answer(registry: Registry, request: Request) -> Result<Response, Failur
         .open_registry_pass(text)
         .or_else(|_| registry.ops.authenticate(text).map(Visitor::of))
         .map_err(|_| challenge("invalid_token"))?;
-    let Some(name) = name else {
+    let Some(name) = &name else {
         return match (target, method) {
             (Target::Base, Method::GET | Method::HEAD) => Ok(base_answer()),
             (Target::Catalog, Method::GET) => catalog::list(&registry, &visitor, &query),
             _ => Err(unsupported()),
         };
     };
-    let place = place(&visitor, &name).ok_or_else(|| challenge("insufficient_scope"))?;
+    let place = place(&visitor, name).ok_or_else(|| challenge("insufficient_scope"))?;
     if !visitor.is_let(&registry.ops.world().read(), &place, act) {
         return Err(challenge("insufficient_scope"));
     }
