@@ -80,8 +80,9 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         ca_sha256: ca.sha256(),
         policy: config.policy(),
         automatic_failover: config.failover.automatic,
+        blobs: Default::default(),
     };
-    let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs.clone(), settings);
+    let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs, settings);
     if !ops.identity_ready() {
         ops.bootstrap_identity(&admin_password(&config)?).await?;
     }
@@ -95,6 +96,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
     let tasks: [Arc<dyn Task>; 13] = [
         Arc::new(failover),
+        Arc::new(tasks::Blobs { ops: ops.clone() }),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),
@@ -117,7 +119,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         .with_context(|| format!("cannot listen on hosts_listen {}", config.hosts_listen))?;
     let tls = ca.server_config(&config.hosts_names())?;
     let side = Arc::new(Side { ops: ops.clone(), ca, ovn_remote: config.ovn_sb.clone() });
-    let state = hosts::State { side, links, blobs, leases: ops.leases().clone() };
+    let state = hosts::State { side, links, leases: ops.leases().clone() };
     let mut hosts_face =
         tokio::spawn(hosts::serve(hosts_listener, tls, state, stop.clone().cancelled_owned()));
 

@@ -1,14 +1,15 @@
 //! Between the hosts' face and `ops`: translates their words into each other's, both ways. Decides nothing.
 
 use super::hosts::{AskError as LinkError, HostSide, Links, Refusal};
-use crate::ops::{AskError, HostLinks, Ops, OpsError};
+use crate::images::BlobRead;
+use crate::ops::{AskError, BlobStream, HostLinks, Ops, OpsError};
 use crate::pki::Ca;
 use crate::streams::HostStream;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
-use amphi_api::{ErrorCode, HostId, InstanceId};
+use amphi_api::{ErrorCode, HostId, ImageId, InstanceId};
 use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -69,6 +70,14 @@ impl HostSide for Side {
 
     async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool {
         self.ops.blob_allowed(host, sha256)
+    }
+
+    async fn read_blob(&self, sha256: &str) -> Result<(BlobRead, u64), Refusal> {
+        Ok(self.ops.read_blob(sha256, 0).await?)
+    }
+
+    async fn take_export(&self, image: ImageId, sha256: &str, bytes: BlobStream) -> Result<(), Refusal> {
+        Ok(self.ops.take_export(image, sha256, bytes).await?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Images: a name and a meaning for blobs.
 
-use super::{ImageTraits, Record};
+use super::{ArchiveParts, ImageTraits, Record};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState, Layer};
 use amphi_api::instance::Fault;
 use amphi_api::wire::ExportSource;
@@ -47,6 +47,20 @@ pub struct ImageExport {
 }
 
 impl ImageRecord {
+    /// All bytes that it names: its own, those that wait, and its layers'.
+    pub fn digests(&self) -> impl Iterator<Item = &str> {
+        let staged = self.traits.staged.iter().map(|staged| &staged.blob);
+        let blobs = self.blobs.values().chain(staged).map(|blob| blob.sha256.as_str());
+        blobs.chain(self.layers.iter().map(|layer| layer.sha256.as_str()))
+    }
+
+    /// Takes an archive's parts for its own.
+    pub fn take_parts(&mut self, parts: &ArchiveParts) {
+        self.blobs.insert(BlobRole::Manifest, parts.manifest.clone());
+        self.blobs.insert(BlobRole::Config, parts.config.clone());
+        self.layers.clone_from(&parts.layers);
+    }
+
     /// The host that is to hand over its bytes now.
     pub fn exporting_host(&self) -> Option<HostId> {
         self.export.as_ref().filter(|_| !self.closing && self.state() == ImageState::Queued).map(|e| e.host)

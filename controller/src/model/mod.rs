@@ -3,6 +3,7 @@
 
 mod action;
 mod aggregate;
+mod blob;
 mod claim;
 mod crossing;
 mod exchange;
@@ -16,6 +17,7 @@ mod image_traits;
 pub(crate) mod instance;
 mod journey;
 mod key_pair;
+mod manifest;
 pub mod network;
 mod passes;
 mod past;
@@ -36,6 +38,7 @@ mod volume_type;
 
 pub use action::{ACTIONS_KEPT, ActionEvent, ActionKey, ActionRecord, MigrationKind, MigrationRecord};
 pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
+pub use blob::{ArchiveParts, BlobRecord, BlobSight, BlobStep, Digest, LayerFacts, NoDigest, blob_step};
 pub use claim::ClaimRecord;
 pub use exchange::{
     ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,
@@ -54,6 +57,7 @@ pub use instance::{
 };
 pub use journey::{JourneyRecord, JourneySight, VolumeMove};
 pub use key_pair::{KeyKind, KeyPairKey, KeyPairRecord};
+pub use manifest::{ManifestKey, ManifestKind, ManifestRecord};
 pub use network::{
     FixedIp, FloatingIpRecord, NetworkRecord, PortRecord, QosPolicyRecord, RouterRecord, RuleRecord,
     SecurityGroupRecord, SubnetRecord, mac_of,

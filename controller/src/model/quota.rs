@@ -106,6 +106,7 @@ pub enum QuotaService {
     Compute,
     Volume,
     Network,
+    Image,
 }
 
 // Defaults: nova/conf/quota.py (nova-network's own in nova/quota.py `_get_network_quotas`-era values that the API still
@@ -151,6 +152,9 @@ resources! {
     SecurityGroups "security_group" Network 10,
     SecurityGroupRules "security_group_rule" Network 100,
     RbacPolicies "rbac_policy" Network 10,
+
+    /// MiB of the image store, each blob once (glance's unified limit of this name).
+    ImageSizeTotal "image_size_total" Image -1,
 }
 
 impl Resource {

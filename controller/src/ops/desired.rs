@@ -37,7 +37,7 @@ impl Ops {
         }
         let view = self.world().read();
         let has = |id: &ImageId| {
-            view.images.get(*id).is_some_and(|image| image.blobs.values().any(|b| b.sha256 == sha256))
+            view.images.get(*id).is_some_and(|image| image.digests().any(|digest| digest == sha256))
         };
         let mut bodies = view.instances_on(host).flat_map(|row| {
             let next = next_body(&view, row);

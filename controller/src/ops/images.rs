@@ -1,13 +1,15 @@
-//! Images: a record first, then its blobs, role by role. The bytes live in the blob store, by digest.
+//! Images: a record first, then its blobs, role by role. The bytes live in the blob store, by digest; how they come there is
+//! [`super::bringing`]'s business.
 
+use super::blobs::hold;
 use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
-use crate::images::{BlobError, Put};
+use crate::images::BlobError;
 use crate::model::{
-    ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, Record, StagedBlob,
-    change_image, format_of,
+    ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, ManifestKind,
+    ManifestRecord, Record, StagedBlob, change_image, format_of,
 };
-use amphi_api::image::{Blob, BlobRole, Image, ImageCreate, ImageFormat, ImageState};
+use amphi_api::image::{BlobRole, Image, ImageCreate, ImageFormat, ImageState};
 use amphi_api::set::SetSpec;
 use amphi_api::validate::BODY_MAX;
 use amphi_api::{ImageId, ProjectId};
@@ -29,10 +31,10 @@ impl From<BlobError> for OpsError {
             BlobError::WrongDigest { .. } | BlobError::NoDigest { .. } => {
                 OpsError::field(DIGEST_HEADER, error.to_string())
             }
-            BlobError::Interrupted { .. } => OpsError::field("", error.to_string()),
+            BlobError::Interrupted { .. } | BlobError::Broken(_) => OpsError::field("", error.to_string()),
             BlobError::TooLarge { limit } => OpsError::TooLarge(limit),
             BlobError::Full { .. } => OpsError::StorageFull(error.to_string()),
-            BlobError::Unknown { .. } => OpsError::Internal(error.to_string()),
+            BlobError::Unknown { sha256 } => OpsError::NotFound { noun: "blob", id: sha256 },
             BlobError::Io { .. } => OpsError::Unavailable(error.to_string()),
         }
     }
@@ -142,15 +144,21 @@ impl Ops {
             }
             row.format
         };
-        let _kept = self.uploads.read().await;
-        let put = self.blobs.put(bytes, None).await?;
-        let staged = StagedBlob {
-            virtual_size: virtual_size(format, &put),
-            blob: Blob { sha256: put.sha256.clone(), size: put.size },
-            md5: put.md5,
+        let Some(role) = format.roles().first() else {
+            return Err(OpsError::conflict("the image's format takes no bytes"));
         };
-        let staged = self.change_image(scope, id, &[ImageChange::Stage(staged)]).await;
-        staged.inspect_err(|_| self.drop_unnamed(vec![put.sha256]))
+        let brought = self.bring(scope, format, *role, bytes, None, self.settings.blobs.brief).await?;
+        let staged = StagedBlob { virtual_size: brought.virtual_size, blob: brought.blob, md5: brought.md5 };
+        self.transact(|view| {
+            let row = find(&view.images, scope, id)?;
+            let mut record = (*row.record).clone();
+            change_image(&mut record, &ImageChange::Stage(staged.clone()), Timestamp::now())?;
+            let mut draft = Draft::default();
+            hold(view, &mut draft, &staged.blob.sha256)?;
+            draft.update(row, &record);
+            Ok((draft, ()))
+        })
+        .await
     }
 
     /// Bytes that waited become the image's.
@@ -164,6 +172,9 @@ impl Ops {
             let Some(role) = record.format.roles().first() else {
                 return Err(OpsError::Internal("a format without bytes".into()));
             };
+            if let Some(parts) = view.archive_parts(&staged.blob.sha256) {
+                record.take_parts(parts);
+            }
             record.blobs.insert(*role, staged.blob);
             record.traits.md5 = Some(staged.md5);
             record.traits.virtual_size = staged.virtual_size;
@@ -183,18 +194,13 @@ impl Ops {
             row.and_then(|row| row.blobs.get(&BlobRole::Description).cloned())
         };
         let Some(blob) = blob.filter(|blob| blob.size <= BODY_MAX as u64) else { return Ok(None) };
-        let (mut file, _) = self.read_blob(&blob.sha256).await?;
+        let (mut file, _) = self.read_blob(&blob.sha256, 0).await?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).await.map_err(|e| OpsError::Unavailable(format!("image {id}: {e}")))?;
         let wrong = |why: String| OpsError::field("imageRef", format!("Image {id} describes no set: {why}"));
         let set: SetSpec = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
         set.check().map_err(|e| wrong(e.to_string()))?;
         Ok(Some(set))
-    }
-
-    /// The bytes of a digest that a record names, and their number.
-    pub async fn read_blob(&self, sha256: &str) -> Result<(tokio::fs::File, u64), OpsError> {
-        Ok(self.blobs.read(sha256).await?)
     }
 
     pub fn image(&self, scope: ProjectId, id: ImageId) -> Result<Image, OpsError> {
@@ -229,17 +235,20 @@ impl Ops {
         {
             return Err(OpsError::field(DIGEST_HEADER, "must be 64 lower-case hexadecimal digits"));
         }
-        check(find(&self.world().read().images, scope, id)?)?;
-        // From here until a record names the blob, nobody removes one.
-        let _kept = self.uploads.read().await;
-        let put = self.blobs.put(bytes, expected.as_deref()).await?;
-        let blob = Blob { sha256: put.sha256.clone(), size: put.size };
-        let named = self.transact(|view| {
+        let format = {
+            let view = self.world().read();
+            let row = find(&view.images, scope, id)?;
+            check(row)?;
+            row.format
+        };
+        let brought =
+            self.bring(scope, format, role, bytes, expected.as_deref(), self.settings.blobs.brief).await?;
+        self.transact(|view| {
             let row = find(&view.images, scope, id)?;
             check(row)?;
             let mut draft = Draft::default();
             match row.blobs.get(&role) {
-                Some(there) if *there == blob => {}
+                Some(there) if *there == brought.blob => {}
                 Some(there) => {
                     return Err(OpsError::conflict(format!(
                         "the blob is there already, with digest {}",
@@ -248,21 +257,28 @@ impl Ops {
                 }
                 None => {
                     let mut record = (*row.record).clone();
-                    record.blobs.insert(role, blob.clone());
-                    record.traits.md5 = Some(put.md5.clone());
-                    record.traits.virtual_size = virtual_size(record.format, &put);
+                    hold(view, &mut draft, &brought.blob.sha256)?;
+                    if let Some(parts) = view.archive_parts(&brought.blob.sha256) {
+                        record.take_parts(parts);
+                    }
+                    if let Some(container) = &brought.container {
+                        container.fill(view, &mut draft, &mut record)?;
+                    }
+                    record.blobs.insert(role, brought.blob.clone());
+                    record.traits.md5 = Some(brought.md5.clone());
+                    record.traits.virtual_size = brought.virtual_size;
                     record.traits.updated_at = Some(Timestamp::now());
                     draft.update(row, &record);
                 }
             }
             Ok((draft, ()))
-        });
-        // Another upload was faster, or the image has gone: the bytes are nobody's then.
-        named.await.inspect_err(|_| self.drop_unnamed(vec![put.sha256.clone()]))?;
+        })
+        .await?;
         self.image(scope, id)
     }
 
-    /// Refused while a body uses it. Its blobs go when no other image names them.
+    /// Refused while a body uses it. Its blobs go some time after, unless somebody else names them; manifests that were
+    /// pushed for it go with it.
     pub async fn delete_image(&self, scope: ProjectId, id: ImageId) -> Result<(), OpsError> {
         self.transact(|view| {
             let row = find(&view.images, scope, id)?;
@@ -277,54 +293,32 @@ impl Ops {
             Ok((draft, ()))
         })
         .await?;
-        let (refusal, blobs) = self
-            .transact(|view| {
-                let row = find(&view.images, scope, id)?;
-                let mut draft = Draft::default();
-                let used = refuse_used(view, id);
-                match &used {
-                    Ok(()) => draft.delete(row),
-                    Err(_) => draft.update(row, &ImageRecord { closing: false, ..(*row.record).clone() }),
+        self.transact(|view| {
+            let row = find(&view.images, scope, id)?;
+            let mut draft = Draft::default();
+            let used = refuse_used(view, id);
+            match &used {
+                Ok(()) => {
+                    draft.delete(row);
+                    forget_manifests(view, &mut draft, row);
                 }
-                let blobs: Vec<_> = blobs_of(row).map(|b| b.sha256.clone()).collect();
-                Ok((draft, (used, blobs)))
-            })
-            .await?;
-        refusal?;
-        self.drop_unnamed(blobs);
-        Ok(())
-    }
-
-    /// Removes those of the blobs that no image names, once no upload is under way. That may take minutes: nobody waits.
-    pub(super) fn drop_unnamed(&self, blobs: Vec<String>) {
-        let (world, store, uploads) = (self.world.clone(), self.blobs.clone(), self.uploads.clone());
-        tokio::spawn(async move {
-            let _alone = uploads.write().await;
-            for sha256 in blobs {
-                let named = |i: &crate::ops::Row<ImageRecord>| blobs_of(i).any(|b| b.sha256 == sha256);
-                if world.read().images.iter().any(named) {
-                    continue;
-                }
-                // The record is gone; bytes that stay behind cost room, nothing else.
-                if let Err(error) = store.remove(&sha256).await {
-                    tracing::warn!(%sha256, %error, "a blob stays behind");
-                }
+                Err(_) => draft.update(row, &ImageRecord { closing: false, ..(*row.record).clone() }),
             }
-        });
+            Ok((draft, used))
+        })
+        .await?
     }
 }
 
-/// All bytes that an image names.
-fn blobs_of(record: &ImageRecord) -> impl Iterator<Item = &Blob> {
-    record.blobs.values().chain(record.traits.staged.iter().map(|s| &s.blob))
-}
-
-/// The size of the disk that bytes describe.
-fn virtual_size(format: ImageFormat, put: &Put) -> Option<u64> {
-    match format {
-        ImageFormat::Raw => Some(put.size),
-        ImageFormat::Qcow2 => put.qcow2_size,
-        _ => None,
+/// The manifest that was pushed for the image goes; indexes that list it stay, without what bodies start from.
+fn forget_manifests(view: &View, draft: &mut Draft, image: &ImageRecord) {
+    let made = view.manifests.of_project(image.project).filter(|row| row.image == Some(image.id));
+    // A commit has room for only so many; what is left names an image that is gone, which nobody finds.
+    for row in made.take(super::status::CHUNK) {
+        match row.kind {
+            ManifestKind::Image => draft.delete(row),
+            _ => draft.update(row, &ManifestRecord { image: None, ..(*row.record).clone() }),
+        }
     }
 }
 

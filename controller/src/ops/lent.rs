@@ -55,7 +55,9 @@ impl Ops {
             (resolve::image(&view, scope, "image", image, BodyKind::Set)?.view(), row.host)
         };
         if let Some(host) = host {
-            self.lent.lend(host, image.blobs.values().map(|blob| blob.sha256.clone()), Instant::now());
+            let blobs = image.blobs.values().map(|blob| blob.sha256.clone());
+            let layers = image.layers.iter().map(|layer| layer.sha256.clone());
+            self.lent.lend(host, blobs.chain(layers), Instant::now());
         }
         self.open_stream(scope, id, StreamTarget::Tools(Box::new(ToolsSpec { exec, image }))).await
     }

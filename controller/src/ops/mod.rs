@@ -7,7 +7,10 @@ mod addresses;
 pub mod aggregates;
 mod ahead;
 pub mod asked;
+pub mod blobs;
 mod boot_log;
+mod bringing;
+pub mod container_images;
 pub mod desired;
 mod draft;
 mod error;
@@ -22,6 +25,8 @@ pub mod floating_ips;
 mod groups;
 mod hosts;
 pub mod identity;
+pub mod image_bytes;
+mod image_sweep;
 mod images;
 mod instances;
 pub mod key_pairs;
@@ -33,6 +38,7 @@ mod maintenance;
 mod move_ends;
 mod move_volumes;
 mod moves;
+mod named;
 mod networks;
 mod orders;
 pub mod placements;
@@ -70,6 +76,8 @@ mod volumes;
 pub mod world;
 
 pub use addresses::FixedIpWish;
+pub use blobs::{BlobTerms, PushRefused, UploadId};
+pub use container_images::ContainerPut;
 pub use draft::Draft;
 use draft::guard_promises;
 pub use error::{OpsError, OverQuota};
@@ -147,6 +155,7 @@ pub struct Settings {
     pub policy: Policy,
     /// Whether hosts keep leases, and instances fail over when one has ended.
     pub automatic_failover: bool,
+    pub blobs: BlobTerms,
 }
 
 pub struct Ops {
@@ -155,8 +164,8 @@ pub struct Ops {
     links: Arc<dyn HostLinks>,
     blobs: Arc<BlobStore>,
     settings: Settings,
-    /// Read by uploads, written by whoever removes blobs.
-    uploads: Arc<tokio::sync::RwLock<()>>,
+    /// Since when each doomed blob's record is as it is.
+    doomed: image_sweep::Doomed,
     /// Held while room is claimed, until the commit is queued: requests of one controller need not find out by conflict
     /// that they race.
     placing: Mutex<()>,
@@ -189,7 +198,7 @@ impl Ops {
             blobs,
             leases: Arc::new(Leases::new(LeaseTiming::default(), settings.automatic_failover)),
             settings,
-            uploads: Arc::default(),
+            doomed: image_sweep::Doomed::default(),
             placing: Mutex::new(()),
             heard: Mutex::default(),
             unrecorded: Mutex::default(),

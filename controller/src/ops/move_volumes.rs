@@ -161,16 +161,12 @@ impl Ops {
             view.images.of_project(NOBODY).map(|image| image.id).filter(|id| !waits(*id)).collect()
         };
         for id in idle {
-            let blobs: Vec<String> = self
-                .transact(|view| {
-                    let mut draft = Draft::default();
-                    let row = view.images.get(id);
-                    row.into_iter().for_each(|row| draft.delete(row));
-                    let blobs = row.into_iter().flat_map(|row| row.blobs.values());
-                    Ok((draft, blobs.map(|b| b.sha256.clone()).collect()))
-                })
-                .await?;
-            self.drop_unnamed(blobs);
+            self.transact(|view| {
+                let mut draft = Draft::default();
+                view.images.get(id).into_iter().for_each(|row| draft.delete(row));
+                Ok((draft, ()))
+            })
+            .await?;
         }
         Ok(())
     }

@@ -116,6 +116,7 @@ pub fn used(view: &View, project: ProjectId, user: Option<UserId>, resource: Res
         Resource::Subnets => view.subnets.count_of(project) as u64,
         Resource::Routers => view.routers.count_of(project) as u64,
         Resource::FloatingIps => view.floating_ips.count_of(project) as u64,
+        Resource::ImageSizeTotal => super::image_bytes::used(view, project).div_ceil(1 << 20),
         _ => 0,
     }
 }

@@ -252,6 +252,10 @@ fn exported(
     };
     let error = match (&seen.blob, &seen.fault) {
         (Some(blob), _) => {
+            super::bringing::named(view, draft, &blob.sha256, record.project);
+            if let Some(parts) = view.archive_parts(&blob.sha256) {
+                record.take_parts(parts);
+            }
             record.blobs.insert(*role, blob.clone());
             record.export = None;
             None

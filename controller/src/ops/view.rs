@@ -2,6 +2,7 @@
 
 use super::ahead::Ahead;
 use super::identity::Identity;
+use super::named::Named;
 use crate::model::*;
 use crate::scheduler::Fleet;
 use crate::store::{Change, Entry, Event, Revision};
@@ -169,6 +170,10 @@ pub struct View {
     pub qos_policies: Table<QosPolicyRecord>,
     pub groups: Table<SecurityGroupRecord>,
     pub images: Table<ImageRecord>,
+    pub blobs: Table<BlobRecord>,
+    pub manifests: Table<ManifestRecord>,
+    /// Who names which blob.
+    pub(super) named: Named,
     pub instances: Table<InstanceRecord>,
     pub volumes: Table<VolumeRecord>,
     pub snapshots: Table<SnapshotRecord>,
@@ -441,9 +446,18 @@ impl View {
             SecurityGroupRecord::PREFIX => drop(self.groups.put(read!(), version)),
             ImageRecord::PREFIX => {
                 let (id, before) = self.images.put(read!(), version);
+                self.named.image(before.as_deref(), self.images.get(id).map(|row| &**row));
                 let now = self.images.get(id).and_then(|i| i.exporting_host());
                 let before = before.and_then(|b| b.exporting_host());
                 touched.extend(self.export_moves(id, before, now));
+            }
+            BlobRecord::PREFIX => {
+                let (id, before) = self.blobs.put(read!(), version);
+                self.named.blob(before.as_deref(), self.blobs.get(id).map(|row| &**row));
+            }
+            ManifestRecord::PREFIX => {
+                let (id, before) = self.manifests.put(read!(), version);
+                self.named.manifest(before.as_deref(), self.manifests.get(id).map(|row| &**row));
             }
             ActionRecord::PREFIX => drop(self.actions.put(read!(), version)),
             MigrationRecord::PREFIX => drop(self.migrations.put(read!(), version)),
@@ -647,9 +661,18 @@ impl View {
             SecurityGroupRecord::PREFIX => drop(remove(&mut self.groups, id)),
             ImageRecord::PREFIX => {
                 let before = remove(&mut self.images, id);
+                self.named.image(before.as_deref(), None);
                 if let Some(old) = before {
                     return self.export_moves(old.id, old.exporting_host(), None);
                 }
+            }
+            BlobRecord::PREFIX => {
+                let before = remove(&mut self.blobs, id);
+                self.named.blob(before.as_deref(), None);
+            }
+            ManifestRecord::PREFIX => {
+                let before = remove(&mut self.manifests, id);
+                self.named.manifest(before.as_deref(), None);
             }
             ActionRecord::PREFIX => drop(remove(&mut self.actions, id)),
             MigrationRecord::PREFIX => drop(remove(&mut self.migrations, id)),

@@ -1,5 +1,6 @@
 //! Work that nobody waits for: each task takes no input and looks at the world anew each time.
 
+mod blobs;
 pub mod driver;
 mod exchanges;
 mod failover;
@@ -16,6 +17,7 @@ mod statuses;
 mod topology;
 mod twins;
 
+pub use blobs::Blobs;
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
 pub use failover::{Failover, Verdicts};

@@ -3,7 +3,6 @@
 
 use super::tls::Peer;
 use super::{Refusal, State};
-use crate::images::BlobError;
 use amphi_api::{ErrorCode, ImageId};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query};
@@ -13,10 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use std::time::Duration;
-use tokio_util::io::ReaderStream;
 
-/// Read ahead, in bytes.
-const CHUNK: usize = 256 << 10;
 /// An upload that stands still for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -29,13 +25,8 @@ pub async fn blob(
     if !state.side.blob_allowed(host, &sha256).await {
         return Err(Refusal::new(ErrorCode::NotFound, format!("no image of this host has a blob {sha256}")));
     }
-    let (file, size) = state.blobs.read(&sha256).await.map_err(|error| match error {
-        BlobError::Unknown { .. } | BlobError::NoDigest { .. } => {
-            Refusal::new(ErrorCode::NotFound, error.to_string())
-        }
-        error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
-    })?;
-    let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK));
+    let (bytes, size) = state.side.read_blob(&sha256).await?;
+    let body = Body::from_stream(bytes.stream());
     let headers = [(CONTENT_LENGTH, size.to_string()), (CONTENT_TYPE, "application/octet-stream".to_owned())];
     Ok((headers, body).into_response())
 }
@@ -61,25 +52,23 @@ pub async fn put(
         return Err(Refusal::new(ErrorCode::Forbidden, message));
     }
     let pieces = timed(body);
-    state.blobs.put(pieces, Some(&sha256)).await.map_err(|error| match error {
-        BlobError::NoDigest { .. } | BlobError::WrongDigest { .. } | BlobError::TooLarge { .. } => {
-            Refusal::new(ErrorCode::InvalidField, error.to_string())
-        }
-        error => Refusal::new(ErrorCode::Unavailable, error.to_string()),
-    })?;
+    state.side.take_export(upload.export, &sha256, pieces.boxed()).await?;
     Ok(StatusCode::CREATED)
 }
 
 /// The body's pieces; an error in the place of one that does not come.
-fn timed(body: Body) -> impl futures_util::Stream<Item = Result<bytes::Bytes, String>> {
+fn timed(body: Body) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + Send {
     let pieces = body.into_data_stream();
     futures_util::stream::unfold(Some(pieces), |pieces| async {
         let mut pieces = pieces?;
         match tokio::time::timeout(STALL, pieces.next()).await {
             Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
-            Ok(Some(Err(error))) => Some((Err(error.to_string()), None)),
+            Ok(Some(Err(error))) => Some((Err(std::io::Error::other(error)), None)),
             Ok(None) => None,
-            Err(_) => Some((Err(format!("nothing came for {} s", STALL.as_secs())), None)),
+            Err(_) => {
+                let text = format!("nothing came for {} s", STALL.as_secs());
+                Some((Err(std::io::Error::other(text)), None))
+            }
         }
     })
 }

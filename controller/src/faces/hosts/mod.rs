@@ -11,20 +11,24 @@ mod tls;
 pub use link::{AskError, Links};
 pub use tls::serve;
 
-use crate::images::BlobStore;
+use crate::images::BlobRead;
 use crate::leases::Leases;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
-use amphi_api::{ErrorBody, ErrorCode, HostId};
+use amphi_api::{ErrorBody, ErrorCode, HostId, ImageId};
 use async_trait::async_trait;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// Bytes on their way in.
+pub type BlobStream = BoxStream<'static, std::io::Result<bytes::Bytes>>;
 
 /// Why a host is refused: becomes an [`ErrorBody`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +72,10 @@ pub trait HostSide: Send + Sync + 'static {
     fn desired_generation(&self, host: HostId) -> watch::Receiver<u64>;
     /// Whether the host may have this blob: it belongs to an image that its desired state names.
     async fn blob_allowed(&self, host: HostId, sha256: &str) -> bool;
+    /// A blob's bytes and their number, for a host that may have it.
+    async fn read_blob(&self, sha256: &str) -> Result<(BlobRead, u64), Refusal>;
+    /// Takes the bytes that a host was told to read for an image, and no others; they are durable when it returns.
+    async fn take_export(&self, image: ImageId, sha256: &str, bytes: BlobStream) -> Result<(), Refusal>;
 }
 
 /// Shared by the handlers.
@@ -75,7 +83,6 @@ pub trait HostSide: Send + Sync + 'static {
 pub struct State {
     pub side: Arc<dyn HostSide>,
     pub links: Arc<Links>,
-    pub blobs: Arc<BlobStore>,
     pub leases: Arc<Leases>,
 }
 

@@ -67,7 +67,7 @@ impl Refusal {
         Self::new(StatusCode::CONFLICT, message)
     }
 
-    /// A limit is reached: nova says 403, cinder 413, neutron 409 with a kind of its own.
+    /// A limit is reached: nova says 403, cinder and glance 413, neutron 409 with a kind of its own.
     fn over_quota(over: &OverQuota) -> Self {
         let OverQuota { resource, asked, used, limit } = over;
         // Limits of volume types are in no table: their names have the type's behind them.
@@ -83,6 +83,13 @@ impl Refusal {
                     format!("Requested {asked} exceeds the quota '{resource}': {used} of {limit} are used."),
                 )
             },
+            // glance/api/v2/image_data.py, `LimitExceeded`.
+            QuotaService::Image => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!(
+                    "Resource {resource} is over limit of {limit} due to current usage {used} and delta {asked}."
+                ),
+            ),
             QuotaService::Network => {
                 Self::conflict(format!("Quota exceeded for resources: ['{resource}'].")).kind("OverQuota")
             }

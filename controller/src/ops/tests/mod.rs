@@ -154,6 +154,14 @@ pub fn spec(name: &str) -> HostSpec {
     }
 }
 
+/// Blobs that nobody names go at the second sweep that finds them so.
+const TERMS: BlobTerms = BlobTerms {
+    lent: jiff::SignedDuration::from_secs(600),
+    brief: jiff::SignedDuration::ZERO,
+    grace: std::time::Duration::ZERO,
+    upload: std::time::Duration::from_secs(600),
+};
+
 impl Cloud {
     /// A controller on an empty store.
     pub async fn new() -> Self {
@@ -182,6 +190,7 @@ impl Cloud {
             ca_sha256: "00".repeat(32),
             policy: Policy::default(),
             automatic_failover: true,
+            blobs: TERMS,
         };
         let ops = Ops::new(store.clone(), world, links.clone(), blobs, settings);
         Self { ops, links, store, dir }

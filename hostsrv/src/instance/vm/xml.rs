@@ -104,10 +104,7 @@ fn os(plan: &BodyPlan) -> Result<Element, DriverError> {
         ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os
             .child(Element::new("boot").attr("dev", "hd"))
             .child(Element::new("bios").attr("useserial", "yes").attr("rebootTimeout", BOOT_RETRY_MS))),
-        ImageFormat::DockerArchive
-        | ImageFormat::Oci
-        | ImageFormat::SetDescription
-        | ImageFormat::Other => {
+        ImageFormat::DockerArchive | ImageFormat::Oci | ImageFormat::SetDescription | ImageFormat::Other => {
             Err(refused(plan, "a VM starts from a qcow2 or raw disk, or from a kernel with its initramfs"))
         }
     }

@@ -12,10 +12,6 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use tokio_util::io::ReaderStream;
-
-/// Bytes of a read from the disk.
-const CHUNK: usize = 256 * 1024;
 
 fn binary(request: &Request) -> Result<(), Refusal> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -79,8 +75,8 @@ pub async fn download(
     let Some(blob) = row.format.roles().first().and_then(|role| row.blobs.get(role)) else {
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
-    let (file, size) = state.ops.read_blob(&blob.sha256).await?;
-    let mut response = body::Body::from_stream(ReaderStream::with_capacity(file, CHUNK)).into_response();
+    let (bytes, size) = state.ops.read_blob(&blob.sha256, 0).await?;
+    let mut response = body::Body::from_stream(bytes.stream()).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
