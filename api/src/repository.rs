@@ -87,7 +87,8 @@ impl RepositoryChange {
             && (text.chars().count() > DESCRIPTION_MAX
                 || text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'))
         {
-            let message = format!("at most {DESCRIPTION_MAX} characters, no control characters but line ends and tabs");
+            let message =
+                format!("at most {DESCRIPTION_MAX} characters, no control characters but line ends and tabs");
             return Err(FieldError::new("description", message));
         }
         let patterns = self.immutable.as_deref().unwrap_or_default();

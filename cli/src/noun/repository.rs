@@ -94,7 +94,8 @@ impl Policy {
             None => now.untagged_days,
             Some(-1) => None,
             Some(days) => Some(
-                u32::try_from(days).map_err(|_| Failure::new(2, "--untagged-days: -1 for never, or 0 and more"))?,
+                u32::try_from(days)
+                    .map_err(|_| Failure::new(2, "--untagged-days: -1 for never, or 0 and more"))?,
             ),
         };
         let retention = Retention {

@@ -121,7 +121,8 @@ impl Flight {
         };
         // A file of its own, with a place of its own to read at: duplicates of a descriptor share theirs.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*file));
-        let file = File::open(path).await.map_err(|e| OpsError::Unavailable(format!("read a fetched blob: {e}")))?;
+        let file =
+            File::open(path).await.map_err(|e| OpsError::Unavailable(format!("read a fetched blob: {e}")))?;
         Ok(Opened { size, file })
     }
 

@@ -156,10 +156,14 @@ impl Mirror {
     /// The tag names this digest there: where its manifest is here, that is all that is to be known.
     async fn confirm(&self, place: &Place, tag: &str, digest: Digest) -> Result<Option<Found>, OpsError> {
         let reference = Reference::Digest(digest);
-        let Ok(found) = self.ops.find_manifest(place.project, &place.name, &reference) else { return Ok(None) };
+        let Ok(found) = self.ops.find_manifest(place.project, &place.name, &reference) else {
+            return Ok(None);
+        };
         let manifest = {
             let view = self.ops.world().read();
-            view.links.get(LinkKey::of(place.id(), &digest.to_string())).and_then(|link| link.mirrored.clone())
+            view.links
+                .get(LinkKey::of(place.id(), &digest.to_string()))
+                .and_then(|link| link.mirrored.clone())
         };
         let Some(manifest) = manifest else { return Ok(None) };
         self.place(place, &Reference::Tag(tag.to_owned()), digest, manifest).await?;
@@ -185,7 +189,11 @@ impl Mirror {
     }
 
     /// A blob's size and its bytes, as they come from the upstream.
-    pub async fn blob(self: &Arc<Self>, place: &Place, digest: Digest) -> Result<(u64, Bytestream), OpsError> {
+    pub async fn blob(
+        self: &Arc<Self>,
+        place: &Place,
+        digest: Digest,
+    ) -> Result<(u64, Bytestream), OpsError> {
         let (_, name, upstream) = self.upstream(place)?;
         let (mirror, place, name) = (self.clone(), place.clone(), name.to_owned());
         let flight = self.flights.join((place.name.clone(), digest), |flight| async move {
@@ -219,9 +227,13 @@ impl Mirror {
                 let waiting: Vec<Digest> = {
                     let view = self.ops.world().read();
                     let text = digest.to_string();
-                    let names = |blobs: &[amphi_api::image::Blob]| blobs.iter().any(|blob| blob.sha256 == text);
+                    let names =
+                        |blobs: &[amphi_api::image::Blob]| blobs.iter().any(|blob| blob.sha256 == text);
                     let links = view.links_in(place.id());
-                    links.filter(|l| l.mirrored.as_ref().is_some_and(|m| names(&m.blobs))).map(|l| l.digest).collect()
+                    links
+                        .filter(|l| l.mirrored.as_ref().is_some_and(|m| names(&m.blobs)))
+                        .map(|l| l.digest)
+                        .collect()
                 };
                 for manifest in waiting {
                     self.complete(place, manifest).await;
@@ -230,7 +242,9 @@ impl Mirror {
             Err(error) => {
                 tracing::warn!(repository = place.name, %digest, %error, "a blob was not fetched");
                 flight.crash(match error {
-                    Fetch::Upstream(UpstreamError::Absent) => OpsError::NotFound { noun: "blob", id: digest.to_string() },
+                    Fetch::Upstream(UpstreamError::Absent) => {
+                        OpsError::NotFound { noun: "blob", id: digest.to_string() }
+                    }
                     Fetch::Upstream(UpstreamError::Refused(why)) => OpsError::Forbidden(why),
                     Fetch::Kept(PushRefused::Ops(error)) => error,
                     error => OpsError::Unavailable(error.to_string()),
@@ -247,7 +261,9 @@ impl Mirror {
                 if view.manifests.get(ManifestKey { project: place.project, digest }).is_some() {
                     return Ok(());
                 }
-                view.links.get(LinkKey::of(place.id(), &digest.to_string())).and_then(|link| link.mirrored.clone())
+                view.links
+                    .get(LinkKey::of(place.id(), &digest.to_string()))
+                    .and_then(|link| link.mirrored.clone())
             };
             let Some(manifest) = link.filter(|m| m.manifests.is_empty()) else { return Ok(()) };
             for blob in &manifest.blobs {

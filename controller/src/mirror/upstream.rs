@@ -92,7 +92,10 @@ impl Upstream {
     pub fn open(config: &MirrorConfig) -> anyhow::Result<Self> {
         let base: Url = config.url.parse().with_context(|| format!("url = {:?}", config.url))?;
         ensure!(matches!(base.scheme(), "http" | "https"), "url must begin with https:// or http://");
-        ensure!(base.username().is_empty() && base.password().is_none(), "user and password do not stand in url");
+        ensure!(
+            base.username().is_empty() && base.password().is_none(),
+            "user and password do not stand in url"
+        );
         let mut client = Client::builder().connect_timeout(CONNECT).read_timeout(STALL);
         if let Some(path) = &config.ca_file {
             let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -131,7 +134,9 @@ impl Upstream {
             while let Some(part) = parts.next().await {
                 bytes.extend_from_slice(&part.map_err(down)?);
                 if bytes.len() > MANIFEST_MAX {
-                    return Err(UpstreamError::Refused(format!("its manifest has more than {MANIFEST_MAX} bytes")));
+                    return Err(UpstreamError::Refused(format!(
+                        "its manifest has more than {MANIFEST_MAX} bytes"
+                    )));
                 }
             }
             Ok((kind, bytes.into()))
@@ -145,13 +150,21 @@ impl Upstream {
         let answer = self.ask(Method::GET, name, &what, false);
         let answer = tokio::time::timeout(SMALL, answer).await.map_err(|_| slow())??;
         let size = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let size = size.ok_or_else(|| UpstreamError::Refused("it does not say how long the blob is".into()))?;
-        let bytes = answer.bytes_stream().map(|part| part.map_err(|e| std::io::Error::other(e.without_url())));
+        let size =
+            size.ok_or_else(|| UpstreamError::Refused("it does not say how long the blob is".into()))?;
+        let bytes =
+            answer.bytes_stream().map(|part| part.map_err(|e| std::io::Error::other(e.without_url())));
         Ok((size, bytes.boxed()))
     }
 
     /// Asks, with the token that is wanted if one is. Redirects are followed; credentials stay with this host.
-    async fn ask(&self, method: Method, name: &str, what: &str, manifest: bool) -> Result<Response, UpstreamError> {
+    async fn ask(
+        &self,
+        method: Method,
+        name: &str,
+        what: &str,
+        manifest: bool,
+    ) -> Result<Response, UpstreamError> {
         let url = format!("{}/v2/{name}/{what}", self.base.as_str().trim_end_matches('/'));
         let send = async |authorization: Option<&str>| {
             let mut request = self.client.request(method.clone(), &url);
@@ -166,7 +179,8 @@ impl Upstream {
         let known = self.token(name);
         let mut answer = send(known.as_deref()).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
-            let challenge = answer.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let challenge =
+                answer.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).unwrap_or_default();
             let authorization = self.authorization(name, challenge).await?;
             answer = send(Some(&authorization)).await?;
         }
@@ -196,12 +210,14 @@ impl Upstream {
     async fn authorization(&self, name: &str, challenge: &str) -> Result<String, UpstreamError> {
         let password = self.password().await?;
         let Some(challenge) = Challenge::read(challenge) else {
-            let (user, secret) = password.ok_or_else(|| UpstreamError::Refused("it wants a password".into()))?;
+            let (user, secret) =
+                password.ok_or_else(|| UpstreamError::Refused("it wants a password".into()))?;
             use base64::Engine;
             let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{secret}"));
             return Ok(format!("Basic {pair}"));
         };
-        let realm: Url = challenge.realm.parse().map_err(|_| UpstreamError::Down("its realm is no URL".into()))?;
+        let realm: Url =
+            challenge.realm.parse().map_err(|_| UpstreamError::Down("its realm is no URL".into()))?;
         if realm.scheme() != "https" && realm.scheme() != self.base.scheme() {
             return Err(UpstreamError::Refused("its realm is less safe than itself".into()));
         }
@@ -222,7 +238,8 @@ impl Upstream {
         let text = text.ok_or_else(|| UpstreamError::Down("its token service gives no token".into()))?;
         let authorization = format!("Bearer {text}");
         // A little less than said: it is to hold while the request is on its way.
-        let lifetime = Duration::from_secs(token.expires_in.unwrap_or(TOKEN_SECONDS).clamp(10, 3600) * 9 / 10);
+        let lifetime =
+            Duration::from_secs(token.expires_in.unwrap_or(TOKEN_SECONDS).clamp(10, 3600) * 9 / 10);
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if tokens.len() >= TOKENS_MAX {
@@ -275,7 +292,10 @@ mod tests {
     fn challenges() {
         let text = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a:pull""#;
         let read = Challenge::read(text).unwrap();
-        assert_eq!((read.realm.as_str(), read.service.as_deref()), ("https://auth.example/token", Some("registry.example")));
+        assert_eq!(
+            (read.realm.as_str(), read.service.as_deref()),
+            ("https://auth.example/token", Some("registry.example"))
+        );
         assert_eq!(Challenge::read("Basic realm=\"x\""), None);
         assert_eq!(Challenge::read(""), None);
         assert_eq!(Challenge::read("Bearer service=\"x\""), None);

@@ -261,8 +261,9 @@ pub fn links_due(
 ) -> Vec<Digest> {
     let Some(days) = repository.retention.untagged_days else { return Vec::new() };
     let kept = held(links, tagged);
-    let old =
-        |link: &&LinkSight| now.duration_since(link.used_at) >= SignedDuration::from_hours(24 * i64::from(days));
+    let old = |link: &&LinkSight| {
+        now.duration_since(link.used_at) >= SignedDuration::from_hours(24 * i64::from(days))
+    };
     links.iter().filter(|link| !kept.contains(&link.digest)).filter(old).map(|link| link.digest).collect()
 }
 
@@ -380,7 +381,7 @@ mod tests {
             let repository = repository(&[], Retention { untagged_days: days, ..Retention::default() });
             links_due(&repository, &all, tagged, at(20)).into_iter().map(|d| d.0[0]).collect::<Vec<_>>()
         };
-        assert_eq!(due(None, &tagged), []);
+        assert!(due(None, &tagged).is_empty());
         assert_eq!(due(Some(5), &tagged), [orphan, old]);
         assert_eq!(due(Some(0), &tagged), [orphan, old, new]);
         assert_eq!(due(Some(0), &BTreeSet::new()).len(), 6);

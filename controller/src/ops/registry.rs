@@ -11,7 +11,6 @@ use amphi_api::{ImageId, ProjectId, RepositoryId};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use sha2::Digest as _;
-use std::collections::BTreeSet;
 
 /// Largest manifest, in bytes: what the OCI distribution specification 1.1 says that registries should take at least.
 pub const MANIFEST_MAX: usize = 4 << 20;
@@ -111,7 +110,9 @@ impl View {
             return Some(image);
         }
         let children = link.mirrored.iter().flat_map(|m| &m.manifests);
-        children.filter_map(|digest| self.manifests.get(ManifestKey { project, digest: *digest })?.image).next()
+        children
+            .filter_map(|digest| self.manifests.get(ManifestKey { project, digest: *digest })?.image)
+            .next()
     }
 
     /// Whether an image is in a repository that everybody may pull from.
@@ -126,7 +127,7 @@ impl View {
     }
 
     /// The image that `[PROJECT/]NAME[:TAG]` or `…@sha256:…` names, for a project that asks.
-    pub(super) fn tagged(&self, scope: ProjectId, text: &str) -> Option<&Row<ImageRecord>> {
+    pub(crate) fn tagged(&self, scope: ProjectId, text: &str) -> Option<&Row<ImageRecord>> {
         let (path, reference) = split(text)?;
         let own = || Some((scope, path));
         let beside = || {
@@ -144,17 +145,14 @@ impl View {
             (project == scope || open || image.open_to(scope)).then_some(image)
         })
     }
-
-    /// Digests that mirrors keep although no manifest of the catalogue names them yet.
-    pub(crate) fn mirrored_digests(&self) -> BTreeSet<Digest> {
-        self.links.iter().flat_map(|link| link.keeps()).collect()
-    }
 }
 
 /// `NAME`, `NAME:TAG` or `NAME@sha256:…`; without a tag `latest` is meant.
 fn split(text: &str) -> Option<(&str, Reference)> {
     let (path, reference) = match text.split_once('@') {
-        Some((path, digest)) => (path, Reference::read(digest).filter(|r| matches!(r, Reference::Digest(_)))?),
+        Some((path, digest)) => {
+            (path, Reference::read(digest).filter(|r| matches!(r, Reference::Digest(_)))?)
+        }
         None => match text.rsplit_once(':') {
             Some((path, tag)) => (path, Reference::read(tag)?),
             None => (text, Reference::Tag("latest".into())),
@@ -269,7 +267,8 @@ impl Ops {
     pub fn referrers_of(&self, project: ProjectId, name: &str, subject: Digest) -> Vec<Referrer> {
         let view = self.world().read();
         let links = view.links_in(RepositoryId::of(project, name));
-        let found = links.filter_map(|link| view.linked(project, link)).filter(|m| m.subject == Some(subject));
+        let found =
+            links.filter_map(|link| view.linked(project, link)).filter(|m| m.subject == Some(subject));
         found
             .map(|m| Referrer {
                 digest: m.key.digest,
@@ -463,7 +462,8 @@ pub fn mirrored(kind: &str, bytes: &[u8]) -> Result<Mirrored, String> {
         #[serde(default)]
         manifests: Vec<Descriptor>,
     }
-    let read: Manifest = serde_json::from_slice(bytes).map_err(|e| format!("its manifest cannot be read: {e}"))?;
+    let read: Manifest =
+        serde_json::from_slice(bytes).map_err(|e| format!("its manifest cannot be read: {e}"))?;
     let media_type = read.media_type.unwrap_or_else(|| kind.to_owned());
     if !MANIFEST_KINDS.contains(&media_type.as_str()) {
         return Err(format!("its manifest is of the kind {media_type:?}, which is not known here"));
@@ -502,8 +502,12 @@ mod tests {
         let one = serde_json::json!({"digest": d, "size": 7});
         let image = read(kind, serde_json::json!({"config": one, "layers": [one, one]})).unwrap();
         assert_eq!((image.blobs.len(), image.media_type.as_str()), (3, kind));
-        let index = read(kind, serde_json::json!({"mediaType": MANIFEST_KINDS[1], "manifests": [one]})).unwrap();
-        assert_eq!((index.manifests, index.media_type.as_str()), (vec![Digest([0xab; 32])], MANIFEST_KINDS[1]));
+        let index =
+            read(kind, serde_json::json!({"mediaType": MANIFEST_KINDS[1], "manifests": [one]})).unwrap();
+        assert_eq!(
+            (index.manifests, index.media_type.as_str()),
+            (vec![Digest([0xab; 32])], MANIFEST_KINDS[1])
+        );
         assert!(read("text/html", serde_json::json!({})).is_err());
         assert!(read(kind, serde_json::json!({"layers": [{"digest": "md5:x", "size": 1}]})).is_err());
         assert!(mirrored(kind, b"<html>").is_err());

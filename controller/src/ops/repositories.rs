@@ -137,8 +137,10 @@ impl Due {
         // What loses its last tag now is looked at the next time: it was used when it had one.
         let tagged: BTreeSet<Digest> = tags.iter().map(|tag| tag.digest).collect();
         let links: Vec<&Row<LinkRecord>> = view.links_in(id).collect();
-        let sights: Vec<LinkSight> =
-            links.iter().map(|link| LinkSight::of(link, view.linked(row.project, link).map(|m| &*m.record))).collect();
+        let sights: Vec<LinkSight> = links
+            .iter()
+            .map(|link| LinkSight::of(link, view.linked(row.project, link).map(|m| &*m.record)))
+            .collect();
         let lost = links.iter().filter(|link| !alive(view, row.project, link)).map(|link| link.digest);
         let mut manifests = links_due(row, &sights, &tagged, now);
         manifests.extend(lost.filter(|digest| !manifests.contains(digest)).collect::<Vec<_>>());

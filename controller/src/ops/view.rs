@@ -493,7 +493,10 @@ impl View {
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
             RepositoryRecord::PREFIX => drop(self.repositories.put(read!(), version)),
-            LinkRecord::PREFIX => drop(self.links.put(read!(), version)),
+            LinkRecord::PREFIX => {
+                let (id, before) = self.links.put(read!(), version);
+                self.named.link(before.as_deref(), self.links.get(id).map(|row| &**row));
+            }
             TagRecord::PREFIX => drop(self.tags.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
@@ -696,7 +699,10 @@ impl View {
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
             RepositoryRecord::PREFIX => drop(remove(&mut self.repositories, id)),
-            LinkRecord::PREFIX => drop(remove(&mut self.links, id)),
+            LinkRecord::PREFIX => {
+                let before = remove(&mut self.links, id);
+                self.named.link(before.as_deref(), None);
+            }
             TagRecord::PREFIX => drop(remove(&mut self.tags, id)),
             ExchangeRecord::PREFIX => {
                 let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));

@@ -84,7 +84,7 @@ async fn visible(call: &Call, wanted: Digest) -> Result<Option<Blob>, Failure> {
 }
 
 async fn local(call: &Call, wanted: Digest, size: u64) -> Result<Response, Failure> {
-    let (status, first, length) = match part(call.request.headers(), size) {
+    let (status, first, length) = match part(&call.headers, size) {
         Part::Outside => {
             return Err(Failure::new(Code::SizeInvalid, format!("the blob has {size} bytes"))
                 .status(StatusCode::RANGE_NOT_SATISFIABLE)

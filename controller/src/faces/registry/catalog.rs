@@ -7,11 +7,7 @@ use axum::Json;
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use serde_json::json;
 
-pub fn list(
-    registry: &Registry,
-    visitor: &Visitor,
-    query: &[(String, String)],
-) -> Result<Response, Failure> {
+pub fn list(registry: &Registry, visitor: &Visitor, query: &[(String, String)]) -> Result<Response, Failure> {
     let mut names: Vec<String> = {
         let view = registry.ops.world().read();
         let mut names = Vec::new();

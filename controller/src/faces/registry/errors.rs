@@ -1,8 +1,8 @@
 //! Refusals in the words of the OCI distribution specification 1.1 ("Error Codes").
 
+use crate::images::BlobError;
 use crate::ops::OpsError;
 use crate::ops::blobs::PushRefused;
-use crate::images::BlobError;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -103,7 +103,9 @@ impl Failure {
     /// What came in the body was no use: what `code` says of it, where the refusal does not say better itself.
     pub fn about(code: Code) -> impl Fn(PushRefused) -> Self {
         move |refused| match refused {
-            PushRefused::Ops(OpsError::Field(field)) => Self::new(code_of_field(&field.field, code), field.to_string()),
+            PushRefused::Ops(OpsError::Field(field)) => {
+                Self::new(code_of_field(&field.field, code), field.to_string())
+            }
             refused => refused.into(),
         }
     }
@@ -129,6 +131,7 @@ impl From<PushRefused> for Failure {
                 Self::new(Code::DigestInvalid, text)
             }
             PushRefused::Blob(BlobError::Interrupted { .. }) => Self::new(Code::BlobUploadInvalid, text),
+            PushRefused::Cut { .. } => Self::new(Code::BlobUploadInvalid, text),
             PushRefused::Blob(error) => OpsError::from(error).into(),
             PushRefused::Manifest { .. } => Self::new(Code::ManifestInvalid, text),
             PushRefused::BlobsMissing(_) => Self::new(Code::ManifestBlobUnknown, text),
@@ -153,10 +156,13 @@ impl From<OpsError> for Failure {
             OpsError::Conflict { .. } | OpsError::Quota(_) | OpsError::NoRoom(_) => {
                 Self::new(Code::Denied, text).status(StatusCode::CONFLICT)
             }
-            OpsError::Unauthenticated(_) => Self::new(Code::Unauthorized, "the name or the password is wrong"),
+            OpsError::Unauthenticated(_) => {
+                Self::new(Code::Unauthorized, "the name or the password is wrong")
+            }
             OpsError::Forbidden(_) | OpsError::BadToken(_) => Self::new(Code::Denied, text),
-            OpsError::TooMany { seconds } => Self::new(Code::TooManyRequests, text)
-                .with(header::RETRY_AFTER, &seconds.to_string()),
+            OpsError::TooMany { seconds } => {
+                Self::new(Code::TooManyRequests, text).with(header::RETRY_AFTER, &seconds.to_string())
+            }
             OpsError::TooLarge(_) => Self::new(Code::SizeInvalid, text).status(StatusCode::PAYLOAD_TOO_LARGE),
             OpsError::StorageFull(_) => {
                 Self::new(Code::Unavailable, text).status(StatusCode::INSUFFICIENT_STORAGE)

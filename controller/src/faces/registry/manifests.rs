@@ -6,6 +6,7 @@ use crate::mirror::Freshness;
 use crate::model::Digest;
 use crate::ops::Ops;
 use crate::ops::registry::{Found, MANIFEST_MAX, Reference};
+use axum::body::Body;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -19,7 +20,10 @@ const STALE: &str = "110 amphi \"Response is Stale\"";
 fn reference(text: &str) -> Result<Reference, Failure> {
     let unknown = || Failure::new(Code::ManifestUnknown, format!("'{text}' is neither a tag nor a digest"));
     if text.contains(':') && !text.starts_with("sha256:") {
-        return Err(Failure::new(Code::DigestInvalid, "digests are sha256 and 64 lower-case hexadecimal digits"));
+        return Err(Failure::new(
+            Code::DigestInvalid,
+            "digests are sha256 and 64 lower-case hexadecimal digits",
+        ));
     }
     Reference::read(text).ok_or_else(unknown)
 }
@@ -60,20 +64,24 @@ pub async fn whole(ops: &Ops, digest: Digest, size: u64) -> Result<Bytes, Failur
     let got = read.take(MANIFEST_MAX as u64).read_to_end(&mut bytes).await;
     match got {
         Ok(got) if got as u64 == size => Ok(bytes.into()),
-        Ok(got) => Err(Failure::new(Code::Unavailable, format!("manifest {digest} has {got} bytes, not {size}"))),
+        Ok(got) => {
+            Err(Failure::new(Code::Unavailable, format!("manifest {digest} has {got} bytes, not {size}")))
+        }
         Err(error) => Err(Failure::new(Code::Unavailable, format!("manifest {digest}: {error}"))),
     }
 }
 
-pub async fn put(call: Call, text: &str) -> Result<Response, Failure> {
+pub async fn put(call: Call, body: Body, text: &str) -> Result<Response, Failure> {
     let reference = match text.starts_with("sha256:") {
         true => Reference::Digest(super::uploads::digest(text)?),
-        false => reference(text).map_err(|_| Failure::new(Code::ManifestInvalid, format!("'{text}' is no tag")))?,
+        false => {
+            reference(text).map_err(|_| Failure::new(Code::ManifestInvalid, format!("'{text}' is no tag")))?
+        }
     };
-    let Call { registry, place, request, .. } = call;
-    let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let Call { registry, place, headers, .. } = call;
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let media_type = media_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned();
-    let body = axum::body::to_bytes(request.into_body(), MANIFEST_MAX).await.map_err(|error| {
+    let body = axum::body::to_bytes(body, MANIFEST_MAX).await.map_err(|error| {
         let source = std::error::Error::source(&error);
         match source.is_some_and(|s| s.is::<http_body_util::LengthLimitError>()) {
             true => Failure::new(Code::SizeInvalid, format!("a manifest has at most {MANIFEST_MAX} bytes"))

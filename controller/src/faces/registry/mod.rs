@@ -78,7 +78,8 @@ struct Call {
     visitor: Visitor,
     place: Place,
     query: Vec<(String, String)>,
-    request: Request,
+    method: Method,
+    headers: HeaderMap,
 }
 
 impl Call {
@@ -87,7 +88,7 @@ impl Call {
     }
 
     fn is_head(&self) -> bool {
-        self.request.method() == Method::HEAD
+        self.method == Method::HEAD
     }
 }
 
@@ -96,14 +97,15 @@ async fn serve(State(registry): State<Registry>, request: Request) -> Response {
 }
 
 async fn answer(registry: Registry, request: Request) -> Result<Response, Failure> {
-    let path = path::decoded(request.uri().path());
+    let (parts, body) = request.into_parts();
+    let path = path::decoded(parts.uri.path());
     let target = path.as_deref().and_then(path::read);
     let target = target.ok_or_else(|| Failure::new(Code::NameUnknown, "no such resource of a registry"))?;
-    let query = pairs(request.uri().query().unwrap_or_default());
+    let query = pairs(parts.uri.query().unwrap_or_default());
     if target == Target::Token {
-        return token::issue(&registry, request, query).await;
+        return token::issue(&registry, parts, body, query).await;
     }
-    let method = request.method().clone();
+    let method = parts.method.clone();
     let place = |visitor: &Visitor, name: &str| visitor.place(&registry.ops.world().read(), name);
     let (name, act) = match &target {
         Target::Base | Target::Catalog | Target::Token => (None, Act::Pull),
@@ -120,10 +122,13 @@ async fn answer(registry: Registry, request: Request) -> Result<Response, Failur
     };
     // Before anything is said of it: a name goes into the challenge.
     if let Some(name) = name.as_deref().filter(|n| !n.contains('/') || !repository_name(n)) {
-        return Err(Failure::new(Code::NameInvalid, format!("'{name}' is not of the form PROJECT/REPOSITORY")));
+        return Err(Failure::new(
+            Code::NameInvalid,
+            format!("'{name}' is not of the form PROJECT/REPOSITORY"),
+        ));
     }
     let challenge = |why: &str| {
-        let base = token::base(&registry, request.headers());
+        let base = token::base(&registry, &parts.headers);
         let scope = match (&name, act) {
             (None, _) if target == Target::Catalog => ",scope=\"registry:catalog:*\"".to_owned(),
             (None, _) => String::new(),
@@ -131,10 +136,12 @@ async fn answer(registry: Registry, request: Request) -> Result<Response, Failur
             (Some(name), act) => format!(",scope=\"repository:{name}:{}\"", act.word()),
         };
         let error = if why.is_empty() { String::new() } else { format!(",error=\"{why}\"") };
-        Failure::new(Code::Unauthorized, "log in, or ask for a token that is for this")
-            .with(header::WWW_AUTHENTICATE, &format!("Bearer realm=\"{base}/v2/token\",service=\"{SERVICE}\"{scope}{error}"))
+        Failure::new(Code::Unauthorized, "log in, or ask for a token that is for this").with(
+            header::WWW_AUTHENTICATE,
+            &format!("Bearer realm=\"{base}/v2/token\",service=\"{SERVICE}\"{scope}{error}"),
+        )
     };
-    let Some(text) = bearer(request.headers()) else { return Err(challenge("")) };
+    let Some(text) = bearer(&parts.headers) else { return Err(challenge("")) };
     let visitor = registry
         .ops
         .open_registry_pass(text)
@@ -151,20 +158,20 @@ async fn answer(registry: Registry, request: Request) -> Result<Response, Failur
     if !visitor.is_let(&registry.ops.world().read(), &place, act) {
         return Err(challenge("insufficient_scope"));
     }
-    let call = Call { registry, visitor, place, query, request };
+    let call = Call { registry, visitor, place, query, method: method.clone(), headers: parts.headers };
     match (target, method) {
         (Target::Tags { .. }, Method::GET) => tags::list(&call),
         (Target::Referrers { digest, .. }, Method::GET) => referrers::list(&call, &digest).await,
-        (Target::Uploads { .. }, Method::POST) => uploads::begin(call).await,
+        (Target::Uploads { .. }, Method::POST) => uploads::begin(call, body).await,
         (Target::Upload { id, .. }, Method::GET) => uploads::show(call, &id).await,
-        (Target::Upload { id, .. }, Method::PATCH) => uploads::append(call, &id).await,
-        (Target::Upload { id, .. }, Method::PUT) => uploads::finish(call, &id).await,
+        (Target::Upload { id, .. }, Method::PATCH) => uploads::append(call, body, &id).await,
+        (Target::Upload { id, .. }, Method::PUT) => uploads::finish(call, body, &id).await,
         (Target::Upload { id, .. }, Method::DELETE) => uploads::cancel(call, &id).await,
         (Target::Blob { digest, .. }, Method::GET | Method::HEAD) => blobs::read(call, &digest).await,
         (Target::Manifest { reference, .. }, Method::GET | Method::HEAD) => {
             manifests::read(call, &reference).await
         }
-        (Target::Manifest { reference, .. }, Method::PUT) => manifests::put(call, &reference).await,
+        (Target::Manifest { reference, .. }, Method::PUT) => manifests::put(call, body, &reference).await,
         (Target::Manifest { reference, .. }, Method::DELETE) => manifests::delete(call, &reference).await,
         _ => Err(unsupported()),
     }

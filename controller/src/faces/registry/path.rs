@@ -83,7 +83,10 @@ mod tests {
             ("/v2/shop/web/blobs/uploads", Some(Target::Uploads { name: name() })),
             ("/v2/shop/web/blobs/uploads/7", Some(Target::Upload { name: name(), id: "7".into() })),
             ("/v2/shop/web/referrers/d", Some(Target::Referrers { name: name(), digest: "d".into() })),
-            ("/v2/a/manifests/manifests/v1", Some(Target::Manifest { name: "a/manifests".into(), reference: "v1".into() })),
+            (
+                "/v2/a/manifests/manifests/v1",
+                Some(Target::Manifest { name: "a/manifests".into(), reference: "v1".into() }),
+            ),
             ("/v2/shop/web", None),
             ("/v2/shop", None),
             ("/v3/shop/web/tags/list", None),

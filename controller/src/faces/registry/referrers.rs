@@ -18,7 +18,9 @@ pub async fn list(call: &Call, subject: &str) -> Result<Response, Failure> {
     let kind = call.asked("artifactType");
     let mut lines = Vec::new();
     let found = ops.referrers_of(call.place.project, &call.place.name, subject);
-    for referrer in found.into_iter().filter(|r| kind.is_none_or(|k| k == r.artifact_type)).take(REFERRERS_MAX) {
+    for referrer in
+        found.into_iter().filter(|r| kind.is_none_or(|k| k == r.artifact_type)).take(REFERRERS_MAX)
+    {
         let mut line = json!({
             "mediaType": referrer.media_type,
             "digest": format!("sha256:{}", referrer.digest),

@@ -7,7 +7,9 @@ use super::{Registry, SERVICE, pairs};
 use crate::faces::openstack::gate::Base;
 use crate::ops::identity::{Access, Act, Login, PASS_LIFETIME};
 use axum::Json;
-use axum::extract::{ConnectInfo, Request};
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -27,14 +29,15 @@ pub fn base(registry: &Registry, headers: &HeaderMap) -> String {
 
 pub async fn issue(
     registry: &Registry,
-    request: Request,
+    parts: Parts,
+    body: Body,
     query: Vec<(String, String)>,
 ) -> Result<Response, Failure> {
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let (who, asked) = match *request.method() {
-        Method::GET => (basic(request.headers())?, query),
+    let from = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let (who, asked) = match parts.method {
+        Method::GET => (basic(&parts.headers)?, query),
         Method::POST => {
-            let form = form(request).await?;
+            let form = form(body).await?;
             (grant(&form)?, form)
         }
         _ => return Err(super::unsupported()),
@@ -42,8 +45,7 @@ pub async fn issue(
     if asked.iter().any(|(key, value)| key == "service" && value != SERVICE) {
         return Err(Failure::new(Code::Denied, format!("the service here is '{SERVICE}'")));
     }
-    let login: Option<Login> =
-        who.map(|(name, secret)| registry.ops.registry_login(&name, &secret, from));
+    let login: Option<Login> = who.map(|(name, secret)| registry.ops.registry_login(&name, &secret, from));
     let (pass, access) = registry.ops.registry_pass(login.as_ref(), &wanted(&asked)).await?;
     let scope: Vec<String> = access
         .iter()
@@ -75,13 +77,16 @@ fn basic(headers: &HeaderMap) -> Result<Option<(String, String)>, Failure> {
         // Some clients send empty ones when they have none.
         Some((name, secret)) if name.is_empty() && secret.is_empty() => Ok(None),
         Some(pair) => Ok(Some(pair)),
-        None => Err(Failure::new(Code::Unauthorized, "Authorization is to be Basic, with a name and a secret")),
+        None => {
+            Err(Failure::new(Code::Unauthorized, "Authorization is to be Basic, with a name and a secret"))
+        }
     }
 }
 
-async fn form(request: Request) -> Result<Vec<(String, String)>, Failure> {
-    let bytes = axum::body::to_bytes(request.into_body(), FORM_MAX).await;
-    let bytes = bytes.map_err(|e| Failure::new(Code::Unsupported, format!("the form cannot be read: {e}")))?;
+async fn form(body: Body) -> Result<Vec<(String, String)>, Failure> {
+    let bytes = axum::body::to_bytes(body, FORM_MAX).await;
+    let bytes =
+        bytes.map_err(|e| Failure::new(Code::Unsupported, format!("the form cannot be read: {e}")))?;
     Ok(pairs(std::str::from_utf8(&bytes).unwrap_or_default()))
 }
 

@@ -7,6 +7,7 @@ use crate::model::Digest;
 use crate::ops::BlobStream;
 use crate::ops::blobs::UploadId;
 use crate::ops::identity::Act;
+use axum::body::Body;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::Response;
 use futures_util::{StreamExt, TryStreamExt};
@@ -21,11 +22,15 @@ pub fn range(received: u64) -> String {
 /// `sha256:` and 64 hexadecimal digits.
 pub fn digest(text: &str) -> Result<Digest, Failure> {
     let read = text.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
-    read.ok_or_else(|| Failure::new(Code::DigestInvalid, format!("'{text}' is no digest: sha256 and 64 lower-case hexadecimal digits")))
+    read.ok_or_else(|| {
+        Failure::new(
+            Code::DigestInvalid,
+            format!("'{text}' is no digest: sha256 and 64 lower-case hexadecimal digits"),
+        )
+    })
 }
 
-fn bytes_of(call: &mut Call) -> BlobStream {
-    let body = std::mem::take(call.request.body_mut());
+fn bytes_of(body: Body) -> BlobStream {
     body.into_data_stream().map_err(std::io::Error::other).boxed()
 }
 
@@ -64,7 +69,7 @@ fn refuse_mirror(call: &Call) -> Result<(), Failure> {
     }
 }
 
-pub async fn begin(mut call: Call) -> Result<Response, Failure> {
+pub async fn begin(call: Call, body: Body) -> Result<Response, Failure> {
     refuse_mirror(&call)?;
     let (ops, project) = (call.registry.ops.clone(), call.place.project);
     if let Some(wanted) = call.asked("mount").map(str::to_owned) {
@@ -77,7 +82,7 @@ pub async fn begin(mut call: Call) -> Result<Response, Failure> {
     } else if let Some(whole) = call.asked("digest").map(str::to_owned) {
         let whole = digest(&whole)?;
         let id = ops.begin_upload(project).await?;
-        let bytes = bytes_of(&mut call);
+        let bytes = bytes_of(body);
         ops.finish_upload(project, id, bytes, &whole.to_string()).await?;
         return Ok(here(&call, whole));
     }
@@ -113,7 +118,7 @@ pub async fn show(call: Call, id: &str) -> Result<Response, Failure> {
 
 /// Where a piece begins and how long it says it is: `0-1023`, of `Content-Range` with or without a unit before it.
 fn piece(call: &Call) -> Result<Option<(u64, u64)>, Failure> {
-    let Some(value) = call.request.headers().get(header::CONTENT_RANGE) else { return Ok(None) };
+    let Some(value) = call.headers.get(header::CONTENT_RANGE) else { return Ok(None) };
     let read = || {
         let text = value.to_str().ok()?;
         let text = text.strip_prefix("bytes").map_or(text, |rest| rest.trim_start_matches([' ', '=']));
@@ -131,7 +136,7 @@ fn piece(call: &Call) -> Result<Option<(u64, u64)>, Failure> {
 /// The offset that the piece says it begins at, if it says one and its length is what it says.
 fn offset(call: &Call) -> Result<Option<u64>, Failure> {
     let Some((at, length)) = piece(call)? else { return Ok(None) };
-    let announced = call.request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+    let announced = call.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
     match announced.and_then(|text| text.parse::<u64>().ok()) {
         Some(announced) if announced != length => Err(Failure::new(
             Code::SizeInvalid,
@@ -141,20 +146,20 @@ fn offset(call: &Call) -> Result<Option<u64>, Failure> {
     }
 }
 
-pub async fn append(mut call: Call, id: &str) -> Result<Response, Failure> {
+pub async fn append(call: Call, body: Body, id: &str) -> Result<Response, Failure> {
     let (id, at) = (upload_id(id)?, offset(&call)?);
     let (ops, project) = (call.registry.ops.clone(), call.place.project);
-    let bytes = bytes_of(&mut call);
+    let bytes = bytes_of(body);
     let received = ops.append_upload(project, id, at, bytes).await?;
     Ok(on_its_way(&call, id, received, StatusCode::ACCEPTED))
 }
 
-pub async fn finish(mut call: Call, id: &str) -> Result<Response, Failure> {
+pub async fn finish(call: Call, body: Body, id: &str) -> Result<Response, Failure> {
     let missing = || Failure::new(Code::DigestInvalid, "the query is to say digest=sha256:…");
     let whole = digest(call.asked("digest").ok_or_else(missing)?)?;
     let (id, at) = (upload_id(id)?, offset(&call)?);
     let (ops, project) = (call.registry.ops.clone(), call.place.project);
-    let mut bytes = bytes_of(&mut call);
+    let mut bytes = bytes_of(body);
     if at.is_some() {
         ops.append_upload(project, id, at, bytes).await?;
         bytes = nothing();

@@ -283,10 +283,8 @@ impl Ops {
             return Some(row.id);
         }
         let domain = identity.projects.get(own).map_or(DomainId::DEFAULT, |row| row.domain);
-        let named = ProjectRef::Named {
-            name: text.to_owned(),
-            domain: super::DomainRef::Id(domain.to_string()),
-        };
+        let named =
+            ProjectRef::Named { name: text.to_owned(), domain: super::DomainRef::Id(domain.to_string()) };
         identity.find_project(&named).map(|row| row.id)
     }
 }

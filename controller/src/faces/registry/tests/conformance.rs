@@ -31,25 +31,48 @@ async fn pull() {
     let named = desk.push("alice", "shop/web", "v1", "hello").await;
     let layer = digest(&tar("hello"));
     let length = tar("hello").len();
-    walk(&desk, vec![
-        row("the API's own resource", "GET /v2/", 200, ""),
-        row("a manifest by tag", "GET /v2/shop/web/manifests/v1", 200, ""),
-        row("a manifest by digest", format!("GET /v2/shop/web/manifests/{named}"), 200, ""),
-        row("HEAD of a manifest", "HEAD /v2/shop/web/manifests/v1", 200, ""),
-        row("a manifest that is not there", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
-        row("HEAD of one that is not there", "HEAD /v2/shop/web/manifests/v2", 404, ""),
-        row("what is no reference", "GET /v2/shop/web/manifests/.INVALID_MANIFEST_NAME", 404, "MANIFEST_UNKNOWN"),
-        row("a digest that is not there", format!("GET /v2/shop/web/manifests/{NOT_THERE}"), 404, "MANIFEST_UNKNOWN"),
-        row("a blob", format!("GET /v2/shop/web/blobs/{layer}"), 200, ""),
-        row("HEAD of a blob", format!("HEAD /v2/shop/web/blobs/{layer}"), 200, ""),
-        row("a blob that is not there", format!("GET /v2/shop/web/blobs/{NOT_THERE}"), 404, "BLOB_UNKNOWN"),
-        row("what is no digest", "GET /v2/shop/web/blobs/sha256:xyz", 400, "DIGEST_INVALID"),
-        row("another algorithm", "GET /v2/shop/web/blobs/md5:d41d8cd98f00b204e9800998ecf8427e", 400, "DIGEST_INVALID"),
-        row("what is no name", "GET /v2/shop/We%20b/manifests/v1", 400, "NAME_INVALID"),
-        row("a name without a project", "GET /v2/web/manifests/v1", 400, "NAME_INVALID"),
-        row("an escaped colon", format!("GET /v2/shop/web/blobs/{}", layer.replace(':', "%3A")), 200, ""),
-        row("no such resource", "GET /v2/shop/web/nothing", 404, "NAME_UNKNOWN"),
-    ])
+    walk(
+        &desk,
+        vec![
+            row("the API's own resource", "GET /v2/", 200, ""),
+            row("a manifest by tag", "GET /v2/shop/web/manifests/v1", 200, ""),
+            row("a manifest by digest", format!("GET /v2/shop/web/manifests/{named}"), 200, ""),
+            row("HEAD of a manifest", "HEAD /v2/shop/web/manifests/v1", 200, ""),
+            row("a manifest that is not there", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
+            row("HEAD of one that is not there", "HEAD /v2/shop/web/manifests/v2", 404, ""),
+            row(
+                "what is no reference",
+                "GET /v2/shop/web/manifests/.INVALID_MANIFEST_NAME",
+                404,
+                "MANIFEST_UNKNOWN",
+            ),
+            row(
+                "a digest that is not there",
+                format!("GET /v2/shop/web/manifests/{NOT_THERE}"),
+                404,
+                "MANIFEST_UNKNOWN",
+            ),
+            row("a blob", format!("GET /v2/shop/web/blobs/{layer}"), 200, ""),
+            row("HEAD of a blob", format!("HEAD /v2/shop/web/blobs/{layer}"), 200, ""),
+            row(
+                "a blob that is not there",
+                format!("GET /v2/shop/web/blobs/{NOT_THERE}"),
+                404,
+                "BLOB_UNKNOWN",
+            ),
+            row("what is no digest", "GET /v2/shop/web/blobs/sha256:xyz", 400, "DIGEST_INVALID"),
+            row(
+                "another algorithm",
+                "GET /v2/shop/web/blobs/md5:d41d8cd98f00b204e9800998ecf8427e",
+                400,
+                "DIGEST_INVALID",
+            ),
+            row("what is no name", "GET /v2/shop/We%20b/manifests/v1", 400, "NAME_INVALID"),
+            row("a name without a project", "GET /v2/web/manifests/v1", 400, "NAME_INVALID"),
+            row("an escaped colon", format!("GET /v2/shop/web/blobs/{}", layer.replace(':', "%3A")), 200, ""),
+            row("no such resource", "GET /v2/shop/web/nothing", 404, "NAME_UNKNOWN"),
+        ],
+    )
     .await;
     for request in ["GET /v2/shop/web/manifests/v1", "HEAD /v2/shop/web/manifests/v1"] {
         let answer = desk.ask("rita", request, &[("accept", OCI)], b"").await;
@@ -76,7 +99,10 @@ async fn pull() {
         assert_eq!(answer.body, tar("hello")[want.clone()], "{range}");
         assert_eq!(answer.header("content-length"), want.len().to_string());
         if status == 206 {
-            assert_eq!(answer.header("content-range"), format!("bytes {}-{}/{length}", want.start, want.end - 1));
+            assert_eq!(
+                answer.header("content-range"),
+                format!("bytes {}-{}/{length}", want.start, want.end - 1)
+            );
         }
     }
 }
@@ -95,28 +121,74 @@ async fn push() {
         vec![("content-range", format!("{at}-{last}")), ("content-length", text.len().to_string())]
     };
     let patch = format!("PATCH {place}");
-    walk(&desk, vec![
-        ("a chunk", patch.clone(), chunk(0, "hel"), b"hel".to_vec(), 202, ""),
-        ("a chunk that comes again", patch.clone(), chunk(0, "hel"), b"hel".to_vec(), 416, "BLOB_UPLOAD_INVALID"),
-        ("a chunk out of order", patch.clone(), chunk(9, "lo"), b"lo".to_vec(), 416, "BLOB_UPLOAD_INVALID"),
-        ("a range that is none", patch.clone(), vec![("content-range", "lots".into())], b"lo".to_vec(), 416, "BLOB_UPLOAD_INVALID"),
-        ("how far it is", format!("GET {place}"), vec![], vec![], 204, ""),
-    ])
+    walk(
+        &desk,
+        vec![
+            ("a chunk", patch.clone(), chunk(0, "hel"), b"hel".to_vec(), 202, ""),
+            (
+                "a chunk that comes again",
+                patch.clone(),
+                chunk(0, "hel"),
+                b"hel".to_vec(),
+                416,
+                "BLOB_UPLOAD_INVALID",
+            ),
+            (
+                "a chunk out of order",
+                patch.clone(),
+                chunk(9, "lo"),
+                b"lo".to_vec(),
+                416,
+                "BLOB_UPLOAD_INVALID",
+            ),
+            (
+                "a range that is none",
+                patch.clone(),
+                vec![("content-range", "lots".into())],
+                b"lo".to_vec(),
+                416,
+                "BLOB_UPLOAD_INVALID",
+            ),
+            ("how far it is", format!("GET {place}"), vec![], vec![], 204, ""),
+        ],
+    )
     .await;
     let seen = desk.ask("alice", &format!("GET {place}"), &[], b"").await;
     assert_eq!((seen.header("range"), seen.header("location")), ("0-2", place.as_str()), "where to go on");
-    walk(&desk, vec![
-        ("the next chunk", patch, chunk(3, "lo"), b"lo".to_vec(), 202, ""),
-        row("the end without a digest", format!("PUT {place}"), 400, "DIGEST_INVALID"),
-        row("the end", format!("PUT {place}?digest={hello}"), 201, ""),
-        row("it is over", format!("GET {place}"), 404, "BLOB_UPLOAD_UNKNOWN"),
-        row("the blob is there", format!("HEAD /v2/shop/web/blobs/{hello}"), 200, ""),
-        ("whole in one POST", format!("POST /v2/shop/web/blobs/uploads/?digest={}", digest(b"one")), vec![], b"one".to_vec(), 201, ""),
-        ("one POST, wrong digest", format!("POST /v2/shop/web/blobs/uploads/?digest={hello}"), vec![], b"two".to_vec(), 400, "DIGEST_INVALID"),
-        row("no such upload", "PATCH /v2/shop/web/blobs/uploads/7", 404, "BLOB_UPLOAD_UNKNOWN"),
-        row("nor that", "PUT /v2/shop/web/blobs/uploads/00000000-0000-4000-8000-000000000000?digest=sha256:0", 400, "DIGEST_INVALID"),
-        row("nothing of a mirror", "POST /v2/mirror/hub/web/blobs/uploads/", 401, "UNAUTHORIZED"),
-    ])
+    walk(
+        &desk,
+        vec![
+            ("the next chunk", patch, chunk(3, "lo"), b"lo".to_vec(), 202, ""),
+            row("the end without a digest", format!("PUT {place}"), 400, "DIGEST_INVALID"),
+            row("the end", format!("PUT {place}?digest={hello}"), 201, ""),
+            row("it is over", format!("GET {place}"), 404, "BLOB_UPLOAD_UNKNOWN"),
+            row("the blob is there", format!("HEAD /v2/shop/web/blobs/{hello}"), 200, ""),
+            (
+                "whole in one POST",
+                format!("POST /v2/shop/web/blobs/uploads/?digest={}", digest(b"one")),
+                vec![],
+                b"one".to_vec(),
+                201,
+                "",
+            ),
+            (
+                "one POST, wrong digest",
+                format!("POST /v2/shop/web/blobs/uploads/?digest={hello}"),
+                vec![],
+                b"two".to_vec(),
+                400,
+                "DIGEST_INVALID",
+            ),
+            row("no such upload", "PATCH /v2/shop/web/blobs/uploads/7", 404, "BLOB_UPLOAD_UNKNOWN"),
+            row(
+                "nor that",
+                "PUT /v2/shop/web/blobs/uploads/00000000-0000-4000-8000-000000000000?digest=sha256:0",
+                400,
+                "DIGEST_INVALID",
+            ),
+            row("nothing of a mirror", "POST /v2/mirror/hub/web/blobs/uploads/", 401, "UNAUTHORIZED"),
+        ],
+    )
     .await;
     let begun = desk.ask("alice", "POST /v2/shop/web/blobs/uploads/", &[], b"").await;
     let place = begun.header("location").to_owned();
@@ -126,19 +198,45 @@ async fn push() {
     assert_eq!(whole.header("docker-content-digest"), digest(b"whole"));
     let begun = desk.ask("alice", "POST /v2/shop/web/blobs/uploads/", &[], b"").await;
     let place = begun.header("location").to_owned();
-    walk(&desk, vec![
-        ("wrong bytes at the end", format!("PUT {place}?digest={NOT_THERE}"), vec![], b"x".to_vec(), 400, "DIGEST_INVALID"),
-    ])
+    walk(
+        &desk,
+        vec![(
+            "wrong bytes at the end",
+            format!("PUT {place}?digest={NOT_THERE}"),
+            vec![],
+            b"x".to_vec(),
+            400,
+            "DIGEST_INVALID",
+        )],
+    )
     .await;
     let begun = desk.ask("alice", "POST /v2/shop/web/blobs/uploads/", &[], b"").await;
     let place = begun.header("location").to_owned();
-    walk(&desk, vec![
-        row("given up", format!("DELETE {place}"), 204, ""),
-        row("gone", format!("GET {place}"), 404, "BLOB_UPLOAD_UNKNOWN"),
-        row("a mount from the same project", format!("POST /v2/shop/more/blobs/uploads/?mount={hello}&from=shop/web"), 201, ""),
-        row("a mount of what is not there", format!("POST /v2/shop/more/blobs/uploads/?mount={NOT_THERE}&from=shop/web"), 202, ""),
-        row("a mount from nowhere", format!("POST /v2/shop/more/blobs/uploads/?mount={NOT_THERE}&from=none/such"), 202, ""),
-    ])
+    walk(
+        &desk,
+        vec![
+            row("given up", format!("DELETE {place}"), 204, ""),
+            row("gone", format!("GET {place}"), 404, "BLOB_UPLOAD_UNKNOWN"),
+            row(
+                "a mount from the same project",
+                format!("POST /v2/shop/more/blobs/uploads/?mount={hello}&from=shop/web"),
+                201,
+                "",
+            ),
+            row(
+                "a mount of what is not there",
+                format!("POST /v2/shop/more/blobs/uploads/?mount={NOT_THERE}&from=shop/web"),
+                202,
+                "",
+            ),
+            row(
+                "a mount from nowhere",
+                format!("POST /v2/shop/more/blobs/uploads/?mount={NOT_THERE}&from=none/such"),
+                202,
+                "",
+            ),
+        ],
+    )
     .await;
 
     let manifest = desk.image("alice", "shop/web", "hello").await;
@@ -148,16 +246,33 @@ async fn push() {
     let typed = vec![("content-type", OCI.to_owned())];
     let lacking = String::from_utf8(manifest.clone()).unwrap().replace(&digest(&tar("hello")), NOT_THERE);
     let put = |reference: &str| format!("PUT /v2/shop/web/manifests/{reference}");
-    walk(&desk, vec![
-        ("by digest", put(&digest(&manifest)), typed.clone(), manifest.clone(), 201, ""),
-        ("by another's digest", put(NOT_THERE), typed.clone(), manifest.clone(), 400, "DIGEST_INVALID"),
-        ("a bad tag", put(".x"), typed.clone(), manifest.clone(), 400, "MANIFEST_INVALID"),
-        ("no manifest", put("v2"), typed.clone(), b"hello".to_vec(), 400, "MANIFEST_INVALID"),
-        ("another media type", put("v2"), vec![("content-type", INDEX.into())], manifest.clone(), 400, "MANIFEST_INVALID"),
-        ("without what it names", put("v2"), typed.clone(), lacking.into_bytes(), 404, "MANIFEST_BLOB_UNKNOWN"),
-        ("too large", put("v2"), typed, vec![b' '; (4 << 20) + 1], 413, "SIZE_INVALID"),
-        row("none of them was tagged", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
-    ])
+    walk(
+        &desk,
+        vec![
+            ("by digest", put(&digest(&manifest)), typed.clone(), manifest.clone(), 201, ""),
+            ("by another's digest", put(NOT_THERE), typed.clone(), manifest.clone(), 400, "DIGEST_INVALID"),
+            ("a bad tag", put(".x"), typed.clone(), manifest.clone(), 400, "MANIFEST_INVALID"),
+            ("no manifest", put("v2"), typed.clone(), b"hello".to_vec(), 400, "MANIFEST_INVALID"),
+            (
+                "another media type",
+                put("v2"),
+                vec![("content-type", INDEX.into())],
+                manifest.clone(),
+                400,
+                "MANIFEST_INVALID",
+            ),
+            (
+                "without what it names",
+                put("v2"),
+                typed.clone(),
+                lacking.into_bytes(),
+                404,
+                "MANIFEST_BLOB_UNKNOWN",
+            ),
+            ("too large", put("v2"), typed, vec![b' '; (4 << 20) + 1], 413, "SIZE_INVALID"),
+            row("none of them was tagged", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
+        ],
+    )
     .await;
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"mediaType": OCI,
         "digest": digest(&manifest), "size": manifest.len(),
@@ -188,10 +303,13 @@ async fn content_discovery() {
         assert_eq!(answer.json(), json!({"name": "shop/web", "tags": want}), "{query}");
         assert_eq!(answer.header("link"), link, "{query}");
     }
-    walk(&desk, vec![
-        row("a page of no number", list("?n=x"), 400, "PAGINATION_NUMBER_INVALID"),
-        row("of no repository", "GET /v2/shop/none/tags/list", 404, "NAME_UNKNOWN"),
-    ])
+    walk(
+        &desk,
+        vec![
+            row("a page of no number", list("?n=x"), 400, "PAGINATION_NUMBER_INVALID"),
+            row("of no repository", "GET /v2/shop/none/tags/list", 404, "NAME_UNKNOWN"),
+        ],
+    )
     .await;
     desk.push("alice", "shop/api", "v1", "hello").await;
     let catalog = desk.ask("rita", "GET /v2/_catalog?n=1", &[], b"").await;
@@ -241,20 +359,23 @@ async fn content_management() {
     desk.push("alice", "shop/web", "v2", "hello").await;
     let other = desk.push("alice", "shop/web", "v3", "other").await;
     let layer = digest(&tar("hello"));
-    walk(&desk, vec![
-        row("a tag", "DELETE /v2/shop/web/manifests/v2", 202, ""),
-        row("it is gone", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
-        row("twice", "DELETE /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
-        row("the last tag", "DELETE /v2/shop/web/manifests/v1", 202, ""),
-        row("the manifest stays", format!("GET /v2/shop/web/manifests/{v1}"), 200, ""),
-        row("the manifest", format!("DELETE /v2/shop/web/manifests/{v1}"), 202, ""),
-        row("it is gone", format!("GET /v2/shop/web/manifests/{v1}"), 404, "MANIFEST_UNKNOWN"),
-        row("twice", format!("DELETE /v2/shop/web/manifests/{v1}"), 404, "MANIFEST_UNKNOWN"),
-        row("a manifest with a tag", format!("DELETE /v2/shop/web/manifests/{other}"), 202, ""),
-        row("its tag went with it", "GET /v2/shop/web/manifests/v3", 404, "MANIFEST_UNKNOWN"),
-        row("blobs go by themselves", format!("DELETE /v2/shop/web/blobs/{layer}"), 405, "UNSUPPORTED"),
-        row("no such method", "POST /v2/shop/web/tags/list", 405, "UNSUPPORTED"),
-    ])
+    walk(
+        &desk,
+        vec![
+            row("a tag", "DELETE /v2/shop/web/manifests/v2", 202, ""),
+            row("it is gone", "GET /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
+            row("twice", "DELETE /v2/shop/web/manifests/v2", 404, "MANIFEST_UNKNOWN"),
+            row("the last tag", "DELETE /v2/shop/web/manifests/v1", 202, ""),
+            row("the manifest stays", format!("GET /v2/shop/web/manifests/{v1}"), 200, ""),
+            row("the manifest", format!("DELETE /v2/shop/web/manifests/{v1}"), 202, ""),
+            row("it is gone", format!("GET /v2/shop/web/manifests/{v1}"), 404, "MANIFEST_UNKNOWN"),
+            row("twice", format!("DELETE /v2/shop/web/manifests/{v1}"), 404, "MANIFEST_UNKNOWN"),
+            row("a manifest with a tag", format!("DELETE /v2/shop/web/manifests/{other}"), 202, ""),
+            row("its tag went with it", "GET /v2/shop/web/manifests/v3", 404, "MANIFEST_UNKNOWN"),
+            row("blobs go by themselves", format!("DELETE /v2/shop/web/blobs/{layer}"), 405, "UNSUPPORTED"),
+            row("no such method", "POST /v2/shop/web/tags/list", 405, "UNSUPPORTED"),
+        ],
+    )
     .await;
     // What was pushed may be pushed again.
     assert_eq!(desk.push("alice", "shop/web", "v1", "hello").await, v1);

@@ -1,9 +1,9 @@
 //! Who may what: passes, roles, strangers, what is open to everybody, and tags that never change.
 
 use super::*;
+use crate::ops::identity::{AppCredentialWish, Login, ProjectRef, Proof, ScopeWish};
 use amphi_api::RepositoryId;
 use amphi_api::repository::{RepositoryChange, RepositoryVisibility, Retention};
-use crate::ops::identity::{AppCredentialWish, Login, ProjectRef, Proof, ScopeWish};
 use jiff::{SignedDuration, Timestamp};
 
 #[tokio::test]
@@ -35,7 +35,9 @@ async fn passes() {
     let token = |pass: Answer| format!("Bearer {}", pass.json()["token"].as_str().unwrap());
     let narrow = token(desk.pass("alice", "service=amphi&scope=repository:shop/web:pull").await);
     assert_eq!(desk.plain("GET /v2/shop/web/manifests/v1", Some(&narrow)).await.status, 200);
-    for beyond in ["GET /v2/shop/api/tags/list", "POST /v2/shop/web/blobs/uploads/", "DELETE /v2/shop/web/manifests/v1"] {
+    for beyond in
+        ["GET /v2/shop/api/tags/list", "POST /v2/shop/web/blobs/uploads/", "DELETE /v2/shop/web/manifests/v1"]
+    {
         let refused = desk.plain(beyond, Some(&narrow)).await;
         assert_eq!(refused.status, 401, "{beyond}");
         assert!(refused.header("www-authenticate").ends_with("error=\"insufficient_scope\""));
@@ -141,7 +143,10 @@ async fn what_is_public_and_what_never_changes() {
         assert_eq!(desk.ask(who, &blob, &[], b"").await.status, 200, "{who}");
         let hidden = format!("GET /v2/shop/web/blobs/{}", digest(&tar("secret")));
         assert_eq!(desk.ask(who, &hidden, &[], b"").await.status, 404, "{who}: of another repository");
-        assert_eq!(desk.ask(who, &format!("GET /v2/shop/web/manifests/{secret}"), &[], b"").await.status, 404);
+        assert_eq!(
+            desk.ask(who, &format!("GET /v2/shop/web/manifests/{secret}"), &[], b"").await.status,
+            404
+        );
         assert_eq!(desk.ask(who, "GET /v2/shop/secret/manifests/v1", &[], b"").await.status, 401);
     }
     let mount = format!("POST /v2/other/x/blobs/uploads/?mount={}&from=shop/web", digest(&tar("hello")));
