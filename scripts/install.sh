@@ -10,6 +10,7 @@ packages=(
   lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives
   busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
   user-mode-linux                                       # the device-mapper lane
+  skopeo                                                # container images, in and out of the registry
   iproute2 ethtool iperf3 iputils-ping curl jq openssh-client   # the lab and its tests
   libfaketime                                           # clocks that go wrong
   python3 python3-venv                                  # OpenStack's clients

@@ -86,6 +86,8 @@ id!(/// An offer of a volume to another project.
     VolumeTransferId);
 id!(/// An image of the catalogue.
     ImageId);
+id!(/// A repository of container images: made of its project and its name.
+    RepositoryId);
 id!(/// One exchange of an instance's body.
     ExchangeId);
 id!(/// One failover of a host.
@@ -100,6 +102,13 @@ id!(/// A scaling group: so many instances of one template.
 impl ProjectId {
     /// The project that exists before anyone has made one.
     pub const DEFAULT: ProjectId = ProjectId(Uuid::from_u128(0x616d_7068_6900_7000_8000_0000_0000_0001));
+}
+
+impl RepositoryId {
+    /// The repository of this name in the project: no project has a name twice.
+    pub fn of(project: ProjectId, name: &str) -> Self {
+        Self(Uuid::new_v5(&project.0, format!("repository {name}").as_bytes()))
+    }
 }
 
 /// What LVM's ids of volume groups are named under.

@@ -73,6 +73,9 @@ enum Noun {
     /// Images that bodies start from.
     #[command(subcommand)]
     Image(noun::image::Command),
+    /// Repositories of container images, as `docker push` makes them: tags and policies.
+    #[command(subcommand, alias = "repo")]
+    Repository(noun::repository::Command),
     /// Sets of containers: check a description, create an instance.
     #[command(subcommand)]
     Set(noun::set::Command),
@@ -156,6 +159,7 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::Network(command) => command.run(session).await,
         Noun::SecurityGroup(command) => command.run(session).await,
         Noun::Image(command) => command.run(session).await,
+        Noun::Repository(command) => command.run(session).await,
         Noun::Set(command) => command.run(session).await,
         Noun::Group(command) => command.run(session).await,
         Noun::Vm(command) => command.run(session).await,
@@ -232,8 +236,17 @@ mod tests {
     }
 
     #[test]
+    fn repositories() {
+        let parse =
+            |words: &[&str]| Arguments::try_parse_from([&["amphi", "repository"], words].concat()).is_ok();
+        assert!(parse(&["list"]) && parse(&["tags", "web"]) && parse(&["untag", "web", "v1"]));
+        assert!(parse(&["policy", "web", "--immutable", "v*", "--keep-last", "5", "--untagged-days", "-1"]));
+        assert!(!parse(&["policy", "web", "--visibility", "shared"]) && !parse(&["untag", "web"]));
+    }
+
+    #[test]
     fn the_orders_of_pages_are_orders() {
-        for (page, least) in [("groups", 15), ("import", 9)] {
+        for (page, least) in [("groups", 15), ("import", 9), ("registry", 5)] {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/{page}.md"));
             let text = std::fs::read_to_string(path).unwrap();
             let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());

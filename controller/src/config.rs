@@ -2,6 +2,7 @@
 //! left out is a setting that somebody believes in.
 
 use crate::fence::{Fence, FenceConfig};
+use crate::mirror::MirrorConfig;
 use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -52,6 +53,9 @@ pub struct Config {
     pub recycle_hours: u32,
     #[serde(default)]
     pub failover: FailoverConfig,
+    /// Outside registries whose images are to be had as `mirror/NAME/…`.
+    #[serde(default)]
+    pub mirror: BTreeMap<String, MirrorConfig>,
 }
 
 /// `[failover]`.

@@ -9,6 +9,7 @@ pub mod faces;
 pub mod fence;
 pub mod images;
 pub mod leases;
+pub mod mirror;
 pub mod model;
 pub mod network;
 pub mod ops;

@@ -8,6 +8,7 @@ use amphi_controller::faces::hosts::{self, Links};
 use amphi_controller::faces::native::Native;
 use amphi_controller::faces::side::Side;
 use amphi_controller::images::BlobStore;
+use amphi_controller::mirror::Mirror;
 use amphi_controller::network::Southbound;
 use amphi_controller::ops::{Ops, Settings, World};
 use amphi_controller::pki::{self, Ca};
@@ -87,12 +88,13 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     }
 
     ops.make_default_flavors().await?;
+    let mirror = Mirror::open(ops.clone(), &config.mirror)?;
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
-    let tasks: [Arc<dyn Task>; 13] = [
+    let tasks: [Arc<dyn Task>; 14] = [
         Arc::new(failover),
         Arc::new(tasks::Blobs { ops: ops.clone() }),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
@@ -100,6 +102,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::Leases::new(ops.clone())),
         Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
+        Arc::new(tasks::Retention { ops: ops.clone() }),
         Arc::new(tasks::ScalingGroups { ops: ops.clone() }),
         Arc::new(tasks::Rollouts { ops: ops.clone() }),
         Arc::new(tasks::Statuses { ops: ops.clone() }),
@@ -127,7 +130,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     };
     let address = listener.local_addr()?;
-    let service = faces::of_one_listener(Native { ops }, &token, config.public_url.as_deref());
+    let service = faces::of_one_listener(Native { ops }, mirror, &token, config.public_url.as_deref());
     let service = service.into_make_service_with_connect_info::<SocketAddr>();
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());

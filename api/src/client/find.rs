@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::instance::Instance;
 use crate::network::{Network, SecurityGroup};
+use crate::repository::Repository;
 use crate::volume::{Snapshot, Volume};
 
 /// A thing of a list, as people call it.
@@ -32,7 +33,7 @@ macro_rules! named {
 
 named! {
     Host: "host", Network: "network", SecurityGroup: "security group", Image: "image",
-    Instance: "instance", Volume: "volume", Snapshot: "snapshot", Group: "group",
+    Instance: "instance", Volume: "volume", Snapshot: "snapshot", Group: "group", Repository: "repository",
 }
 
 /// The one thing that `text` means: the one with this id (also in other letter case), else the only one of this name.
@@ -76,6 +77,8 @@ find! {
     find_security_group, security_groups, SecurityGroup;
     /// An image by id or name.
     find_image, images, Image;
+    /// A repository by id or name.
+    find_repository, repositories, Repository;
     /// A scaling group by id or name.
     find_group, groups, Group;
     /// An instance by id or name.

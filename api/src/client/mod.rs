@@ -5,6 +5,7 @@
 mod error;
 mod find;
 mod groups;
+mod repositories;
 mod rollouts;
 mod routes;
 mod streams;

@@ -19,6 +19,7 @@ pub mod network;
 pub mod place;
 pub mod port;
 pub mod recycle_bin;
+pub mod repository;
 pub mod resize;
 pub mod rollout;
 pub mod security_group;

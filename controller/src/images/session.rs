@@ -125,6 +125,11 @@ impl BlobStore {
         }
     }
 
+    /// The file that an upload's bytes go to, for those who read behind the one that writes.
+    pub async fn open_upload(&self, id: UploadId) -> Result<File, BlobError> {
+        File::open(self.dir_of(id).join("data")).await.map_err(io("read an upload"))
+    }
+
     /// Takes bytes behind those that are here; how many there are then. `at`: where they begin, by the sender.
     pub async fn append<E: fmt::Display>(
         &self,

@@ -22,6 +22,7 @@ pub mod network;
 mod passes;
 mod past;
 mod quota;
+mod repository;
 mod rollout;
 mod scaling_group;
 mod server_group;
@@ -64,6 +65,9 @@ pub use network::{
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use repository::{
+    LinkKey, LinkRecord, LinkSight, Mirrored, RepositoryRecord, TagKey, TagRecord, links_due, tags_due,
+};
 pub use rollout::{
     RevisionKey, RevisionRecord, Rolling, RolloutRecord, RolloutSight, RolloutStep, needs_new_body,
     rollout_step,

@@ -375,6 +375,11 @@ impl View {
                 key.project == scope || image.is_some_and(open)
             }
             Namer::Archive(_) => false,
+            Namer::Mirror(key) => {
+                let link = self.links.get(key);
+                let repository = link.and_then(|link| self.repositories.get(link.repository));
+                repository.is_some_and(|repository| repository.project == scope)
+            }
         };
         lent(digest)
             || self.named.by(digest).any(|namer| match namer {

@@ -47,6 +47,8 @@ pub mod ports;
 mod qos;
 pub mod quotas;
 mod reach;
+pub mod registry;
+mod repositories;
 mod resizing;
 mod resolve;
 mod rollouts;

@@ -1,6 +1,8 @@
 //! Who names which blob, kept as records come and go: what keeps a blob, and what lets a project see it.
 
-use crate::model::{BlobRecord, Digest, ImageRecord, ManifestKey, ManifestRecord};
+use crate::model::{
+    BlobRecord, Digest, ImageRecord, LinkKey, LinkRecord, ManifestKey, ManifestRecord, Record,
+};
 use amphi_api::ImageId;
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,6 +13,8 @@ pub enum Namer {
     Manifest(ManifestKey),
     /// An archive that was taken apart names its parts.
     Archive(Digest),
+    /// A mirror's manifest, whose blobs come when they are asked for.
+    Mirror(LinkKey),
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +56,11 @@ impl Named {
             let parts = record.archive.iter().flat_map(|parts| parts.blobs());
             (Namer::Archive(record.digest), digests(parts))
         };
+        self.change(before.map(of), now.map(of));
+    }
+
+    pub(super) fn link(&mut self, before: Option<&LinkRecord>, now: Option<&LinkRecord>) {
+        let of = |record: &LinkRecord| (Namer::Mirror(record.id()), record.keeps().collect());
         self.change(before.map(of), now.map(of));
     }
 

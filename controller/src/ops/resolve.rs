@@ -2,7 +2,7 @@
 
 use super::view::{Row, Table};
 use super::{OpsError, View};
-use crate::model::{BodyRecord, GIB, HostRecord, ImageRecord, Record, Visibility};
+use crate::model::{BodyRecord, GIB, HostRecord, ImageRecord, Record};
 use amphi_api::image::{ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, BodySpec, VmSpec};
 use amphi_api::set::{MemberSpec, SetSpec};
@@ -73,27 +73,33 @@ fn visible_image<'a>(
     text: &str,
 ) -> Result<&'a Row<ImageRecord>, OpsError> {
     let by_id = text.parse().ok().and_then(|id| view.images.get(id));
-    if let Some(row) = by_id.filter(|row| may_start_from(row, scope)) {
+    if let Some(row) = by_id.filter(|row| may_start_from(view, row, scope)) {
         return Ok(row);
     }
     let own = named(&view.images, scope, place, text);
+    // `web:v1` and `shop/web:v1` mean what the tag names now. Images that were pushed are named as their repository: of
+    // several, `web` is the one of `latest`.
+    if let Some(tagged) = view.tagged(scope, text) {
+        return match &own {
+            Ok(other) if other.id != tagged.id => Err(OpsError::taken(
+                place,
+                format!("'{text}' is the name of an image and a tag that names another; give the id"),
+            )),
+            _ => Ok(tagged),
+        };
+    }
     if own.is_ok() {
         return own;
     }
-    let mut others = view.images.iter().filter(|i| i.name == text && may_start_from(i, scope));
+    let mut others = view.images.iter().filter(|i| i.name == text && may_start_from(view, i, scope));
     match (others.next(), others.next()) {
         (Some(one), None) => Ok(one),
         _ => own,
     }
 }
 
-fn may_start_from(image: &ImageRecord, scope: ProjectId) -> bool {
-    image.project == scope
-        || match image.traits.visibility {
-            Visibility::Public | Visibility::Community => true,
-            Visibility::Shared => image.traits.members.contains_key(&scope),
-            Visibility::Private => false,
-        }
+fn may_start_from(view: &View, image: &ImageRecord, scope: ProjectId) -> bool {
+    image.open_to(scope) || view.published(image)
 }
 
 /// An image that a project's instances may be made of, in the words of nova where it cannot be.

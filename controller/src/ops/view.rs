@@ -198,6 +198,9 @@ pub struct View {
     pub aggregates: Table<AggregateRecord>,
     pub quotas: Table<QuotaRecord>,
     pub past_instances: Table<PastInstanceRecord>,
+    pub repositories: Table<RepositoryRecord>,
+    pub links: Table<LinkRecord>,
+    pub tags: Table<TagRecord>,
     sums: HashMap<ProjectId, Sums>,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
@@ -490,6 +493,12 @@ impl View {
             VolumeTypeRecord::PREFIX => drop(self.volume_types.put(read!(), version)),
             VolumeTransferRecord::PREFIX => drop(self.volume_transfers.put(read!(), version)),
             PastInstanceRecord::PREFIX => drop(self.past_instances.put(read!(), version)),
+            RepositoryRecord::PREFIX => drop(self.repositories.put(read!(), version)),
+            LinkRecord::PREFIX => {
+                let (id, before) = self.links.put(read!(), version);
+                self.named.link(before.as_deref(), self.links.get(id).map(|row| &**row));
+            }
+            TagRecord::PREFIX => drop(self.tags.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
                 if let Some(before) = before {
@@ -699,6 +708,12 @@ impl View {
             VolumeTypeRecord::PREFIX => drop(remove(&mut self.volume_types, id)),
             VolumeTransferRecord::PREFIX => drop(remove(&mut self.volume_transfers, id)),
             PastInstanceRecord::PREFIX => drop(remove(&mut self.past_instances, id)),
+            RepositoryRecord::PREFIX => drop(remove(&mut self.repositories, id)),
+            LinkRecord::PREFIX => {
+                let before = remove(&mut self.links, id);
+                self.named.link(before.as_deref(), None);
+            }
+            TagRecord::PREFIX => drop(remove(&mut self.tags, id)),
             ExchangeRecord::PREFIX => {
                 let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));
                 for (id, host) in journey.iter().flat_map(|(id, j)| [(id, j.from), (id, j.to)]) {

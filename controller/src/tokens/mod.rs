@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// Longest token that is looked at, in characters.
-const TEXT_MAX: usize = 1024;
+/// Longest token that is looked at, in characters: a registry's pass names repositories.
+const TEXT_MAX: usize = 4096;
 
 /// How somebody showed who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ mod images;
 mod instances;
 mod networks;
 mod placements;
+mod repositories;
 mod rollouts;
 mod scaling_groups;
 mod shape;
@@ -94,6 +95,10 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show, images::delete))
         .routes(routes!(images::put_blob))
+        .routes(routes!(repositories::list))
+        .routes(routes!(repositories::show, repositories::change, repositories::delete))
+        .routes(routes!(repositories::tags))
+        .routes(routes!(repositories::untag))
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::show, instances::delete))
         .routes(routes!(instances::start))

@@ -103,7 +103,7 @@ pub(super) async fn identify(
 pub struct Base(pub String);
 
 impl Base {
-    fn of(headers: &HeaderMap) -> Self {
+    pub fn of(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| decent(v));
         let scheme = text("x-forwarded-proto").filter(|s| matches!(*s, "http" | "https")).unwrap_or("http");
         let host = text("x-forwarded-host").or_else(|| text("host")).unwrap_or("localhost");
