@@ -358,8 +358,10 @@ async fn a_blob_that_many_want_is_sent_to_the_first() {
     let bytes = vec![7; 3 << 20];
     let parts = futures_util::stream::iter([Ok::<_, String>(bytes::Bytes::from(bytes.clone()))]);
     let put = face.blobs.put(parts, None).await.unwrap();
-    *face.records.allowed.lock().unwrap() = put.sha256.clone();
-    let get = format!("GET /hosts/v1/blobs/{}", put.sha256);
+    let sha256 = put.digest.to_string();
+    face.records.places.lock().unwrap().insert(sha256.clone(), put.place);
+    *face.records.allowed.lock().unwrap() = sha256.clone();
+    let get = format!("GET /hosts/v1/blobs/{sha256}");
     let sharing = with(&get, "Amphi-Blob-Peers: yes");
     let hosts: Vec<HostId> = (0..3).map(|_| HostId::new()).collect();
     let papers: Vec<Papers> = hosts.iter().map(|host| face.papers(*host)).collect();

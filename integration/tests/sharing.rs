@@ -6,8 +6,8 @@ use amphi_api::image::Blob;
 use amphi_api::lease::LeaseTiming;
 use amphi_api::wire::{FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest, PROTOCOL};
 use amphi_api::{ErrorCode, HostId, ImageId};
-use amphi_controller::faces::hosts::{self, HostSide, Links, Refusal, State};
-use amphi_controller::images::BlobStore;
+use amphi_controller::faces::hosts::{self, BlobStream, HostSide, Links, Refusal, State};
+use amphi_controller::images::{BlobRead, BlobStore};
 use amphi_controller::leases::Leases;
 use amphi_controller::pki::Ca;
 use amphi_hostsrv::blobs::ControllerBlobs;
@@ -35,9 +35,11 @@ const SIZE: usize = 24 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The records' side: who listens where, and that everything is everybody's.
-#[derive(Default)]
 struct Records {
     listens: Mutex<BTreeMap<HostId, SocketAddr>>,
+    blobs: BlobStore,
+    /// Where the one blob lies in the store.
+    place: String,
 }
 
 #[async_trait::async_trait]
@@ -60,6 +62,14 @@ impl HostSide for Records {
     }
     async fn blob_allowed(&self, _: HostId, _: &str) -> bool {
         true
+    }
+    async fn read_blob(&self, sha256: &str, from: u64) -> Result<(BlobRead, u64), Refusal> {
+        let refused = |text: String| Refusal::new(ErrorCode::NotFound, text);
+        let digest = sha256.parse().map_err(|_| refused(format!("{sha256} is no digest")))?;
+        self.blobs.read(digest, &self.place, from).await.map_err(|error| refused(error.to_string()))
+    }
+    async fn take_export(&self, _: ImageId, _: &str, _: BlobStream) -> Result<(), Refusal> {
+        Err(Refusal::new(ErrorCode::Forbidden, "nobody exports here"))
     }
     fn listens_at(&self, host: HostId) -> Option<SocketAddr> {
         self.listens.lock().unwrap().get(&host).copied()
@@ -201,17 +211,18 @@ fn many_pulls_cost_the_controller_few_copies() {
 async fn story() {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::open(&dir.path().join("ca")).unwrap();
-    let (records, links) = (Arc::new(Records::default()), Arc::new(Links::new(Duration::from_secs(5))));
-    let blobs = Arc::new(BlobStore::open(&dir.path().join("store")).await.unwrap());
+    let links = Arc::new(Links::new(Duration::from_secs(5)));
+    let blobs = BlobStore::open(&dir.path().join("store")).await.unwrap();
     let bytes: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8 ^ (n >> 13) as u8).collect();
     let upload = futures_util::stream::iter([Ok::<_, String>(bytes.clone().into())]);
     let put = blobs.put(upload, None).await.unwrap();
-    let blob = Blob { sha256: put.sha256, size: put.size };
+    let blob = Blob { sha256: put.digest.to_string(), size: put.size };
+    let records = Arc::new(Records { listens: Mutex::default(), blobs, place: put.place });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let face = listener.local_addr().unwrap();
     let tls = ca.server_config(&["127.0.0.1".into()]).unwrap();
     let leases = Arc::new(Leases::new(LeaseTiming::default(), true));
-    let state = State { side: records.clone(), links: links.clone(), blobs, leases };
+    let state = State { side: records.clone(), links: links.clone(), leases };
     tokio::spawn(hosts::serve(listener, tls, state, std::future::pending()));
     let (front, count) = counting(face).await;
 

@@ -306,7 +306,7 @@ impl Target {
             }
         };
         let image = one.image.as_ref().map(need).transpose()?;
-        let vm = image.map(|image| BodySpec::Vm(VmSpec { image, root_gib: one.root_gib }));
+        let vm = image.map(|image| BodySpec::Vm(VmSpec::new(image, one.root_gib)));
         let mut metadata: BTreeMap<String, String> = one.metadata.clone();
         metadata.insert(KEY.into(), item.mark.clone());
         let request = InstanceCreate {
