@@ -1,6 +1,6 @@
 # The README's commands. Everything here runs as root; anybody else goes through sudo.
 SHELL := /bin/bash
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
 .PHONY: run up down test tempest bench chaos fuzz lint install build images clients
@@ -29,6 +29,7 @@ tempest: install
 bench: install build images
 	target/debug/amphi-lab bench-services
 	$(LAB) bench
+	AMPHI_HUNDRED=100 $(SUDO) cargo nextest run --workspace --no-capture --test hundred
 
 # Hosts that fail in every way that docs/failover.md names. The long form:
 # make chaos CHAOS="--rounds 100 --instances 50 --outage 600 --minutes 120"

@@ -102,8 +102,15 @@ pub struct HostSpec {
     /// What it can hold bodies to; none: its agent does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
+    /// How much of the controller's words its agent knows; 0: it does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wire: u32,
     /// Version of the agent.
     pub agent_version: String,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]

@@ -22,6 +22,7 @@ pub mod resize;
 pub mod rollout;
 pub mod set;
 pub mod streams;
+pub mod unread;
 pub mod validate;
 pub mod volume;
 pub mod wire;

@@ -104,7 +104,7 @@ impl InstanceResize {
 /// Something that is ordered and not so, while the body is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct Condition {
-    /// A stable word for machines: `limits_refused`, `next_start`, `not_on_this_host`.
+    /// A stable word for machines: `limits_refused`, `next_start`, `not_on_this_host`, `needs_newer_agent`.
     pub code: String,
     pub message: String,
 }

@@ -295,6 +295,7 @@ fn hello(name: &str) -> FromHost {
         moves_at: None,
         takes_passes: false,
         isolation: None,
+        wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),
     };
     FromHost::Hello { protocol: PROTOCOL, spec }

@@ -121,6 +121,7 @@ impl Facts {
             moves_at: Some(config.moves_listen()),
             takes_passes: true,
             isolation: Some(self.isolation.clone()),
+            wire: amphi_api::wire::WIRE,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

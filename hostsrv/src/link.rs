@@ -10,6 +10,7 @@ use amphi_api::HostId;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
+use amphi_api::unread::{self, Unread};
 use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
 use anyhow::{Context, bail};
 use futures_util::{SinkExt, StreamExt};
@@ -150,7 +151,7 @@ async fn session(
                 heard = Instant::now();
                 match message.context("the controller closed the link")?? {
                     Message::Text(text) => {
-                        let message = serde_json::from_str(&text).context("a message that this agent cannot read")?;
+                        let message = unread::to_host(&text).context("a message that this agent cannot read")?;
                         welcomed |= receive(message, boot, papers, reconciler, &voice.gauge, &answers, on_welcome)?;
                         continue;
                     }
@@ -201,7 +202,7 @@ async fn session(
 
 /// Takes one message; true when it was the welcome.
 fn receive(
-    message: ToHost,
+    (message, unread): (ToHost, Vec<Unread>),
     boot: Uuid,
     papers: &Arc<Papers>,
     reconciler: &Arc<Reconciler>,
@@ -216,7 +217,7 @@ fn receive(
         }
         ToHost::Desired(desired) => {
             let generation = desired.generation;
-            match reconciler.accept_in(boot, desired) {
+            match reconciler.accept_read(boot, desired, unread) {
                 Err(LedgerError::OtherBoot) => {
                     bail!("this host has fenced itself; the controller is asked anew")
                 }

@@ -6,14 +6,14 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amphi_api::PortId;
-use amphi_hostsrv::instance::PortGate;
+use amphi_api::{NetworkId, PortId};
+use amphi_hostsrv::instance::{PortAttachment, PortGate};
 use amphi_hostsrv::network::Flows;
 use amphi_hostsrv::network::ovs::{Chassis, Datapath};
 use amphi_ovsdb::{Client, Operation, Options, Row, Value};
 use common::engines::{BUSYBOX, OVN_NORTHBOUND, OVN_SOUTHBOUND};
 use common::plugin::{Plugin, wiring};
-use common::{PrivateHost, eventually, on_private_host};
+use common::{PrivateHost, eventually, on_private_host, run};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
@@ -113,6 +113,29 @@ fn the_first_instruction_reaches_the_neighbour() {
             opened(host, &one);
             host.docker(&["restart", "-t", "0", "member"]);
         }
+        // A neighbour that knows another MAC hears of the right one, whether it asks or not.
+        let pid = host.docker(&["inspect", "--format", "{{.State.Pid}}", "two"]);
+        let inside =
+            |args: &[&str]| run("nsenter", &[&["-t", pid.trim(), "-n", "ip", "neigh"], args].concat());
+        inside(&["replace", one.address, "lladdr", "0a:00:27:00:00:99", "dev", "eth0", "nud", "stale"]);
+        let attachment = PortAttachment {
+            id: PortId(one.id),
+            network: NetworkId(Uuid::nil()),
+            subnet: "10.7.0.0/24".parse().expect("a subnet"),
+            mac: one.mac.to_owned(),
+            address: format!("{}/24", one.address).parse().expect("an address"),
+            gateway: None,
+            dns: Vec::new(),
+            mtu: 1442,
+            segment: None,
+            further: Vec::new(),
+            routes: Vec::new(),
+        };
+        runtime.block_on(async { gate.announce(&attachment) });
+        eventually("the neighbour knows the new MAC", || {
+            let seen = inside(&["show", one.address]);
+            if seen.contains(one.mac) { Ok(()) } else { Err(seen) }
+        });
         // Nobody waits for ever for a port that OVN does not know.
         let stranger = gate.clone().with_limit(Duration::from_millis(100));
         assert!(!runtime.block_on(stranger.opened(PortId(Uuid::new_v4()))));

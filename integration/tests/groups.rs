@@ -365,6 +365,28 @@ fn live(
     let why = story.in_member("h1", load, "cat /tmp/bad 2>/dev/null; true").unwrap_or_default();
     ensure!(bad == 0, "{bad} errors beside {ok} answers: {why}");
 
+    println!("and another one where they are, under load");
+    let policy = json!({"update": {"max_unavailable": 1, "max_surge": 0, "drain_s": 4}});
+    story.stage.ask(client.change_group(id, &serde_json::from_value(policy)?))?;
+    let (ok, bad, began) = (count("ok")?, count("bad")?, Instant::now());
+    let order =
+        GroupUpdate { template: serde_json::from_value(template("three"))?, percent: None, canary: false };
+    story.stage.ask(client.update_group(id, &order))?;
+    let kept = story.until(id, "updated where they are", |g| done(g) && g.rollout.to == 3)?;
+    let places = |group: &Group| -> Vec<_> {
+        group.members.iter().map(|m| (m.instance, m.addresses.clone())).collect()
+    };
+    ensure!(places(&kept) == places(&updated), "{:?} instead of {:?}", kept.members, updated.members);
+    for member in &kept.members {
+        let host = member.host_name.clone().context("it has no host")?;
+        let served = story.in_member(&host, member.instance, "cat /tmp/www/index.html")?;
+        ensure!(served.trim() == "three", "it serves {served}");
+    }
+    let (ok, bad) = (count("ok")? - ok, count("bad")? - bad);
+    println!("  3 of 3 in {:.1} s: {ok} answers, {bad} errors", began.elapsed().as_secs_f64());
+    let why = story.in_member("h1", load, "cat /tmp/bad 2>/dev/null; true").unwrap_or_default();
+    ensure!(bad == 0 && ok > 20, "{bad} errors beside {ok} answers: {why}");
+
     println!("one that serves nothing any more is replaced");
     let ill = updated.members[0].clone();
     let host = ill.host_name.clone().context("it has no host")?;

@@ -54,6 +54,7 @@ fn host(number: u128) -> HostRecord {
             moves_at: None,
             takes_passes: false,
             isolation: None,
+            wire: amphi_api::wire::WIRE,
             agent_version: "0".into(),
         }),
         state_since: Timestamp::UNIX_EPOCH,

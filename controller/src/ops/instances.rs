@@ -8,6 +8,8 @@ use super::{Draft, FixedIpWish, ListQuery, Ops, OpsError, PortTarget, View, netw
 use crate::model::*;
 use crate::scheduler::Request;
 use amphi_api::instance::{BodySpec, Instance, InstanceAddress, InstanceCreate, InstanceVolume};
+use amphi_api::resize::Condition;
+use amphi_api::unread::NEEDS_NEWER_AGENT;
 use amphi_api::wire::BodyState;
 use amphi_api::{InstanceId, ProjectId, SecurityGroupId};
 use jiff::Timestamp;
@@ -174,6 +176,19 @@ fn existing_volume<'a>(
     Ok(Some(row))
 }
 
+/// What is ordered of the body and the host's agent does not know.
+fn passed_over(view: &View, record: &InstanceRecord) -> Option<Condition> {
+    let spec = record.host.and_then(|id| view.hosts.get(id))?.spec.as_ref()?;
+    let BodySpec::Vm(vm) = &record.body_of(record.body)?.spec else { return None };
+    (!vm.probes.is_default() && spec.wire < 1).then(|| {
+        let why = format!(
+            "the agent of {} does not know a VM's probes: nobody asks it; upgrade the agent",
+            spec.name
+        );
+        Condition::new(NEEDS_NEWER_AGENT, why)
+    })
+}
+
 fn is_alive(state: BodyState) -> bool {
     !matches!(state, BodyState::Stopped | BodyState::Absent)
 }
@@ -219,7 +234,12 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         twin: super::twins::told(view, record),
         fault: fault_of(record, record.host.and_then(|id| view.hosts.get(id)).map(|row| &*row.record)),
         resizing: current.is_some_and(|o| is_alive(o.state) && o.size.resizes < record.resizes),
-        conditions: current.map(|o| o.size.conditions.clone()).unwrap_or_default(),
+        conditions: current
+            .map(|o| o.size.conditions.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .chain(passed_over(view, record))
+            .collect(),
         lost: record.lost.clone(),
         created_at: record.created_at,
         updated_at: record.updated_at,

@@ -29,6 +29,7 @@ pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
         moves_at: None,
         takes_passes: false,
         isolation: None,
+        wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),
     }
 }

@@ -24,6 +24,7 @@ mod resizing;
 pub mod status;
 mod taking;
 mod turns;
+mod unread;
 
 use crate::images::ImageCache;
 use crate::instance::{Bell, BodyDriver};
@@ -78,6 +79,8 @@ pub struct Reconciler {
     copying: Copying,
     turns: Arc<Turns>,
     guests: guests::Guests,
+    /// What could not be read of the newest desired state.
+    unread: Mutex<Vec<amphi_api::unread::Unread>>,
     /// The last look, and when it began; see [`flip`].
     seen: Mutex<Option<(Instant, Arc<World>)>>,
     /// What was begun beside the loop since its look began, with the volumes in its hands. Held while something is begun so
@@ -114,6 +117,7 @@ impl Reconciler {
             copying: Copying::default(),
             turns: Arc::default(),
             guests: guests::Guests::default(),
+            unread: Mutex::default(),
             seen: Mutex::default(),
             flipped: Mutex::default(),
         })
@@ -489,6 +493,7 @@ impl Reconciler {
                 status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported);
             self.copying.tell(ledger.desired(), &memory, &mut next);
             self.tell_guests(ledger.desired(), |id| ledger.begun(id).restarts, &mut next);
+            self.tell_unread(&mut next);
             next
         };
         self.status.send_if_modified(|held| {

@@ -68,6 +68,7 @@ impl Home {
             moves_at: None,
             takes_passes: false,
             isolation: None,
+            wire: amphi_api::wire::WIRE,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

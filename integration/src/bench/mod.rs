@@ -5,6 +5,7 @@ mod bare;
 mod create;
 mod exchange;
 pub mod failover;
+mod figures;
 mod images;
 mod moves;
 mod rest;
@@ -39,6 +40,8 @@ pub enum Part {
     Images,
     /// What the daemons take while nothing happens.
     Rest,
+    /// What collecting the figures of 200 containers takes, and whether dockerd is asked for it.
+    Figures,
     /// A power cut of a host: until each of its instances answers from elsewhere.
     Failover,
     /// A move to another host with a volume, copied while it is stopped and ahead of that.
@@ -70,7 +73,7 @@ pub fn run(
     let wanted = |part: Part| only.is_empty() || only.contains(&part);
     let before = load();
     let mut figures = Vec::new();
-    if [Part::Create, Part::Exchange, Part::Images, Part::Rest].into_iter().any(wanted) {
+    if [Part::Create, Part::Exchange, Part::Images, Part::Rest, Part::Figures].into_iter().any(wanted) {
         figures.extend(on_one_host(layout.clone(), program, rounds, wanted, &mut unit)?);
     }
     if wanted(Part::Move) {
@@ -119,6 +122,10 @@ impl Bench<'_> {
         }
         if wanted(Part::Rest) {
             figures.extend(rest::measure(self)?);
+        }
+        // The last one: it puts a socket of its own before dockerd.
+        if wanted(Part::Figures) {
+            figures.extend(figures::measure(self)?);
         }
         Ok(figures)
     }

@@ -64,14 +64,14 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
 }
 
 /// A daemon of the lab.
-struct Process<'a> {
+pub(super) struct Process<'a> {
     lab: &'a Lab,
     node: &'static str,
     pid: i32,
 }
 
 impl<'a> Process<'a> {
-    fn of(lab: &'a Lab, node: &'static str, daemon: &str) -> Result<Self> {
+    pub(super) fn of(lab: &'a Lab, node: &'static str, daemon: &str) -> Result<Self> {
         let status = lab.status(node)?;
         let unit = status.units.iter().find(|u| u.name == daemon);
         let pid = unit.and_then(|u| u.pid).with_context(|| format!("{daemon} does not run on {node}"))?;
@@ -83,7 +83,7 @@ impl<'a> Process<'a> {
     }
 
     /// Seconds of CPU so far, its own and the kernel's for it, with those of ended children.
-    fn cpu(&self) -> Result<f64> {
+    pub(super) fn cpu(&self) -> Result<f64> {
         let per_second = sysconf(SysconfVar::CLK_TCK).context("clock ticks")?.context("clock ticks")?;
         Ok(ticks(&self.read("stat")?)? as f64 / per_second as f64)
     }

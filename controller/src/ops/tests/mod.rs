@@ -150,6 +150,7 @@ pub fn spec(name: &str) -> HostSpec {
         moves_at: None,
         takes_passes: false,
         isolation: None,
+        wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),
     }
 }

@@ -355,7 +355,7 @@ impl BodyDriver for SetDriver {
             self.shared.places.remove(instance).await?;
         }
         folders::remove(&self.shared.state_dir, instance, BodyKind::Set, epoch, remains).await?;
-        self.shared.networks.sweep(&self.shared.engine).await
+        self.shared.sweep_networks().await
     }
 
     async fn console_log(

@@ -42,12 +42,13 @@ impl Networks {
         Ok(guard)
     }
 
-    /// Removes our networks that no container names, running or not, ours or not.
-    pub async fn sweep(&self, engine: &Engine) -> Result<(), DriverError> {
+    /// Removes our networks that no container names, running or not, ours or not. True: Docker takes one of them for used,
+    /// as it does for a moment after many containers went at once.
+    pub async fn sweep(&self, engine: &Engine) -> Result<bool, DriverError> {
         let _alone = self.sweeping.write().await;
         let ours = list(engine, HashMap::from([("label", vec![labels::NETWORK])])).await?;
         if ours.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let options = ListContainersOptionsBuilder::default().all(true).build();
         let containers = engine
@@ -60,18 +61,21 @@ impl Networks {
             .filter_map(|container| container.network_settings?.networks)
             .flat_map(HashMap::into_keys)
             .collect();
+        let mut left = false;
         for name in ours.iter().filter(|name| !used.contains(*name)) {
             let doing = format!("remove network {name}");
             let removed = engine
                 .find(&doing, engine.limits.call, |docker| async move { docker.remove_network(name).await })
                 .await;
             match removed {
-                // Somebody took it up meanwhile: it stays.
-                Err(DriverError::EngineRefused { message, .. }) if message.contains("active endpoints") => {}
+                // Or somebody took it up meanwhile.
+                Err(DriverError::EngineRefused { message, .. }) if message.contains("active endpoints") => {
+                    left = true;
+                }
                 other => drop(other?),
             }
         }
-        Ok(())
+        Ok(left)
     }
 }
 

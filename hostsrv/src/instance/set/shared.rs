@@ -28,6 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
+/// How often, and how many times more, it is tried to remove a network that Docker takes for used.
+const SWEEP_AGAIN: Duration = Duration::from_millis(500);
+const SWEEPS: u32 = 20;
+
 /// What the driver's calls and its tasks share.
 pub struct Shared {
     pub engine: Engine,
@@ -136,6 +140,29 @@ impl Shared {
             join_all(ports.iter().map(|port| gate.opened(port.id))).await;
             ports.iter().for_each(|port| gate.announce(port));
         }
+    }
+
+    /// Removes networks that nobody names; what Docker does not let go of yet goes a little later.
+    pub async fn sweep_networks(self: &Arc<Self>) -> Result<(), DriverError> {
+        if !self.networks.sweep(&self.engine).await? {
+            return Ok(());
+        }
+        let shared = Arc::downgrade(self);
+        tokio::spawn(async move {
+            for _ in 0..SWEEPS {
+                tokio::time::sleep(SWEEP_AGAIN).await;
+                let Some(shared) = shared.upgrade() else { return };
+                match shared.networks.sweep(&shared.engine).await {
+                    Ok(false) => return,
+                    Ok(true) => {}
+                    Err(error) => tracing::debug!(%error, "networks that nobody names are left"),
+                }
+            }
+            tracing::warn!(
+                "Docker does not let go of a network that nobody names; the next removal tries again"
+            );
+        });
+        Ok(())
     }
 
     /// Orderly within `grace`, then by force. Docker counts in whole seconds.

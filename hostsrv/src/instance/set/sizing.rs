@@ -121,8 +121,10 @@ pub async fn resize(
         .sort_by_key(|change| std::cmp::Reverse(change.held.memory_bytes > Some(change.wanted.memory_bytes)));
     for (at, change) in changes.iter().enumerate() {
         if let Err(error) = apply(shared, change).await {
-            for done in &changes[..at] {
+            // This one may be half changed. Backwards: who got more gives it back before who got less has it again.
+            for done in changes[..=at].iter().rev() {
                 let before = before(done);
+                shared.roots.set_limit(&done.part.id, done.held.root_mib.unwrap_or(done.wanted.root_mib));
                 if let Err(error) = update(shared, done.part, &before).await {
                     tracing::warn!(%error, member = done.name, "its former limits cannot be brought back");
                 }

@@ -329,7 +329,7 @@ pub async fn execute(
     }
     drop(networks);
     if replug.is_some_and(|replug| !replug.difference.leave.is_empty()) {
-        shared.networks.sweep(&shared.engine).await?;
+        shared.sweep_networks().await?;
     }
     // Members can be made as soon as their anchor has an id; they cannot start before it runs. One that has a part of the
     // volume cannot be made before the volume is mounted, which is the anchor's doing.

@@ -110,6 +110,12 @@ pub fn hold(groups: &Groups, devices: &Devices, io: &MemberIo) -> std::io::Resul
     for (device, limit) in [(&devices.root, &io.root), (&devices.volume, &io.volume)] {
         let Some(device) = device else { continue };
         let (unified, dir) = match groups {
+            // Without the controller there is no such file: what is not wanted need not be written, the rest is refused.
+            Groups::Unified(dir) if !dir.join("io.max").exists() && limit.is_none() => continue,
+            Groups::Unified(dir) if !dir.join("io.max").exists() => {
+                let why = "rates of devices need the kernel's io controller, which containers of this host do not have";
+                return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, why));
+            }
             Groups::Unified(dir) => (true, dir.as_path()),
             Groups::Split(_) => match groups.controller("blkio") {
                 Some(dir) => (false, dir),
@@ -202,6 +208,19 @@ mod tests {
         assert_eq!(held(&groups, &devices).1, None, "no device, no rate");
         let none = Groups::Split(vec![("memory".to_owned(), dir.path().to_owned())]);
         assert_eq!(held(&none, &devices), (None, None), "no blkio, no rate");
+    }
+
+    #[test]
+    fn without_the_io_controller_a_rate_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let groups = Groups::Unified(dir.path().to_owned());
+        let devices = Devices { root: Some("8:0".into()), volume: Some("8:16".into()) };
+        hold(&groups, &devices, &MemberIo::default()).expect("nothing is wanted");
+        let io = MemberIo { volume: LIMIT, ..MemberIo::default() };
+        let refused = hold(&groups, &devices, &io).expect_err("it cannot be held");
+        assert!(refused.to_string().contains("io controller"), "{refused}");
+        std::fs::write(dir.path().join("io.max"), "").expect("a file");
+        hold(&groups, &devices, &io).expect("written");
     }
 
     #[test]
