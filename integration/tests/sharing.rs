@@ -128,14 +128,15 @@ fn papers(folder: &Path, url: &str, ca: &Ca, host: HostId) {
     let request = rcgen::CertificateParams::new(vec![]).unwrap().serialize_request(&key).unwrap();
     let certificate = ca.sign_host(&request.pem().unwrap(), host).unwrap();
     std::fs::create_dir_all(folder).unwrap();
-    let id = host.to_string();
-    for (name, text) in [
+    let (id, key) = (host.to_string(), key.serialize_pem());
+    let files: [(&str, &str); 5] = [
         ("url", url),
         ("host-id", &id),
         ("ca.pem", ca.pem()),
         ("host.pem", &certificate),
-        ("host.key", &key.serialize_pem()),
-    ] {
+        ("host.key", &key),
+    ];
+    for (name, text) in files {
         std::fs::write(folder.join(name), text).unwrap();
     }
 }
