@@ -35,9 +35,9 @@ const SIZE: usize = 24 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The records' side: who listens where, and that everything is everybody's.
-#[derive(Default)]
 struct Records {
     listens: Mutex<BTreeMap<HostId, SocketAddr>>,
+    generation: watch::Sender<u64>,
 }
 
 #[async_trait::async_trait]
@@ -56,7 +56,7 @@ impl HostSide for Records {
         Arc::new(HostDesired::empty(host))
     }
     fn desired_generation(&self, _: HostId) -> watch::Receiver<u64> {
-        watch::channel(1).1
+        self.generation.subscribe()
     }
     async fn blob_allowed(&self, _: HostId, _: &str) -> bool {
         true
@@ -202,7 +202,8 @@ fn many_pulls_cost_the_controller_few_copies() {
 async fn story() {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::open(&dir.path().join("ca")).unwrap();
-    let (records, links) = (Arc::new(Records::default()), Arc::new(Links::new(Duration::from_secs(5))));
+    let records = Arc::new(Records { listens: Mutex::default(), generation: watch::Sender::new(1) });
+    let links = Arc::new(Links::new(Duration::from_secs(5)));
     let blobs = Arc::new(BlobStore::open(&dir.path().join("store")).await.unwrap());
     let bytes: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8 ^ (n >> 13) as u8).collect();
     let upload = futures_util::stream::iter([Ok::<_, String>(bytes.clone().into())]);
@@ -228,13 +229,17 @@ async fn story() {
         records.listens.lock().unwrap().insert(*host, gate(&folder, cache.clone()).await);
         caches.push(cache);
     }
-    while !hosts.iter().all(|host| links.is_up(*host)) {
-        tokio::task::yield_now().await;
-    }
+    let up = async {
+        while !hosts.iter().all(|host| links.is_up(*host)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE / 4, up).await.expect("all links are up");
 
     let image = ImageId::new();
     let pulls = caches.iter().flat_map(|cache| (0..EACH).map(|_| cache.ensure_blob(image, &blob)));
-    for pulled in join_all(pulls).await {
+    let pulled = tokio::time::timeout(PATIENCE / 2, join_all(pulls)).await.expect("all pulls end");
+    for pulled in pulled {
         assert!(std::fs::read(pulled.unwrap()).unwrap() == bytes);
     }
     let copies = count.load(Ordering::SeqCst) as f64 / SIZE as f64;
