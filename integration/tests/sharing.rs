@@ -40,6 +40,7 @@ struct Records {
     blobs: BlobStore,
     /// Where the one blob lies in the store.
     place: String,
+    generation: watch::Sender<u64>,
 }
 
 #[async_trait::async_trait]
@@ -58,7 +59,7 @@ impl HostSide for Records {
         Arc::new(HostDesired::empty(host))
     }
     fn desired_generation(&self, _: HostId) -> watch::Receiver<u64> {
-        watch::channel(1).1
+        self.generation.subscribe()
     }
     async fn blob_allowed(&self, _: HostId, _: &str) -> bool {
         true
@@ -138,14 +139,15 @@ fn papers(folder: &Path, url: &str, ca: &Ca, host: HostId) {
     let request = rcgen::CertificateParams::new(vec![]).unwrap().serialize_request(&key).unwrap();
     let certificate = ca.sign_host(&request.pem().unwrap(), host).unwrap();
     std::fs::create_dir_all(folder).unwrap();
-    let id = host.to_string();
-    for (name, text) in [
+    let (id, key) = (host.to_string(), key.serialize_pem());
+    let files: [(&str, &str); 5] = [
         ("url", url),
         ("host-id", &id),
         ("ca.pem", ca.pem()),
         ("host.pem", &certificate),
-        ("host.key", &key.serialize_pem()),
-    ] {
+        ("host.key", &key),
+    ];
+    for (name, text) in files {
         std::fs::write(folder.join(name), text).unwrap();
     }
 }
@@ -217,7 +219,12 @@ async fn story() {
     let upload = futures_util::stream::iter([Ok::<_, String>(bytes.clone().into())]);
     let put = blobs.put(upload, None).await.unwrap();
     let blob = Blob { sha256: put.digest.to_string(), size: put.size };
-    let records = Arc::new(Records { listens: Mutex::default(), blobs, place: put.place });
+    let records = Arc::new(Records {
+        listens: Mutex::default(),
+        blobs,
+        place: put.place,
+        generation: watch::Sender::new(1),
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let face = listener.local_addr().unwrap();
     let tls = ca.server_config(&["127.0.0.1".into()]).unwrap();
@@ -238,13 +245,17 @@ async fn story() {
         records.listens.lock().unwrap().insert(*host, gate(&folder, cache.clone()).await);
         caches.push(cache);
     }
-    while !hosts.iter().all(|host| links.is_up(*host)) {
-        tokio::task::yield_now().await;
-    }
+    let up = async {
+        while !hosts.iter().all(|host| links.is_up(*host)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE / 4, up).await.expect("all links are up");
 
     let image = ImageId::new();
     let pulls = caches.iter().flat_map(|cache| (0..EACH).map(|_| cache.ensure_blob(image, &blob)));
-    for pulled in join_all(pulls).await {
+    let pulled = tokio::time::timeout(PATIENCE / 2, join_all(pulls)).await.expect("all pulls end");
+    for pulled in pulled {
         assert!(std::fs::read(pulled.unwrap()).unwrap() == bytes);
     }
     let copies = count.load(Ordering::SeqCst) as f64 / SIZE as f64;

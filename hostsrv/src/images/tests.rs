@@ -307,6 +307,7 @@ async fn a_blob_that_was_changed_is_fetched_again() {
 #[tokio::test]
 async fn a_flipped_bit_is_found_while_it_is_handed_on() {
     let all = setup_of(Mood::Honest, 1_000_000);
+    all.ensure().await.unwrap();
     assert!(all.read().await.1.is_none());
     flip(&all.path(), 500_000);
     let (bytes, trouble) = all.read().await;

@@ -444,35 +444,3 @@ fn a_dockerd_that_dies_in_a_pull_goes_on_with_the_next() {
         assert!(sent < 1 << 20, "what had come by then is not sent again: {sent}");
     });
 }
-
-#[test]
-#[ignore = "a measurement; run it by name on a quiet machine"]
-fn a_first_pull_beside_a_load() {
-    on_private_host("pulls::a_first_pull_beside_a_load", |host| {
-        let pulls = Pulls::new(host);
-        let mut ratios = Vec::new();
-        for round in 0..3 {
-            let tars = |seed: u8| -> Vec<Vec<u8>> {
-                let bytes = |n: u8, mib: usize| layer_of(&[("b", &noise(seed + n, mib << 20))], &[]);
-                vec![busybox(), bytes(1, 80), bytes(2, 60), bytes(3, 40), bytes(4, 20)]
-            };
-            let ours = pulls.image(&tars(round * 10));
-            let before = Instant::now();
-            pulls.prepare(&ours).expect("prepared");
-            let pull = before.elapsed();
-            pulls.stage.host.docker(&["rmi", "-f", &id_of(&ours)]);
-
-            let loaded = pulls.image(&tars(100 + round * 10));
-            pulls.prepare(&loaded).expect("prepared");
-            let archive = pulls.stage.host.path("load.tar").display().to_string();
-            pulls.stage.host.docker(&["save", "-o", &archive, &id_of(&loaded)]);
-            pulls.stage.host.docker(&["rmi", "-f", &id_of(&loaded)]);
-            let before = Instant::now();
-            pulls.stage.host.docker(&["load", "-q", "-i", &archive]);
-            let load = before.elapsed();
-            pulls.stage.host.docker(&["rmi", "-f", &id_of(&loaded)]);
-            ratios.push(pull.as_secs_f64() / load.as_secs_f64());
-            println!("pull {pull:?}, load {load:?}, ratio {:.2}", ratios[ratios.len() - 1]);
-        }
-    });
-}
