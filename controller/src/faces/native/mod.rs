@@ -93,7 +93,7 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(groups::remove_rule))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show, images::delete))
-        .routes(routes!(images::put_blob))
+        .routes(routes!(images::put_blob, images::blob_offset, images::append_blob))
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::show, instances::delete))
         .routes(routes!(instances::start))
