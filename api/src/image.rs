@@ -145,3 +145,17 @@ pub struct Image {
     #[schema(value_type = String)]
     pub created_at: Timestamp,
 }
+
+impl Image {
+    /// Of what was uploaded, or pushed: an archive that was taken apart counts once. In bytes.
+    pub fn size(&self) -> u64 {
+        size_of(self.format, &self.blobs, &self.layers)
+    }
+}
+
+/// [`Image::size`] of an image that has these blobs and layers.
+pub fn size_of(format: ImageFormat, blobs: &BTreeMap<BlobRole, Blob>, layers: &[Layer]) -> u64 {
+    let own = format.roles().iter().filter_map(|role| blobs.get(role)).map(|blob| blob.size);
+    let layers = layers.iter().filter(|_| format == ImageFormat::Oci).map(|layer| layer.size);
+    own.chain(layers).fold(0, u64::saturating_add)
+}

@@ -158,6 +158,27 @@ async fn gone_is_an_end_only_where_it_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_large_upload_goes_on_where_it_was_cut() {
+    const LENGTH: u64 = 9 << 20;
+    let server = Fake::start(|asked, before| match (asked.line.split(' ').next(), before) {
+        (Some("PATCH"), 0) => (503, refused("unavailable", "the store is away", None)),
+        (Some("HEAD"), _) => (200, json!({"upload-offset": LENGTH - 5})),
+        _ => (200, json!({})),
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let bytes: Vec<u8> = (0..LENGTH as u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let image: ImageId = id(5).parse().unwrap();
+    client(&server.url).upload_file(image, BlobRole::Disk, &path, Box::new(|_, _| {})).await.unwrap();
+    let asked = server.asked();
+    let seen: Vec<_> =
+        asked.iter().map(|a| (a.line.split(' ').next().unwrap_or_default(), a.length)).collect();
+    assert_eq!(seen, [("PATCH", Some(LENGTH)), ("HEAD", None), ("PATCH", Some(5))]);
+    assert!(asked[2].body == bytes[LENGTH as usize - 5..], "only what was missing");
+}
+
+#[tokio::test]
 async fn an_upload_streams_the_file_and_tells_its_progress() {
     let server = Fake::start(|_, _| (200, json!({})));
     let directory = tempfile::tempdir().unwrap();

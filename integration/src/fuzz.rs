@@ -94,11 +94,11 @@ async fn furnish(client: &Client, folder: &Path) -> Result<()> {
     let group: SecurityGroupCreate = serde_json::from_value(json!({ "name": NAME }))?;
     client.create_security_group(&group).await?;
     let file = folder.join("bytes");
-    std::fs::write(&file, vec![0; 1 << 20]).context("an image's bytes")?;
-    for (name, format, role) in [
-        (NAME.to_owned(), "raw", BlobRole::Disk),
-        (format!("{NAME}-set"), "docker-archive", BlobRole::Archive),
+    for (name, format, role, bytes) in [
+        (NAME.to_owned(), "raw", BlobRole::Disk, vec![0; 1 << 20]),
+        (format!("{NAME}-set"), "docker-archive", BlobRole::Archive, crate::container::archive()?),
     ] {
+        std::fs::write(&file, bytes).context("an image's bytes")?;
         let image: ImageCreate = serde_json::from_value(json!({ "name": name, "format": format }))?;
         let image = client.create_image(&image).await?;
         client.upload_file(image.id, role, &file, Box::new(|_, _| {})).await?;

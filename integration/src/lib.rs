@@ -4,6 +4,7 @@
 pub mod alone;
 pub mod bench;
 pub mod chaos;
+pub mod container;
 pub mod crash;
 pub mod engines;
 pub mod face;

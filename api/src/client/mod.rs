@@ -169,6 +169,17 @@ impl Call {
         self.send().await.map(drop)
     }
 
+    /// Sends, and reads a success's headers alone.
+    pub(crate) async fn headers(self) -> Result<HeaderMap, ClientError> {
+        let Call { operation, request, limit } = self;
+        match tokio::time::timeout(limit, request.send()).await {
+            Err(_) => Err(ClientError::Timeout { operation, after: limit, saw: None }),
+            Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
+            Ok(Ok(response)) if response.status().is_success() => Ok(response.headers().clone()),
+            Ok(Ok(response)) => Err(refusal(operation, response.status(), b"")),
+        }
+    }
+
     /// Sends within the limit; the bytes of a success.
     pub(crate) async fn send(self) -> Result<Vec<u8>, ClientError> {
         let Call { operation, request, limit } = self;

@@ -1,6 +1,6 @@
 //! Blobs of images, streamed: never whole in memory, as long as it takes while bytes move, given up when they stop.
 
-use super::{CALL_TIMEOUT, Client, ClientError};
+use super::{CALL_TIMEOUT, Call, Client, ClientError};
 use crate::ImageId;
 use crate::image::BlobRole;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 /// Bytes read from a file at a time.
 const CHUNK: usize = 256 * 1024;
@@ -20,11 +20,19 @@ const CHUNK: usize = 256 * 1024;
 /// hashing and syncing, so this is longer than an ordinary call.
 const STALL: Duration = Duration::from_secs(120);
 
+/// Files from this size on are sent so that they can go on where they stopped, in bytes: 8 MiB.
+const IN_PARTS: u64 = 8 << 20;
+/// So many attempts in a row may bring nothing.
+const IDLE_MAX: u32 = 10;
+/// Before the next attempt; longer after each that brought nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Called with (bytes sent, bytes in all) as an upload moves on.
 pub type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
 impl Client {
-    /// Uploads a file as one blob of an image.
+    /// Uploads a file as one blob of an image. A large one goes on where it stopped when the line is cut or the controller
+    /// restarts, as long as something of it arrives now and then.
     pub async fn upload_file(
         &self,
         id: ImageId,
@@ -36,15 +44,74 @@ impl Client {
             operation: format!("upload {}", path.display()),
             message: format!("cannot be read: {e}"),
         };
-        let file = tokio::fs::File::open(path).await.map_err(failed)?;
-        let length = file.metadata().await.map_err(failed)?.len();
-        let chunks = stream::try_unfold(file, |mut file| async move {
-            let mut chunk = vec![0; CHUNK];
-            let got = file.read(&mut chunk).await?;
-            chunk.truncate(got);
-            Ok::<_, io::Error>((got > 0).then(|| (Bytes::from(chunk), file)))
-        });
-        self.upload_blob(id, role, length, chunks, progress).await
+        let length = tokio::fs::metadata(path).await.map_err(failed)?.len();
+        if length < IN_PARTS {
+            let file = tokio::fs::File::open(path).await.map_err(failed)?;
+            return self.upload_blob(id, role, length, chunks(file), progress).await;
+        }
+        let progress: Arc<Progress> = Arc::new(progress);
+        let (mut at, mut idle) = (0, 0);
+        loop {
+            let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
+            file.seek(io::SeekFrom::Start(at)).await.map_err(failed)?;
+            let sent = self.append_blob(id, role, at, length, chunks(file), progress.clone()).await;
+            let Err(error) = sent else { return Ok(()) };
+            if !error.is_passing() {
+                return Err(error);
+            }
+            // What has arrived counts, not what was sent.
+            let now = loop {
+                tokio::time::sleep(PAUSE * (idle + 1)).await;
+                match self.blob_offset(id, role).await {
+                    Ok(now) => break now,
+                    Err(asking) if asking.is_passing() && idle < IDLE_MAX => idle += 1,
+                    Err(_) => return Err(error),
+                }
+            };
+            if now == length {
+                return Ok(());
+            }
+            idle = if now > at { 0 } else { idle + 1 };
+            if idle > IDLE_MAX {
+                return Err(error);
+            }
+            at = now;
+        }
+    }
+
+    /// How many bytes of a blob the controller has.
+    pub async fn blob_offset(&self, id: ImageId, role: BlobRole) -> Result<u64, ClientError> {
+        let role = role_word(role);
+        let operation = format!("ask how far the upload of the {role} of image {id} is");
+        let call = self.call(operation.clone(), Method::HEAD, &format!("/images/{id}/blobs/{role}"));
+        let headers = call.headers().await?;
+        let offset = headers.get("upload-offset").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        offset.ok_or(ClientError::Protocol { operation, message: "the answer has no upload-offset".into() })
+    }
+
+    async fn append_blob(
+        &self,
+        id: ImageId,
+        role: BlobRole,
+        at: u64,
+        length: u64,
+        chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        progress: Arc<Progress>,
+    ) -> Result<(), ClientError> {
+        let role = role_word(role);
+        let operation = format!("upload the {role} of image {id}");
+        let (counted, sent) = counted(chunks, move |now| progress(at + now, length));
+        let call = self
+            .call(operation.clone(), Method::PATCH, &format!("/images/{id}/blobs/{role}"))
+            .limit(Duration::MAX)
+            .map(|request| {
+                request
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .header(header::CONTENT_LENGTH, length - at)
+                    .header(header::CONTENT_RANGE, format!("bytes {at}-{}/{length}", length - 1))
+                    .body(reqwest::Body::wrap_stream(counted))
+            });
+        watched(call, operation, sent, length - at).await
     }
 
     /// Uploads `length` bytes as one blob of an image.
@@ -58,14 +125,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let role = role_word(role);
         let operation = format!("upload the {role} of image {id}");
-        let sent = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&sent);
-        let counted = chunks.inspect(move |chunk| {
-            if let Ok(chunk) = chunk {
-                let now = count.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
-                progress(now, length);
-            }
-        });
+        let (counted, sent) = counted(chunks, move |now| progress(now, length));
         let call = self
             .call(operation.clone(), Method::PUT, &format!("/images/{id}/blobs/{role}"))
             .limit(Duration::MAX)
@@ -75,19 +135,54 @@ impl Client {
                     .header(header::CONTENT_LENGTH, length)
                     .body(reqwest::Body::wrap_stream(counted))
             });
-        let mut transfer = pin!(call.done());
-        let mut seen = 0;
-        loop {
-            match tokio::time::timeout(STALL, &mut transfer).await {
-                Ok(done) => return done,
-                Err(_) => {
-                    let now = sent.load(Ordering::Relaxed);
-                    if now == seen {
-                        let saw = Some(format!("{now} of {length} bytes sent"));
-                        return Err(ClientError::Timeout { operation, after: STALL.max(CALL_TIMEOUT), saw });
-                    }
-                    seen = now;
+        watched(call, operation, sent, length).await
+    }
+}
+
+/// A file's bytes from where it stands.
+fn chunks(file: tokio::fs::File) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold(file, |mut file| async move {
+        let mut chunk = vec![0; CHUNK];
+        let got = file.read(&mut chunk).await?;
+        chunk.truncate(got);
+        Ok::<_, io::Error>((got > 0).then(|| (Bytes::from(chunk), file)))
+    })
+}
+
+/// The same bytes, and how many of them have gone.
+fn counted(
+    chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    told: impl Fn(u64) + Send + 'static,
+) -> (impl Stream<Item = io::Result<Bytes>> + Send + 'static, Arc<AtomicU64>) {
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&sent);
+    let counted = chunks.inspect(move |chunk| {
+        if let Ok(chunk) = chunk {
+            told(count.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64);
+        }
+    });
+    (counted, sent)
+}
+
+/// A call that may take as long as it likes while something moves.
+async fn watched(
+    call: Call,
+    operation: String,
+    sent: Arc<AtomicU64>,
+    length: u64,
+) -> Result<(), ClientError> {
+    let mut transfer = pin!(call.done());
+    let mut seen = 0;
+    loop {
+        match tokio::time::timeout(STALL, &mut transfer).await {
+            Ok(done) => return done,
+            Err(_) => {
+                let now = sent.load(Ordering::Relaxed);
+                if now == seen {
+                    let saw = Some(format!("{now} of {length} bytes sent"));
+                    return Err(ClientError::Timeout { operation, after: STALL.max(CALL_TIMEOUT), saw });
                 }
+                seen = now;
             }
         }
     }

@@ -18,6 +18,8 @@ pub enum Command {
     List,
     /// One image with its digests.
     Show { image: String },
+    /// The layers of a container image, the lowest first.
+    Layers { image: String },
     /// Make an image out of files.
     Create(Create),
     /// Delete an image that no instance needs.
@@ -75,6 +77,18 @@ impl Command {
                 session.list("images", &session.client()?.images().await?, |i| list(i, Timestamp::now()))
             }
             Self::Show { image } => session.show(&session.client()?.find_image(&image).await?, detail),
+            Self::Layers { image } => {
+                let image = session.client()?.find_image(&image).await?;
+                session.list("layers", &image.layers, |layers| {
+                    rows(
+                        &["LAYER", "SIZE", "COMPRESSION", "DIFF ID"],
+                        layers.iter().map(|layer| {
+                            let (own, diff) = (short(&layer.sha256), short(&layer.diff_id));
+                            vec![own, bytes(layer.size), word(layer.compression), diff]
+                        }),
+                    )
+                })
+            }
             Self::Create(create) => create.run(session).await,
             Self::Delete { image } => {
                 let client = session.client()?;
@@ -167,6 +181,11 @@ fn sniff(head: &[u8]) -> Option<Format> {
     }
 }
 
+/// A digest's beginning, as Docker shows ids.
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
 fn list(images: &[Image], now: Timestamp) -> String {
     rows(
         &["NAME", "FORMAT", "STATE", "SIZE", "AGE", "ID"],
@@ -175,7 +194,7 @@ fn list(images: &[Image], now: Timestamp) -> String {
                 i.name.clone(),
                 word(i.format),
                 word(i.state),
-                bytes(i.blobs.values().map(|b| b.size).sum()),
+                bytes(i.size()),
                 age(i.created_at, now),
                 i.id.to_string(),
             ]
@@ -199,6 +218,9 @@ fn detail(image: &Image) -> String {
         .map(|(role, blob)| format!("{} {} sha256:{}", word(role), bytes(blob.size), blob.sha256))
         .collect();
     lines.push(("Blobs", if blobs.is_empty() { "-".to_owned() } else { blobs.join("\n") }));
+    if !image.layers.is_empty() {
+        lines.push(("Layers", image.layers.len().to_string()));
+    }
     lines.push(("Created", moment(image.created_at, Timestamp::now())));
     pairs(&lines)
 }

@@ -52,8 +52,14 @@ impl Fake {
                             before
                         };
                         let (status, body) = answer(&asked, before);
+                        // The one answer that is in a header.
+                        let offset = body["upload-offset"].as_u64().unwrap_or_default();
                         let body = if body.is_null() { String::new() } else { body.to_string() };
-                        Response::builder().status(status).body(Body::from(body)).unwrap()
+                        Response::builder()
+                            .status(status)
+                            .header("upload-offset", offset)
+                            .body(Body::from(body))
+                            .unwrap()
                     }
                 });
                 axum::serve(tokio::net::TcpListener::from_std(listener).unwrap(), app).await.unwrap();

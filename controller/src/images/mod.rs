@@ -100,12 +100,12 @@ impl BlobStore {
         Spool::create(path, self.limit).await
     }
 
-    /// Takes bytes; they are whole and on the disk when this returns. With `expected`, other bytes are refused.
-    pub async fn put<E: std::fmt::Display>(
+    /// Takes bytes into a file that can be kept. With `expected`, other bytes are refused.
+    pub async fn spool_all<E: std::fmt::Display>(
         &self,
         bytes: impl Stream<Item = Result<Bytes, E>>,
         expected: Option<&str>,
-    ) -> Result<Stored, BlobError> {
+    ) -> Result<Spooled, BlobError> {
         let mut spool = self.spool().await?;
         let mut bytes = pin!(bytes);
         while let Some(part) = bytes.next().await {
@@ -118,6 +118,16 @@ impl BlobStore {
             let found = spooled.digest.to_string();
             return Err(BlobError::WrongDigest { expected: expected.to_owned(), found });
         }
+        Ok(spooled)
+    }
+
+    /// Takes bytes; they are whole and on the disk when this returns. With `expected`, other bytes are refused.
+    pub async fn put<E: std::fmt::Display>(
+        &self,
+        bytes: impl Stream<Item = Result<Bytes, E>>,
+        expected: Option<&str>,
+    ) -> Result<Stored, BlobError> {
+        let spooled = self.spool_all(bytes, expected).await?;
         self.keep(spooled).await
     }
 

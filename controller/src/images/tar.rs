@@ -268,7 +268,8 @@ pub fn shorten(name: &str) -> String {
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let (high, low) = field.split_at(field.len() - 8);
-        if high[0] != 0x80 || high[1..].iter().any(|b| *b != 0) {
+        // Too short a field for such a number, or too large a number.
+        if high.first() != Some(&0x80) || high[1..].iter().any(|b| *b != 0) {
             return None;
         }
         return low.try_into().ok().map(u64::from_be_bytes).filter(|n| *n <= i64::MAX as u64);

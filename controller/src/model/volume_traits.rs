@@ -2,7 +2,7 @@
 //! host would have to know.
 
 use super::{ImageRecord, Intent, SnapshotRecord, VolumeRecord, snapshot_state_of, volume_state_of};
-use amphi_api::image::ImageState;
+use amphi_api::image::{ImageState, size_of};
 use amphi_api::volume::{SnapshotState, VolumeState};
 use amphi_api::{InstanceId, UserId, VolumeTypeId};
 use jiff::Timestamp;
@@ -147,7 +147,7 @@ pub fn image_metadata(image: &ImageRecord) -> BTreeMap<String, String> {
     keep("disk_format", disk.map(str::to_owned));
     keep("min_disk", Some(image.traits.min_disk.to_string()));
     keep("min_ram", Some(image.traits.min_ram.to_string()));
-    let size: u64 = image.blobs.values().map(|blob| blob.size).sum();
+    let size = size_of(image.format, &image.blobs, &image.layers);
     keep("size", (image.state() == ImageState::Active).then(|| size.to_string()));
     kept
 }

@@ -5,14 +5,18 @@ use super::blobs::{blank, digest_of, hold, lend};
 use super::container_images::Checked;
 use super::{BlobStream, Draft, Ops, OpsError, View, image_bytes};
 use crate::images::oci::{self, Manifest, manifest};
-use crate::images::{Apart, BlobError, disk, take_apart};
+use crate::images::{Apart, BlobError, Spooled, disk, take_apart};
 use crate::model::{ArchiveParts, BlobRecord, ImageRecord};
 use amphi_api::image::{Blob, BlobRole, ImageFormat};
 use amphi_api::{ImageId, ProjectId};
 use bytes::BytesMut;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
+
+/// Read at a time, in bytes.
+const CHUNK: usize = 256 << 10;
 
 /// Bytes that are in the store, lent to the project until an image names them.
 pub(super) struct Brought {
@@ -24,7 +28,7 @@ pub(super) struct Brought {
 }
 
 /// A role as the route spells it.
-fn word(role: BlobRole) -> String {
+pub(super) fn word(role: BlobRole) -> String {
     serde_json::to_value(role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -54,40 +58,53 @@ impl Ops {
                 self.keep_apart(scope, lent, apart).await
             }
             BlobRole::Manifest => self.bring_manifest(scope, lent, bytes, expected).await,
-            _ => self.bring_whole(scope, format, role, bytes, expected, lent).await,
+            _ => {
+                let spooled = self.blobs.spool_all(bytes, expected).await?;
+                self.keep_whole(scope, format, role, spooled, lent).await
+            }
         }
     }
 
-    async fn bring_whole(
+    /// [`Self::bring`] of bytes that have come as a file.
+    pub(super) async fn bring_file(
         &self,
         scope: ProjectId,
         format: ImageFormat,
         role: BlobRole,
-        bytes: BlobStream,
-        expected: Option<&str>,
+        spooled: Spooled,
+    ) -> Result<Brought, OpsError> {
+        let lent = self.settings.blobs.brief;
+        if !matches!(role, BlobRole::Archive | BlobRole::Manifest) {
+            return self.keep_whole(scope, format, role, spooled, lent).await;
+        }
+        let failed = |e: std::io::Error| OpsError::Unavailable(format!("cannot read an upload: {e}"));
+        let file = tokio::fs::File::open(spooled.path()).await.map_err(failed)?;
+        let bytes = ReaderStream::with_capacity(file, CHUNK).boxed();
+        self.bring(scope, format, role, bytes, None, lent).await
+    }
+
+    async fn keep_whole(
+        &self,
+        scope: ProjectId,
+        format: ImageFormat,
+        role: BlobRole,
+        spooled: Spooled,
         lent: SignedDuration,
     ) -> Result<Brought, OpsError> {
-        let stored = self.blobs.put(bytes, expected).await?;
-        let looked = async {
-            image_bytes::check(&self.world().read(), scope, stored.size)?;
-            if role != BlobRole::Disk {
-                return Ok(None);
+        image_bytes::check(&self.world().read(), scope, spooled.size)?;
+        let virtual_size = match role {
+            BlobRole::Disk => {
+                let failed = |e: std::io::Error| OpsError::Unavailable(format!("cannot read the disk: {e}"));
+                let file = tokio::fs::File::open(spooled.path()).await.map_err(failed)?;
+                let mut head = Vec::new();
+                file.take(disk::HEAD as u64).read_to_end(&mut head).await.map_err(failed)?;
+                let looked = disk::virtual_size(format, &head, spooled.size);
+                looked.map_err(|why| OpsError::field(word(role), why))?
             }
-            let (file, size) = self.blobs.open_blob(stored.digest, &stored.place).await?;
-            let mut head = Vec::new();
-            let failed = |e: std::io::Error| OpsError::Unavailable(format!("cannot read the disk: {e}"));
-            file.take(disk::HEAD as u64).read_to_end(&mut head).await.map_err(failed)?;
-            disk::virtual_size(format, &head, size).map_err(|why| OpsError::field(word(role), why))
+            _ => None,
         };
-        let virtual_size = match looked.await {
-            Ok(virtual_size) => virtual_size,
-            Err(error) => {
-                self.blobs.remove(stored.digest, &stored.place).await?;
-                return Err(error);
-            }
-        };
-        let md5 = stored.md5.clone();
-        let blob = self.record_blob(scope, lent, stored, None).await?;
+        let md5 = spooled.md5.clone();
+        let blob = self.keep(scope, lent, spooled, None).await?;
         Ok(Brought { blob, md5, virtual_size, container: None })
     }
 

@@ -3,7 +3,7 @@
 
 use super::quotas;
 use super::{OpsError, OverQuota, View};
-use crate::model::{Digest, Resource};
+use crate::model::{BlobRecord, Digest, Resource};
 use amphi_api::ProjectId;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -23,8 +23,10 @@ pub fn used(view: &View, project: ProjectId) -> u64 {
     let lent = view.blobs.iter().filter(|row| row.lent.get(&project).is_some_and(|until| *until > now));
     digests.extend(lent.map(|row| row.digest));
     let size = |digest: &Digest| {
-        // Of an archive that was taken apart, its parts count.
-        view.blobs.get(*digest).map_or(0, |row| if row.archive.is_some() { 0 } else { row.size })
+        // Of an archive that was taken apart, its recipe counts; its parts are named beside it.
+        let held =
+            |row: &super::Row<BlobRecord>| row.archive.as_ref().map_or(row.size, |parts| parts.recipe.size);
+        view.blobs.get(*digest).map_or(0, held)
     };
     digests.iter().map(size).sum()
 }

@@ -16,9 +16,17 @@ use std::time::{Duration, Instant, SystemTime};
 /// A file that no record names stays for so long: its record may be on its way.
 const ORPHAN: Duration = Duration::from_secs(24 * 3600);
 
-/// Since when each doomed blob's record is as it is, by its version.
+/// All files are looked at so often: that reads every directory of the store.
+const ORPHANS_EVERY: Duration = Duration::from_secs(3600);
+
+/// What a sweep remembers of the ones before.
 #[derive(Default)]
-pub(super) struct Doomed(Mutex<HashMap<Digest, (u64, Instant)>>);
+pub(super) struct Sweeps {
+    /// Since when each doomed blob's record is as it is, by its version.
+    doomed: Mutex<HashMap<Digest, (u64, Instant)>>,
+    /// When all files were last looked at.
+    orphans: Mutex<Option<Instant>>,
+}
 
 impl Ops {
     /// One look at all blobs and uploads, and what follows from it.
@@ -28,7 +36,7 @@ impl Ops {
         let (now, instant) = (Timestamp::now(), Instant::now());
         let steps: Vec<(Digest, u64, BlobStep)> = {
             let view = self.world().read();
-            let mut doomed = self.doomed.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut doomed = self.sweeps.doomed.lock().unwrap_or_else(PoisonError::into_inner);
             doomed.retain(|digest, (version, _)| {
                 view.blobs.get(*digest).is_some_and(|row| row.doomed && row.version == *version)
             });
@@ -45,7 +53,15 @@ impl Ops {
             self.step_blob(digest, version, step, now).await?;
         }
         self.blobs.expire(terms.upload).await?;
-        self.sweep_orphans().await
+        let due = {
+            let mut last = self.sweeps.orphans.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = last.is_none_or(|last| instant.saturating_duration_since(last) >= ORPHANS_EVERY);
+            if due {
+                *last = Some(instant);
+            }
+            due
+        };
+        if due { self.sweep_orphans().await } else { Ok(()) }
     }
 
     /// What was decided holds for the record as it was seen then: the next sweep looks at one that has changed.

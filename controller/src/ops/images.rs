@@ -2,6 +2,7 @@
 //! [`super::bringing`]'s business.
 
 use super::blobs::hold;
+use super::bringing::Brought;
 use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
 use crate::images::BlobError;
@@ -221,31 +222,41 @@ impl Ops {
         bytes: BlobStream,
         expected: Option<String>,
     ) -> Result<Image, OpsError> {
-        let check = |record: &ImageRecord| {
-            if !record.format.roles().contains(&role) {
-                return Err(OpsError::field("role", format!("{:?} images have no such blob", record.format)));
-            }
-            if record.closing {
-                return Err(OpsError::conflict("the image is being deleted"));
-            }
-            Ok(())
-        };
         if let Some(text) = &expected
             && (text.len() != 64 || text.chars().any(|c| !matches!(c, '0'..='9' | 'a'..='f')))
         {
             return Err(OpsError::field(DIGEST_HEADER, "must be 64 lower-case hexadecimal digits"));
         }
-        let format = {
-            let view = self.world().read();
-            let row = find(&view.images, scope, id)?;
-            check(row)?;
-            row.format
-        };
+        let format = self.taker(scope, id, role)?;
         let brought =
             self.bring(scope, format, role, bytes, expected.as_deref(), self.settings.blobs.brief).await?;
+        self.name_brought(scope, id, role, &brought).await
+    }
+
+    /// The format of an image that takes such a blob.
+    pub(super) fn taker(
+        &self,
+        scope: ProjectId,
+        id: ImageId,
+        role: BlobRole,
+    ) -> Result<ImageFormat, OpsError> {
+        let view = self.world().read();
+        let row = find(&view.images, scope, id)?;
+        takes(row, role)?;
+        Ok(row.format)
+    }
+
+    /// What was brought is the image's from now on.
+    pub(super) async fn name_brought(
+        &self,
+        scope: ProjectId,
+        id: ImageId,
+        role: BlobRole,
+        brought: &Brought,
+    ) -> Result<Image, OpsError> {
         self.transact(|view| {
             let row = find(&view.images, scope, id)?;
-            check(row)?;
+            takes(row, role)?;
             let mut draft = Draft::default();
             match row.blobs.get(&role) {
                 Some(there) if *there == brought.blob => {}
@@ -308,6 +319,17 @@ impl Ops {
         })
         .await?
     }
+}
+
+/// Whether an image takes a blob of this role now.
+fn takes(record: &ImageRecord, role: BlobRole) -> Result<(), OpsError> {
+    if !record.format.roles().contains(&role) {
+        return Err(OpsError::field("role", format!("{:?} images have no such blob", record.format)));
+    }
+    if record.closing {
+        return Err(OpsError::conflict("the image is being deleted"));
+    }
+    Ok(())
 }
 
 /// The manifest that was pushed for the image goes; indexes that list it stay, without what bodies start from.

@@ -51,6 +51,7 @@ pub mod registry;
 mod repositories;
 mod resizing;
 mod resolve;
+mod resuming;
 mod rollouts;
 pub mod routers;
 mod scaling_groups;
@@ -90,6 +91,7 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
+pub use resuming::{Appended, ByteRange};
 pub use scaling_groups::EndpointQuery;
 pub use snapshots::SnapshotWish;
 pub use use_now::UseQuery;
@@ -165,8 +167,7 @@ pub struct Ops {
     links: Arc<dyn HostLinks>,
     blobs: Arc<BlobStore>,
     settings: Settings,
-    /// Since when each doomed blob's record is as it is.
-    doomed: image_sweep::Doomed,
+    sweeps: image_sweep::Sweeps,
     /// Held while room is claimed, until the commit is queued: requests of one controller need not find out by conflict
     /// that they race.
     placing: Mutex<()>,
@@ -199,7 +200,7 @@ impl Ops {
             blobs,
             leases: Arc::new(Leases::new(LeaseTiming::default(), settings.automatic_failover)),
             settings,
-            doomed: image_sweep::Doomed::default(),
+            sweeps: image_sweep::Sweeps::default(),
             placing: Mutex::new(()),
             heard: Mutex::default(),
             unrecorded: Mutex::default(),

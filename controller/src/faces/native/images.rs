@@ -4,15 +4,20 @@ use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, ListParams, Params, id};
 use super::guard::Scope;
-use crate::ops::DIGEST_HEADER;
+use crate::ops::{Appended, ByteRange, DIGEST_HEADER};
 use amphi_api::image::{BlobRole, Image, ImageCreate};
 use amphi_api::{ErrorCode, ImageId};
 use axum::Json;
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_RANGE;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use utoipa::ToSchema;
+
+/// Where an upload goes on.
+const OFFSET: HeaderName = HeaderName::from_static("upload-offset");
 
 #[derive(Serialize, ToSchema)]
 pub struct ImageList {
@@ -76,12 +81,94 @@ pub async fn put_blob(
     Path((image, role)): Path<(String, String)>,
     request: Request,
 ) -> Result<Json<Image>, Failure> {
-    let image = id(image)?;
-    let role: BlobRole = serde_json::from_value(role.clone().into())
-        .map_err(|_| Failure::new(ErrorCode::NotFound, format!("'{role}' is no kind of blob")))?;
-    // A value that is no text is no digest either: it is refused as one.
-    let digest = request.headers().get(DIGEST_HEADER);
-    let expected = digest.map(|value| value.to_str().unwrap_or_default().to_owned());
+    let (image, role) = (id(image)?, role_of(&role)?);
+    let expected = expected(request.headers());
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
     Ok(Json(native.ops.put_blob(scope, image, role, Box::pin(bytes), expected).await?))
+}
+
+fn role_of(text: &str) -> Result<BlobRole, Failure> {
+    serde_json::from_value(text.into())
+        .map_err(|_| Failure::new(ErrorCode::NotFound, format!("'{text}' is no kind of blob")))
+}
+
+/// A value that is no text is no digest either: it is refused as one.
+fn expected(headers: &HeaderMap) -> Option<String> {
+    headers.get(DIGEST_HEADER).map(|value| value.to_str().unwrap_or_default().to_owned())
+}
+
+/// How many bytes of a blob are here, in `upload-offset`: where an upload goes on.
+#[utoipa::path(head, path = "/images/{id}/blobs/{role}", tag = "images",
+    params(("id" = Uuid, Path), ("role" = BlobRole, Path)),
+    responses((status = 200, description = "See `upload-offset`"), ReadRefusals))]
+pub async fn blob_offset(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Path((image, role)): Path<(String, String)>,
+) -> Result<[(HeaderName, String); 1], Failure> {
+    let received = native.ops.blob_received(scope, id(image)?, role_of(&role)?).await?;
+    Ok([(OFFSET, received.to_string())])
+}
+
+/// Upload a blob in parts. Each goes on where the one before has stopped, or was cut off; with the last byte the blob is the
+/// image's. What has come stays for a day, whatever becomes of the line or of the controller.
+#[utoipa::path(patch, path = "/images/{id}/blobs/{role}", tag = "images",
+    params(("id" = Uuid, Path), ("role" = BlobRole, Path),
+        ("content-range" = String, Header, description = "`bytes FIRST-LAST/SIZE` of the whole blob"),
+        ("x-amphi-sha256" = Option<String>, Header, description = "Refuse bytes of another SHA-256 digest")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = Image), (status = 202, description = "More is awaited: see `upload-offset`"),
+        WriteRefusals))]
+pub async fn append_blob(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Path((image, role)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let (image, role) = (id(image)?, role_of(&role)?);
+    let range = request.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(range);
+    let range = range.ok_or_else(|| {
+        let text = "must be there, as bytes FIRST-LAST/SIZE, and SIZE more than LAST";
+        Failure::new(ErrorCode::InvalidField, text).at("content-range")
+    })?;
+    let expected = expected(request.headers());
+    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
+    let appended =
+        native.ops.append_blob(scope, image, role, range, Box::pin(bytes), expected.as_deref()).await?;
+    Ok(match appended {
+        Appended::More(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
+        Appended::Whole(image) => Json(*image).into_response(),
+    })
+}
+
+/// `bytes FIRST-LAST/SIZE` (RFC 9110, section 14.4).
+fn range(text: &str) -> Option<ByteRange> {
+    let (bounds, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (from, last) = bounds.split_once('-')?;
+    let number =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let (from, last, total) = (number(from)?, number(last)?, number(total)?);
+    (from <= last && last < total).then_some(ByteRange { from, total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        assert_eq!(range("bytes 5-9/10"), Some(ByteRange { from: 5, total: 10 }));
+        for bad in [
+            "",
+            "bytes",
+            "bytes 5-4/10",
+            "bytes 0-9/9",
+            "bytes */10",
+            "bytes 0-1/*",
+            "bytes +1-2/3",
+            "items 0-1/2",
+        ] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
+    }
 }

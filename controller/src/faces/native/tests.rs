@@ -311,6 +311,53 @@ async fn put_disk(face: &Router, image: &str, body: Body) -> Answer {
     send(face, request.body(body).unwrap()).await
 }
 
+#[tokio::test]
+async fn a_blob_in_parts_goes_on_where_it_stopped() {
+    let (cloud, face) = furnished().await;
+    let image = raw_image(&face).await;
+    let path = format!("/v1/images/{image}/blobs/disk");
+    let append = async |range: &str, bytes: &'static str, digest: Option<&str>| {
+        let mut request = Request::patch(&path)
+            .header("authorization", format!("Bearer {TOKEN}"))
+            .header("content-range", range);
+        if let Some(digest) = digest {
+            request = request.header("x-amphi-sha256", digest);
+        }
+        send(&face, request.body(Body::from(bytes)).unwrap()).await
+    };
+    let offset = async || {
+        let answer = call(&face, "HEAD", &path, None).await;
+        (answer.status, answer.headers["upload-offset"].to_str().unwrap().to_owned())
+    };
+    assert_eq!(offset().await, (StatusCode::OK, "0".into()));
+    assert_eq!(append("bytes 0-1/5", "he", None).await.status, StatusCode::ACCEPTED);
+    assert_eq!(offset().await, (StatusCode::OK, "2".into()));
+    assert_eq!(append("bytes 1-4/5", "ello", None).await.refusal().1, ErrorCode::Conflict, "not there");
+    let field = Some("content-range".to_owned());
+    assert_eq!(append("bytes 2-5/5", "llo", None).await.refusal(), (400, ErrorCode::InvalidField, field));
+    let limit = format!("bytes 2-4/{}", BLOB_LIMIT + 1);
+    assert_eq!(append(&limit, "llo", None).await.refusal().1, ErrorCode::TooLarge);
+    // A controller that was killed goes on, too.
+    let face = router(Native { ops: cloud.another().await.ops.clone() }, TOKEN);
+    let request = Request::patch(&path)
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .header("content-range", "bytes 2-4/5")
+        .header("x-amphi-sha256", "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+    let whole = send(&face, request.body(Body::from("llo")).unwrap()).await;
+    assert_eq!((whole.status, whole.json()["state"].clone()), (StatusCode::OK, json!("active")));
+    assert_eq!(offset().await, (StatusCode::OK, "5".into()));
+    assert_eq!(files(&cloud, "uploads"), 0);
+    let wrong = raw_image(&face).await;
+    let request = Request::patch(format!("/v1/images/{wrong}/blobs/disk"))
+        .header("authorization", format!("Bearer {TOKEN}"))
+        .header("content-range", "bytes 0-4/5")
+        .header("x-amphi-sha256", "0".repeat(64));
+    let field = Some("x-amphi-sha256".to_owned());
+    let refused = send(&face, request.body(Body::from("hello")).unwrap()).await;
+    assert_eq!(refused.refusal(), (400, ErrorCode::InvalidField, field));
+    assert_eq!(files(&cloud, "uploads"), 0);
+}
+
 fn files(cloud: &Cloud, below: &str) -> usize {
     std::fs::read_dir(cloud.dir.path().join("images").join(below)).unwrap().count()
 }

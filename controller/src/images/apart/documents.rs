@@ -7,6 +7,7 @@ use crate::images::tar::shorten;
 use crate::model::Digest;
 use bytes::Bytes;
 use serde::Deserialize;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// Links that lead to links, at most.
@@ -54,10 +55,10 @@ fn normal(path: &str) -> Option<String> {
 impl Files {
     /// False: the name is there already. A name that leads out of the archive is nobody's.
     pub fn add(&mut self, name: &str, target: Target) -> bool {
-        match normal(name) {
-            Some(name) => self.0.insert(name, target).is_none(),
-            None => true,
-        }
+        let Some(name) = normal(name) else { return true };
+        let Entry::Vacant(place) = self.0.entry(name) else { return false };
+        place.insert(target);
+        true
     }
 
     /// The file of a name, through links (docker 20.10 saves a layer that is there already as a link to it).

@@ -2,7 +2,7 @@
 
 use crate::faces::openstack::words::{hex, time};
 use crate::model::ImageRecord;
-use amphi_api::image::ImageState;
+use amphi_api::image::{ImageState, size_of};
 use serde_json::{Map, Value, json};
 
 /// Glance's word for the state.
@@ -15,9 +15,9 @@ pub fn status(record: &ImageRecord) -> &'static str {
     }
 }
 
-/// Bytes of all its blobs; none before they are there.
+/// Bytes that were uploaded or pushed; none before they are there.
 pub fn size(record: &ImageRecord) -> Option<u64> {
-    (record.state() == ImageState::Active).then(|| record.blobs.values().map(|b| b.size).sum())
+    (record.state() == ImageState::Active).then(|| size_of(record.format, &record.blobs, &record.layers))
 }
 
 pub fn image(record: &ImageRecord) -> Value {
