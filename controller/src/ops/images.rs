@@ -297,6 +297,7 @@ impl Ops {
                 return Err(OpsError::Forbidden(format!("image {id} is protected and cannot be deleted")));
             }
             refuse_used(view, id)?;
+            super::registry::refuse_kept(view, row)?;
             let mut draft = Draft::default();
             if !row.closing {
                 draft.update(row, &ImageRecord { closing: true, ..(*row.record).clone() });

@@ -398,6 +398,22 @@ impl Ops {
     }
 }
 
+/// An image stays that a tag names which never goes.
+pub(super) fn refuse_kept(view: &View, image: &ImageRecord) -> Result<(), OpsError> {
+    let project = image.project;
+    let names = |tag: &TagRecord| {
+        let manifest = view.manifests.get(ManifestKey { project, digest: tag.digest });
+        manifest.is_some_and(|manifest| manifest.image == Some(image.id))
+    };
+    for repository in view.repositories.of_project(project).filter(|r| !r.immutable.is_empty()) {
+        let kept = view.tags_in(repository.id()).find(|tag| repository.keeps(&tag.name) && names(tag));
+        if let Some(tag) = kept {
+            return Err(immutable(&tag.name));
+        }
+    }
+    Ok(())
+}
+
 /// Puts a manifest into a repository, and its tag; the repository is made if it is not there.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn place(
