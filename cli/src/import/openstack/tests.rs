@@ -114,7 +114,7 @@ fn a_whole_project() {
     let Make::Rules { rules, .. } = find(&plan, "rules/sg-web") else { panic!() };
     assert_eq!(rules.len(), 1);
     let left = fates(&plan, Fate::Left);
-    for word in ["203.0.113.9", "rule r3", "key pair cert", "image half", "volume secret", "network public"] {
+    for word in ["203.0.113.9", "rule r3", "key pair cert", "image half", "volume secret"] {
         assert!(left.contains(word), "{word}: {left}");
     }
     let changed = fates(&plan, Fate::Changed);
