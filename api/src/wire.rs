@@ -306,19 +306,24 @@ pub enum BodyDesired {
         image: Image,
         root_gib: Option<u64>,
     },
+    /// A set that runs as a VM: its members are processes of one guest.
+    SetVm {
+        set: SetSpec,
+        images: Vec<Image>,
+    },
 }
 
 impl BodyDesired {
     pub fn kind(&self) -> BodyKind {
         match self {
             Self::Set { .. } => BodyKind::Set,
-            Self::Vm { .. } => BodyKind::Vm,
+            Self::Vm { .. } | Self::SetVm { .. } => BodyKind::Vm,
         }
     }
 
     pub fn images(&self) -> &[Image] {
         match self {
-            Self::Set { images, .. } => images,
+            Self::Set { images, .. } | Self::SetVm { images, .. } => images,
             Self::Vm { image, .. } => std::slice::from_ref(image),
         }
     }

@@ -273,6 +273,7 @@ fn hello(name: &str) -> FromHost {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        guest_kit: true,
         isolation: None,
         agent_version: "0".into(),
     };

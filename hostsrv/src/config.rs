@@ -51,6 +51,9 @@ pub struct Config {
     /// Bound of the image cache, in GiB: above it, what no body uses goes, the least recently used first.
     #[serde(default = "image_cache_gib")]
     pub image_cache_gib: u64,
+    /// Folder with `kernel` and `initramfs`, from which sets start that run as VMs (scripts/make-guest-kit.sh makes them).
+    #[serde(default = "guest_kit")]
+    pub guest_kit: PathBuf,
 }
 
 fn state_dir() -> PathBuf {
@@ -82,6 +85,9 @@ fn monitoring() -> PathBuf {
 }
 fn docker_root() -> PathBuf {
     "/var/lib/docker".into()
+}
+fn guest_kit() -> PathBuf {
+    "/usr/lib/amphi/guest".into()
 }
 fn image_cache_gib() -> u64 {
     50

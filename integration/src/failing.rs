@@ -307,7 +307,7 @@ fn member(script: &str) -> BodySpec {
 }
 
 pub fn vm() -> BodySpec {
-    BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None })
+    BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None, set: None })
 }
 
 pub fn request(name: &str, bodies: Vec<BodySpec>, host: Option<&str>) -> InstanceCreate {

@@ -87,7 +87,7 @@ fn a_vm_goes_over_while_it_runs() {
     let watcher = stage.create(&request("watcher", vec![set()], Some("h2"))).expect("a watcher");
     let before = ["h1", "h2"].map(|host| story::residue::on(&stage.lab, host).expect("looked"));
 
-    let vm = BodySpec::Vm(VmSpec { image: "disk".into(), root_gib: Some(1) });
+    let vm = BodySpec::Vm(VmSpec { image: "disk".into(), root_gib: Some(1), set: None });
     let mut wish = request("mover", vec![vm], Some("h1"));
     wish.memory_mib = 192;
     wish.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });

@@ -191,7 +191,7 @@ fn bytes_go_ahead_of_a_cold_move() {
     let file = images.join("vm-disk.qcow2");
     let upload = stage.client.upload_file(image.id, BlobRole::Disk, &file, Box::new(|_, _| {}));
     stage.ask(upload).expect("uploaded");
-    let body = BodySpec::Vm(VmSpec { image: "disk".into(), root_gib: Some(1) });
+    let body = BodySpec::Vm(VmSpec { image: "disk".into(), root_gib: Some(1), set: None });
     let mut wish = request("mover", vec![body], Some("h1"));
     wish.memory_mib = 192;
     let vm = stage.create(&wish).expect("a VM");

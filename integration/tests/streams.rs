@@ -141,7 +141,7 @@ fn bodies_can_be_looked_into() -> Result<()> {
     prepare(&s, &images)?;
     let vm = s.order(
         "vm",
-        serde_json::to_value(BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }))?,
+        serde_json::to_value(BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None, set: None }))?,
         256,
     )?;
     let idle = "trap exit TERM; while :; do sleep 1000 & wait $!; done";

@@ -19,7 +19,7 @@ pub struct Arguments {
     /// The kind of body to take.
     #[arg(long, value_enum, required = true)]
     to: Option<Kind>,
-    /// Image of the VM, if the instance does not list such a body yet.
+    /// Image of the VM, if it shall not be the set itself that runs as one.
     #[arg(long, conflicts_with = "file")]
     image: Option<String>,
     /// The body, if the instance does not list such a body yet: a set description, or `{"set": …}`, `{"vm": …}`.
@@ -62,7 +62,7 @@ impl Arguments {
             (Some(_), _) if to == BodyKind::Set => {
                 return Err(Failure::new(2, "--image is for VMs; give a set as --file"));
             }
-            (Some(image), _) => Some(BodySpec::Vm(VmSpec { image, root_gib: None })),
+            (Some(image), _) => Some(BodySpec::Vm(VmSpec { image, root_gib: None, set: None })),
             (None, Some(path)) => Some(load(path, to)?),
             (None, None) => None,
         };

@@ -39,7 +39,8 @@ impl Command {
             Self::Create(create) => create,
             Self::Resize(resize) => return resize.run(session).await,
         };
-        let mut bodies = vec![BodySpec::Vm(VmSpec { image: create.image, root_gib: create.root_gib })];
+        let mut bodies =
+            vec![BodySpec::Vm(VmSpec { image: create.image, root_gib: create.root_gib, set: None })];
         if let Some(path) = &create.or_set {
             bodies.push(BodySpec::Set(set::load(path)?));
         }

@@ -60,7 +60,7 @@ fn step(scene: &Scene) -> ExchangeStep {
         copy: None,
         deadline_s: scene.deadline,
     };
-    let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None });
+    let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None, set: None });
     let exchange = ExchangeRecord {
         id,
         project: ProjectId::DEFAULT,

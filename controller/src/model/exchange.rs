@@ -280,7 +280,7 @@ mod tests {
             from: BodyKind::Set,
             to: BodyKind::Vm,
             body: BodyRecord {
-                spec: BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None }),
+                spec: BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None, set: None }),
                 images: Vec::new(),
             },
             added: false,

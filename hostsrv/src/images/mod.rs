@@ -2,6 +2,9 @@
 //! in, fetched once however many ask. Refuses to hand out a byte whose digest it has not seen, and to evict what is in use.
 
 mod evict;
+pub mod flatten;
+pub mod layers;
+pub mod roots;
 
 use crate::instance::{CachedImage, DriverError};
 use amphi_api::ImageId;

@@ -34,7 +34,7 @@ fn extra(device: &Path, name: &str, read_only: bool) -> ExtraVolume {
 fn grown(plan: &BodyPlan, gib: u64) -> BodyDesired {
     match &plan.body {
         BodyDesired::Vm { image, .. } => BodyDesired::Vm { image: image.clone(), root_gib: Some(gib) },
-        BodyDesired::Set { .. } => unreachable!("a VM's plan"),
+        BodyDesired::Set { .. } | BodyDesired::SetVm { .. } => unreachable!("a VM's plan"),
     }
 }
 

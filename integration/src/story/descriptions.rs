@@ -42,7 +42,7 @@ pub fn plain_set(name: &str, host: Option<&str>) -> InstanceCreate {
 
 /// A VM that runs what its peers ask over HTTP, and writes /data/born as [`plain_set`] does.
 pub fn plain_vm(name: &str, host: Option<&str>) -> InstanceCreate {
-    let vm = BodySpec::Vm(VmSpec { image: "vm".to_owned(), root_gib: None });
+    let vm = BodySpec::Vm(VmSpec { image: "vm".to_owned(), root_gib: None, set: None });
     InstanceCreate { user_data: Some(vm_user_data()), ..instance(name, host, vm, 256) }
 }
 

@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn rescue() -> Option<BodyRecord> {
-        let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None });
+        let spec = BodySpec::Vm(VmSpec { image: "vm".into(), root_gib: None, set: None });
         Some(BodyRecord { spec, images: Vec::new() })
     }
 

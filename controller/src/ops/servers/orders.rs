@@ -285,7 +285,7 @@ fn rescue_body(
     draft.guard(found);
     let image = found.id.to_string();
     let spec = match row.body {
-        BodyKind::Vm => BodySpec::Vm(VmSpec { image, root_gib: None }),
+        BodyKind::Vm => BodySpec::Vm(VmSpec { image, root_gib: None, set: None }),
         BodyKind::Set => {
             let member = MemberSpec {
                 name: "rescue".into(),

@@ -117,7 +117,10 @@ fn image<'a>(
 
 fn vm(row: &Row<ImageRecord>, disk_gib: u64) -> BodyRecord {
     let root_gib = Some(disk_gib).filter(|gib| *gib > 0 && row.format != ImageFormat::KernelInitramfs);
-    BodyRecord { spec: BodySpec::Vm(VmSpec { image: row.id.to_string(), root_gib }), images: vec![row.id] }
+    BodyRecord {
+        spec: BodySpec::Vm(VmSpec { image: row.id.to_string(), root_gib, set: None }),
+        images: vec![row.id],
+    }
 }
 
 /// A VM of a volume needs no image; the record keeps the one that the volume was made of, if there is one.
@@ -133,7 +136,7 @@ fn boot_volume(view: &View, wish: &ServerWish) -> Result<BodyRecord, OpsError> {
     };
     let image = made_of.filter(|id| view.images.get(*id).is_some());
     let name = image.map(|id| id.to_string()).unwrap_or_default();
-    let spec = BodySpec::Vm(VmSpec { image: name, root_gib: None });
+    let spec = BodySpec::Vm(VmSpec { image: name, root_gib: None, set: None });
     Ok(BodyRecord { spec, images: image.into_iter().collect() })
 }
 
