@@ -107,14 +107,14 @@ fn one_artifact_has_both_bodies() -> Result<()> {
     order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
     let made = stage.create(&order)?;
     let instance = members_run(&stage, made.id, BodyKind::Set)?;
-    let at = address(&instance);
+    let at = address(&instance)?;
     serves(&stage, peer.id, &at)?;
     let sum = inside(&stage, instance.id, "web", "sha256sum </data/bytes")?;
     for round in 0..ROUNDS {
         for to in [BodyKind::Vm, BodyKind::Set] {
             exchange(&stage, &instance, to).with_context(|| format!("round {round}"))?;
             let now = members_run(&stage, instance.id, to)?;
-            ensure!(address(&now) == at, "its address was {at}: {now:?}");
+            ensure!(address(&now)? == at, "its address was {at}: {now:?}");
             serves(&stage, peer.id, &at)?;
             ensure!(
                 inside(&stage, instance.id, "web", "sha256sum </data/bytes")? == sum,

@@ -3,7 +3,7 @@
 use super::{OpsError, View, scaling_groups, server_groups};
 use crate::model::*;
 use crate::scheduler::{Request, SchedulerId};
-use amphi_api::instance::FailoverPolicy;
+use amphi_api::instance::{BodyKind, FailoverPolicy};
 use amphi_api::placement::Qos;
 use amphi_api::{NetworkId, ProjectId};
 

@@ -12,7 +12,7 @@ use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
 use crate::model::*;
 use amphi_api::host::Claims;
-use amphi_api::instance::{BodySpec, ConsoleLog, ExchangePhase, Fault, Instance, Power};
+use amphi_api::instance::{ConsoleLog, ExchangePhase, Fault, Instance, Power};
 use amphi_api::wire::{Answer, Ask, Tombstone};
 use amphi_api::{HostId, InstanceId, ProjectId, VolumeId};
 use jiff::Timestamp;

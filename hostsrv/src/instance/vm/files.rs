@@ -53,6 +53,11 @@ impl BodyFiles {
         self.folder.join("guest.img")
     }
 
+    /// Where the line to the guest of a set's VM ends. At most 107 bytes (unix(7)), with a state directory as it is usual.
+    pub fn guest_socket(&self) -> PathBuf {
+        self.folder.join("line")
+    }
+
     /// What members of a set's VM write on, beside their volume.
     pub fn scratch(&self) -> PathBuf {
         self.folder.join("scratch.img")

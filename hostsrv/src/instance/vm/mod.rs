@@ -164,6 +164,7 @@ impl VmDriver {
                 console_log: files.console_log(),
                 host_cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
                 kit: self.kit.as_ref(),
+                guest_socket: files.guest_socket(),
             },
         )
     }

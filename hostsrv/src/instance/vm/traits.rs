@@ -16,7 +16,7 @@ pub struct Traits {
     pub vcpus_most: u32,
     pub memory_kib: u64,
     pub devices: Vec<Device>,
-    /// The socket of a running set's guest.
+    /// Of a set's VM: where the line to its guest ends.
     pub guest: Option<std::path::PathBuf>,
 }
 
@@ -127,7 +127,7 @@ pub fn screen_socket(domain: &str) -> Option<&str> {
     attribute(graphics.split('>').next()?, "socket")
 }
 
-/// Of a running domain only: a definition names no path.
+/// Where the line to its guest ends.
 fn guest_socket(domain: &str) -> Option<std::path::PathBuf> {
     let name = |element: &&str| {
         element

@@ -42,6 +42,8 @@ pub struct Surroundings<'a> {
     pub host_cpus: u32,
     /// What sets start from that run as VMs.
     pub kit: Option<&'a Kit>,
+    /// Where the guest's line ends, of such a set.
+    pub guest_socket: PathBuf,
 }
 
 /// The domain's name.
@@ -151,7 +153,7 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         devices = devices.child(interface(port, around.integration_bridge));
     }
     if guest::of(plan).is_some() {
-        devices = devices.child(channel(amphi_guest::PORT));
+        devices = devices.child(channel(amphi_guest::PORT, Some(&around.guest_socket)));
     }
     let log = Element::new("log").attr("file", around.console_log.display()).attr("append", "on");
     devices
@@ -168,7 +170,7 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         )
         // Absolute positions: a viewer's pointer and the guest's are the same.
         .child(Element::new("input").attr("type", "tablet").attr("bus", "virtio"))
-        .child(channel("org.qemu.guest_agent.0"))
+        .child(channel("org.qemu.guest_agent.0", None))
         .child(
             Element::new("rng")
                 .attr("model", "virtio")
@@ -179,10 +181,12 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         .child(Element::new("panic").attr("model", "isa"))
 }
 
-/// A serial port of the guest, on a socket that libvirt makes for QEMU's user alone.
-fn channel(name: &str) -> Element {
+/// A serial port of the guest, on a socket that libvirt makes for QEMU's user alone: here, or where libvirt likes.
+fn channel(name: &str, socket: Option<&Path>) -> Element {
     let target = Element::new("target").attr("type", "virtio").attr("name", name);
-    Element::new("channel").attr("type", "unix").child(target)
+    let channel = Element::new("channel").attr("type", "unix");
+    let source = |path: &Path| Element::new("source").attr("mode", "bind").attr("path", path.display());
+    socket.map(source).into_iter().fold(channel, Element::child).child(target)
 }
 
 pub fn interface(port: &PortAttachment, bridge: &str) -> Element {
@@ -228,6 +232,7 @@ mod tests {
             console_log: files.console_log(),
             host_cpus: 8,
             kit: None,
+            guest_socket: files.guest_socket(),
         }
     }
 
