@@ -55,6 +55,7 @@ build:
 
 images:
 	$(SUDO) scripts/make-images.sh
+	$(SUDO) scripts/make-guest-kit.sh
 
 # The openstack program and openstacksdk, as PyPI has them, in target/clients.
 clients: install

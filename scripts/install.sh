@@ -7,7 +7,8 @@ packages=(
   docker.io iptables                                    # containers
   libvirt-daemon-system libvirt-clients libvirt-dev qemu-system-x86 qemu-utils   # virtual machines
   openvswitch-switch ovn-central ovn-host               # network
-  lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives
+  lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives, what guests write on
+  squashfs-tools                                        # root file systems of sets that run as VMs
   busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
   user-mode-linux                                       # the device-mapper lane
   skopeo                                                # container images, in and out of the registry

@@ -99,6 +99,9 @@ pub struct HostSpec {
     /// Its agent takes volumes' bytes there too, in passes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub takes_passes: bool,
+    /// It has what sets start from that run as VMs (its agent's `guest_kit`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_kit: bool,
     /// What it can hold bodies to; none: its agent does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,

@@ -36,12 +36,13 @@ impl fmt::Display for BodyKind {
     }
 }
 
-/// What a VM body starts from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+/// What a VM body starts from: an image of its own, or a set's images.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
-    /// Name or id of a disk or kernel image in the catalogue.
-    #[schema(min_length = 1, max_length = 255)]
+    /// Name or id of a disk or kernel image in the catalogue. Either this or `set`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(max_length = 255)]
     pub image: String,
     /// Size of the root disk, in GiB, for disk images; 1 to 2,048. Default: the image's own size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,11 +52,15 @@ pub struct VmSpec {
     /// stopped and started again.
     #[serde(default, skip_serializing_if = "Probes::is_default")]
     pub probes: Probes,
+    /// A set that runs as a VM: its members, out of their container images, are processes of one guest, with a kernel of
+    /// their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<SetSpec>,
 }
 
 impl VmSpec {
     pub fn new(image: impl Into<String>, root_gib: Option<u64>) -> Self {
-        Self { image: image.into(), root_gib, probes: Probes::default() }
+        Self { image: image.into(), root_gib, probes: Probes::default(), set: None }
     }
 }
 
@@ -75,9 +80,40 @@ impl BodySpec {
         }
     }
 
+    /// The description of the set that it runs, as containers or as a VM, and its place in the request.
+    pub fn set(&self) -> Option<(&SetSpec, &'static str)> {
+        match self {
+            Self::Set(set) => Some((set, "set")),
+            Self::Vm(vm) => vm.set.as_ref().map(|set| (set, "vm.set")),
+        }
+    }
+
+    /// The same set with the other kind of body; none: it is a VM of its own image.
+    pub fn counterpart(&self) -> Option<Self> {
+        match self {
+            Self::Set(set) => Some(Self::Vm(VmSpec { set: Some(set.clone()), ..VmSpec::default() })),
+            Self::Vm(vm) => vm.set.clone().map(Self::Set),
+        }
+    }
+
     fn check(&self) -> Result<(), FieldError> {
         match self {
             Self::Set(set) => set.check().map_err(|e| e.under("set")),
+            Self::Vm(VmSpec { image, root_gib, probes, set: Some(set) }) => {
+                if !image.is_empty() {
+                    return Err(FieldError::new("vm.image", "give either an image or a set"));
+                }
+                if root_gib.is_some() {
+                    return Err(FieldError::new(
+                        "vm.root_gib",
+                        "a set's members say what they may write ('root_mib')",
+                    ));
+                }
+                if !probes.is_default() {
+                    return Err(FieldError::new("vm.probes", "a set's members have probes of their own"));
+                }
+                set.check().map_err(|e| e.under("vm.set"))
+            }
             Self::Vm(vm) => {
                 validate::name("vm.image", &vm.image)?;
                 vm.probes.check_of_vm().map_err(|e| e.under("vm.probes"))?;
@@ -204,8 +240,9 @@ impl InstanceCreate {
         for (at, body) in self.bodies.iter().enumerate() {
             let place = format!("bodies[{at}]");
             body.check().map_err(|e| e.under(&place))?;
-            if let BodySpec::Set(set) = body {
-                set.check_memory(self.memory_mib).map_err(|e| e.under(&format!("{place}.set")))?;
+            if let Some((set, at)) = body.set() {
+                let place = format!("{place}.{at}");
+                set.check_memory(self.memory_mib).map_err(|e| e.under(&place))?;
                 if self.volume.is_none() && set.members.iter().any(|member| !member.mounts.is_empty()) {
                     return Err(FieldError::new(
                         "volume",
@@ -215,7 +252,7 @@ impl InstanceCreate {
                 let limits_it = |member: &crate::set::MemberSpec| !member.options.io.volume.is_none();
                 if let (None, Some(at)) = (&self.volume, set.members.iter().position(limits_it)) {
                     return Err(FieldError::new(
-                        format!("{place}.set.members[{at}].options.io.volume"),
+                        format!("{place}.members[{at}].options.io.volume"),
                         "the instance has no volume",
                     ));
                 }

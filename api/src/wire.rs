@@ -308,13 +308,18 @@ pub enum BodyDesired {
         #[serde(default, skip_serializing_if = "Probes::is_default")]
         probes: Probes,
     },
+    /// A set that runs as a VM: its members are processes of one guest.
+    SetVm {
+        set: SetSpec,
+        images: Vec<Image>,
+    },
 }
 
 impl BodyDesired {
     pub fn kind(&self) -> BodyKind {
         match self {
             Self::Set { .. } => BodyKind::Set,
-            Self::Vm { .. } => BodyKind::Vm,
+            Self::Vm { .. } | Self::SetVm { .. } => BodyKind::Vm,
         }
     }
 
@@ -333,7 +338,7 @@ impl BodyDesired {
 
     pub fn images(&self) -> &[Image] {
         match self {
-            Self::Set { images, .. } => images,
+            Self::Set { images, .. } | Self::SetVm { images, .. } => images,
             Self::Vm { image, .. } => std::slice::from_ref(image),
         }
     }

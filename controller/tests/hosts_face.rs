@@ -294,6 +294,7 @@ fn hello(name: &str) -> FromHost {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        guest_kit: true,
         isolation: None,
         wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),

@@ -58,6 +58,9 @@ pub struct Config {
     /// Where the agent serves images to this host's dockerd, on loopback. Port 0: any.
     #[serde(default = "registry_listen")]
     pub registry_listen: std::net::SocketAddr,
+    /// Folder with `kernel` and `initramfs`, from which sets start that run as VMs (scripts/make-guest-kit.sh makes them).
+    #[serde(default = "guest_kit")]
+    pub guest_kit: PathBuf,
 }
 
 fn state_dir() -> PathBuf {
@@ -89,6 +92,9 @@ fn monitoring() -> PathBuf {
 }
 fn docker_root() -> PathBuf {
     "/var/lib/docker".into()
+}
+fn guest_kit() -> PathBuf {
+    "/usr/lib/amphi/guest".into()
 }
 fn image_cache_gib() -> u64 {
     50

@@ -27,6 +27,8 @@ pub struct Sources {
     pub drivers: Drivers,
     pub switch: Arc<Switch>,
     pub acceleration: Acceleration,
+    /// Sets can run as VMs here.
+    pub guest_kit: bool,
 }
 
 /// Asks everybody once.
@@ -120,6 +122,7 @@ impl Facts {
             physical_networks: self.physical_networks.clone(),
             moves_at: Some(config.moves_listen()),
             takes_passes: true,
+            guest_kit: self.sources.guest_kit,
             isolation: Some(self.isolation.clone()),
             wire: amphi_api::wire::WIRE,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -11,7 +11,7 @@ use amphi_hostsrv::images::registry::Registry;
 use amphi_hostsrv::instance::figures::Meter;
 use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::set::{SetDriver, SetMeter, SetOptions};
-use amphi_hostsrv::instance::vm::{VmDriver, probe};
+use amphi_hostsrv::instance::vm::{Kit, VmDriver, probe};
 use amphi_hostsrv::instance::{Bell, BodyDriver, PortGate};
 use amphi_hostsrv::lease::tls::PeerPapers;
 use amphi_hostsrv::monitoring::{Monitoring, load};
@@ -131,7 +131,11 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         bell.clone(),
     );
     let passages = crossing::Passages::new(&config.pki_dir(), &config.run_dir)?;
-    let vms = Arc::new(vms.with_passages(passages).with_gate(gate));
+    let kit = Kit::find(&config.guest_kit)
+        .inspect_err(|why| tracing::warn!("no set can run as a VM here: {why}"))
+        .ok();
+    let guest_kit = kit.is_some();
+    let vms = Arc::new(vms.with_passages(passages).with_gate(gate).with_kit(kit));
     let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
     let gauge = Gauge::new(meters.clone());
     let vms: Arc<dyn BodyDriver> = vms;
@@ -142,8 +146,13 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         images,
         exports,
     };
-    let sources =
-        Sources { config: config.clone(), drivers: drivers.clone(), switch: switch.clone(), acceleration };
+    let sources = Sources {
+        config: config.clone(),
+        drivers: drivers.clone(),
+        switch: switch.clone(),
+        acceleration,
+        guest_kit,
+    };
     let mut facts = Facts::new(sources).await;
     let spec = facts.gather().await?;
     let health = watch::Sender::new(Arc::new((spec.engines.clone(), spec.volume_group_free_bytes)));

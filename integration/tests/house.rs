@@ -63,6 +63,9 @@ fn crates_import_one_way() {
     never("api/src", &["amphi_"]);
     never("ovsdb/src", &["amphi_api", "amphi_controller", "amphi_hostsrv"]);
     never("controller/src", &["amphi_hostsrv", "amphi_cli", "amphi_integration"]);
+    never("guest/src", &["amphi_api", "amphi_controller", "amphi_hostsrv", "amphi_cli", "amphi_integration"]);
+    never("controller/src", &["amphi_guest"]);
+    never("cli/src", &["amphi_guest"]);
     never("hostsrv/src", &["amphi_controller", "amphi_cli", "amphi_integration"]);
     never("cli/src", &["amphi_controller", "amphi_hostsrv", "amphi_ovsdb"]);
 }

@@ -19,7 +19,7 @@ pub struct Arguments {
     /// The kind of body to take.
     #[arg(long, value_enum, required = true)]
     to: Option<Kind>,
-    /// Image of the VM, if the instance does not list such a body yet.
+    /// Image of the VM, if it shall not be the set itself that runs as one.
     #[arg(long, conflicts_with = "file")]
     image: Option<String>,
     /// The body, if the instance does not list such a body yet: a set description, or `{"set": …}`, `{"vm": …}`.

@@ -11,7 +11,7 @@ use crate::session::{Session, say};
 use crate::table::clean;
 use crate::yaml;
 use amphi_api::FieldError;
-use amphi_api::instance::BodySpec;
+use amphi_api::instance::{BodySpec, VmSpec};
 use amphi_api::set::SetSpec;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -64,8 +64,17 @@ pub struct Create {
     /// The set description, as `amphi set check` takes it.
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
+    /// Run it as containers, or as a VM with a kernel of its own: the same images, the same description.
+    #[arg(long, value_enum, default_value = "set")]
+    body: Body,
     #[command(flatten)]
     instance: InstanceFlags,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Body {
+    Set,
+    Vm,
 }
 
 impl Command {
@@ -85,7 +94,11 @@ impl Command {
             Self::Import(import) => import.run(session).await,
             Self::Create(create) => {
                 let set = load(&create.file)?;
-                let request = create.instance.request(create.name, vec![BodySpec::Set(set)])?;
+                let body = match create.body {
+                    Body::Set => BodySpec::Set(set),
+                    Body::Vm => BodySpec::Vm(VmSpec { set: Some(set), ..VmSpec::default() }),
+                };
+                let request = create.instance.request(create.name, vec![body])?;
                 instance::create(session, request).await
             }
         }

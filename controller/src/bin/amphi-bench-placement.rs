@@ -53,6 +53,7 @@ fn host(number: u128) -> HostRecord {
             physical_networks: Vec::new(),
             moves_at: None,
             takes_passes: false,
+            guest_kit: true,
             isolation: None,
             wire: amphi_api::wire::WIRE,
             agent_version: "0".into(),

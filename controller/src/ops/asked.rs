@@ -3,7 +3,7 @@
 use super::{OpsError, View, scaling_groups, server_groups};
 use crate::model::*;
 use crate::scheduler::{Request, SchedulerId};
-use amphi_api::instance::FailoverPolicy;
+use amphi_api::instance::{BodyKind, FailoverPolicy};
 use amphi_api::placement::Qos;
 use amphi_api::{NetworkId, ProjectId};
 
@@ -25,6 +25,7 @@ pub fn request_of(view: &View, record: &InstanceRecord) -> Request {
         memory_mib: record.memory_mib,
         qos: record.server.qos,
         bodies: vec![record.body],
+        guest_kit: wants_kit(&record.bodies),
         network: !record.ports.is_empty(),
         physical: physical(view, ports.map(|port| port.network)),
         volume: record.volumes().next().is_some(),
@@ -39,6 +40,11 @@ pub fn request_of(view: &View, record: &InstanceRecord) -> Request {
         scheduler: scheduler(view, record.project, record.server.scheduler.as_deref()).unwrap_or_default(),
         ..Request::default()
     }
+}
+
+/// Whether one of these bodies is a set that runs as a VM.
+pub fn wants_kit(bodies: &[BodyRecord]) -> bool {
+    bodies.iter().any(|body| body.kind() == BodyKind::Vm && body.spec.set().is_some())
 }
 
 /// The physical networks that these networks are on.

@@ -7,7 +7,7 @@ use super::{Ops, Row, View, volume_groups};
 use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
-use amphi_api::instance::{BodyKind, BodySpec, ExchangePhase, Power};
+use amphi_api::instance::{BodyKind, BodySpec, ExchangePhase, Power, VmSpec};
 use amphi_api::wire::{
     AddressDesired, AttachmentDesired, BodyDesired, CopyingDesired, ExportDesired, HostDesired,
     InstanceDesired, LeavingDesired, MemberDesired, PortDesired, RouteDesired, SnapshotDesired,
@@ -408,6 +408,7 @@ fn body(view: &View, record: &BodyRecord, from_volume: bool) -> Option<BodyDesir
     let mut images = images?;
     Some(match &record.spec {
         BodySpec::Set(set) => BodyDesired::Set { set: set.clone(), images },
+        BodySpec::Vm(VmSpec { set: Some(set), .. }) => BodyDesired::SetVm { set: set.clone(), images },
         BodySpec::Vm(vm) => {
             let image = images.pop().or_else(|| from_volume.then(no_image))?;
             BodyDesired::Vm { image, root_gib: vm.root_gib, probes: vm.probes.clone() }

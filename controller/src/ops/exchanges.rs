@@ -25,7 +25,7 @@ impl Ops {
                 let row = find(&view.instances, scope, id)?;
                 let mut draft = Draft::default();
                 let record = ordered(view, scope, row, request, &mut draft, Timestamp::now())?;
-                self.refuse_unfit(view, row, request.to)?;
+                self.refuse_unfit(view, row, &record.body)?;
                 draft.create(&record);
                 draft.update(
                     row,
@@ -42,9 +42,10 @@ impl Ops {
     }
 
     /// The instance's host must be up and have the engines; its room is claimed already.
-    fn refuse_unfit(&self, view: &View, row: &InstanceRecord, to: BodyKind) -> Result<(), OpsError> {
+    fn refuse_unfit(&self, view: &View, row: &InstanceRecord, to: &BodyRecord) -> Result<(), OpsError> {
         let request = Request {
-            bodies: vec![to],
+            bodies: vec![to.kind()],
+            guest_kit: super::asked::wants_kit(std::slice::from_ref(to)),
             pinned: row.host,
             network: !row.ports.is_empty(),
             volume: row.volume.is_some(),
@@ -114,15 +115,20 @@ fn ordered(
         return Err(OpsError::conflict(format!("its body is a {} already", row.body)));
     }
     let listed = row.body_of(request.to);
-    let (body, added) = match (&request.body, listed) {
-        (Some(_), Some(_)) => {
+    // One artifact for both: the set that it runs now, with the same images. Two descriptions of a set that it lists, of
+    // which one is out of date, are one too many.
+    let same = counterpart(row).filter(|_| listed.is_none_or(|listed| listed.spec.set().is_some()));
+    let (body, added) = match (&request.body, listed, same) {
+        (None, listed, Some(same)) => (same, listed.is_none()),
+        (Some(_), Some(_), _) => {
             return Err(OpsError::field("body", format!("the instance lists a {} already", request.to)));
         }
-        (None, None) => {
+        // One artifact for both: the set that it runs now, with the same images.
+        (None, None, None) => {
             return Err(OpsError::field("body", format!("is missing: the instance lists no {}", request.to)));
         }
-        (None, Some(listed)) => (listed.clone(), false),
-        (Some(spec), None) => {
+        (None, Some(listed), None) => (listed.clone(), false),
+        (Some(spec), None, _) => {
             let (body, images) = resolve::body(view, scope, "body", spec)?;
             images.into_iter().for_each(|image| draft.guard(image));
             (body, true)
@@ -145,6 +151,12 @@ fn ordered(
         started_at: now,
         ended_at: None,
     })
+}
+
+/// The body that the instance has, as the other kind; none: it is a VM of its own image.
+fn counterpart(row: &InstanceRecord) -> Option<BodyRecord> {
+    let own = row.body_of(row.body)?;
+    Some(BodyRecord { spec: own.spec.counterpart()?, images: own.images.clone() })
 }
 
 fn next_step(view: &View, exchange: &ExchangeRecord, now: Timestamp) -> ExchangeStep {
@@ -234,8 +246,11 @@ fn step(view: &View, id: ExchangeId, now: Timestamp) -> Draft {
         ExchangeStep::Switch => {
             draft.update(row, &row.entering(ExchangePhase::Switching, now));
             let mut record = next_epoch(instance, row.to, now);
-            if row.added {
-                record.bodies.push(row.record.body.clone());
+            match record.bodies.iter_mut().find(|body| body.kind() == row.to) {
+                // A set's may have been changed since it was listed.
+                Some(listed) if listed.spec.set().is_some() => *listed = row.record.body.clone(),
+                Some(_) => {}
+                None => record.bodies.push(row.record.body.clone()),
             }
             draft.update(instance, &record);
         }

@@ -136,7 +136,10 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
     if row.intent == Intent::Deleting {
         return Err(OpsError::conflict("the instance is being deleted"));
     }
-    let vm = row.body == BodyKind::Vm;
+    // A set that runs as a VM has members to look into, and a machine's console and screen.
+    let set = row.body_of(row.body).is_some_and(|body| body.spec.set().is_some());
+    let machine = row.body == BodyKind::Vm;
+    let vm = machine && !set;
     let member = match what {
         StreamTarget::Exec(_) if vm => {
             return Err(OpsError::conflict(
@@ -147,7 +150,7 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
             spec.check()?;
             &spec.member
         }
-        StreamTarget::Screen if !vm => {
+        StreamTarget::Screen if !machine => {
             return Err(OpsError::conflict("a set has no screen; its console is a shell"));
         }
         StreamTarget::Screen => &None,
@@ -157,7 +160,7 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
             return Err(OpsError::field(field, "a vm's console has no times"));
         }
         StreamTarget::Logs(spec) => &spec.member,
-        StreamTarget::Copy(_) if vm => {
+        StreamTarget::Copy(_) if machine => {
             return Err(OpsError::conflict(
                 "files are copied in sets: no guest agent answers in a vm; use scp, or a volume",
             ));
@@ -166,7 +169,7 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
             spec.check()?;
             &spec.member
         }
-        StreamTarget::Tools(_) if vm => {
+        StreamTarget::Tools(_) if machine => {
             return Err(OpsError::conflict("tools join members of sets; a vm has none"));
         }
         StreamTarget::Tools(spec) => {

@@ -249,6 +249,9 @@ fn runs_as_vm(row: &InstanceRecord) -> Result<(), String> {
     if row.power != Power::On || !running {
         return Err("it does not run".into());
     }
+    if row.body_of(row.body).is_some_and(|body| body.spec.set().is_some()) {
+        return Err("it is a set that runs as a VM, and what its members have written stays behind".into());
+    }
     match row.rescue {
         Some(_) => Err("it runs from a rescue's image".into()),
         None => Ok(()),

@@ -12,7 +12,7 @@ use super::view::Row;
 use super::{AskError, Draft, Ops, OpsError, View, ports};
 use crate::model::*;
 use amphi_api::host::Claims;
-use amphi_api::instance::{BodySpec, ConsoleLog, ExchangePhase, Fault, Instance, Power};
+use amphi_api::instance::{ConsoleLog, ExchangePhase, Fault, Instance, Power};
 use amphi_api::wire::{Answer, Ask, Tombstone};
 use amphi_api::{HostId, InstanceId, ProjectId, VolumeId};
 use jiff::Timestamp;
@@ -193,10 +193,9 @@ pub(super) fn delete(
 }
 
 pub(super) fn refuse_no_member(row: &InstanceRecord, name: &str) -> Result<(), OpsError> {
-    let known: Vec<&str> = match row.body_of(row.body).map(|b| &b.spec) {
-        Some(BodySpec::Set(set)) => set.members.iter().map(|m| m.name.as_str()).collect(),
-        Some(BodySpec::Vm(_)) | None => return Err(OpsError::field("member", "a vm has no members")),
-    };
+    let set = row.body_of(row.body).and_then(|b| b.spec.set());
+    let (set, _) = set.ok_or_else(|| OpsError::field("member", "a vm has no members"))?;
+    let known: Vec<&str> = set.members.iter().map(|m| m.name.as_str()).collect();
     if known.contains(&name) {
         return Ok(());
     }

@@ -184,22 +184,32 @@ pub(super) fn body<'a>(
     spec: &BodySpec,
 ) -> Result<(BodyRecord, Vec<&'a Row<ImageRecord>>), OpsError> {
     let image = |place: String, text: &str, kind: BodyKind| self::image(view, scope, &place, text, kind);
+    let whole = |set: &SetSpec| {
+        let set = set.normalized();
+        match spec {
+            BodySpec::Vm(_) => BodySpec::Vm(VmSpec { set: Some(set), ..VmSpec::default() }),
+            BodySpec::Set(_) => BodySpec::Set(set),
+        }
+    };
     match spec {
-        BodySpec::Vm(vm) => {
+        BodySpec::Vm(vm) if vm.set.is_none() => {
             let row = image(format!("{field}.vm.image"), &vm.image, BodyKind::Vm)?;
             Ok((BodyRecord { spec: spec.clone(), images: vec![row.id] }, vec![row]))
         }
-        BodySpec::Set(set) => {
+        BodySpec::Set(_) | BodySpec::Vm(_) => {
+            // A VM without an image of its own runs a set.
+            let (set, at_set) =
+                spec.set().ok_or_else(|| OpsError::field(field, "is neither an image nor a set"))?;
             let mut members = Vec::new();
             for (at, member) in set.members.iter().enumerate() {
-                let place = format!("{field}.set.members[{at}].image");
+                let place = format!("{field}.{at_set}.members[{at}].image");
                 members.push((member.index, image(place, &member.image, BodyKind::Set)?));
             }
             // Normalizing sorts the members by index: their images go with them.
             members.sort_by_key(|(index, _)| *index);
             let rows: Vec<_> = members.into_iter().map(|(_, row)| row).collect();
             let images = rows.iter().map(|row| row.id).collect();
-            Ok((BodyRecord { spec: BodySpec::Set(set.normalized()), images }, rows))
+            Ok((BodyRecord { spec: whole(set), images }, rows))
         }
     }
 }

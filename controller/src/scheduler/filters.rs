@@ -221,6 +221,12 @@ pub(super) fn body_engine(host: &HostSight, kind: BodyKind) -> Result<(), String
     }
 }
 
+/// Whether the host has what a set starts from that runs as a VM, where one does.
+pub(super) fn kit(host: &HostSight, kind: BodyKind, request: &Request) -> Result<(), String> {
+    let lacks = kind == BodyKind::Vm && request.guest_kit && host.spec.is_some_and(|spec| !spec.guest_kit);
+    if lacks { Err("has no guest kit, with which sets run as VMs".into()) } else { Ok(()) }
+}
+
 /// An engine the host does not speak of is missing, but for those it need not: qemu comes with libvirt.
 fn engine(spec: &HostSpec, name: EngineName) -> Result<(), String> {
     let word = format!("{name:?}").to_lowercase();

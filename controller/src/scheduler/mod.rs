@@ -65,6 +65,8 @@ pub struct Request {
     pub volume_gib: u64,
     /// Acceptable bodies, the preferred first; none: only a volume is placed.
     pub bodies: Vec<BodyKind>,
+    /// Its VM body runs a set: the host needs a guest kit for it.
+    pub guest_kit: bool,
     /// It needs ports.
     pub network: bool,
     /// Physical networks that its ports are on.
@@ -197,7 +199,10 @@ fn body_for(host: &HostSight, request: &Request, policy: &Policy) -> Result<usiz
         Some((*name, filter(host, request, policy).err()?))
     };
     let mut reasons: Reasons = FILTERS.iter().filter_map(objects).collect();
-    let mut bodies = request.bodies.iter().map(|kind| filters::body_engine(host, *kind));
+    let mut bodies = request
+        .bodies
+        .iter()
+        .map(|kind| filters::body_engine(host, *kind).and_then(|()| filters::kit(host, *kind, request)));
     let body = match bodies.clone().position(|found| found.is_ok()) {
         Some(body) => body,
         None if request.bodies.is_empty() => 0,

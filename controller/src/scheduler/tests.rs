@@ -28,6 +28,7 @@ pub(super) fn spec(cpus: u32, memory_mib: u64, volume_gib: u64) -> HostSpec {
         physical_networks: vec!["lan".into()],
         moves_at: None,
         takes_passes: false,
+        guest_kit: true,
         isolation: None,
         wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),

@@ -6,10 +6,13 @@
 mod coming;
 pub mod evict;
 mod facts;
+pub mod flatten;
 mod handing;
+pub mod layers;
 pub mod manifest;
 pub mod peers;
 pub mod registry;
+pub mod roots;
 mod shelf;
 mod trouble;
 

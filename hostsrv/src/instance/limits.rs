@@ -117,7 +117,7 @@ pub fn of_set(set: &SetSpec, vcpus: u32, memory_mib: u64) -> BTreeMap<String, Li
 pub fn wanted(desired: &InstanceDesired) -> BTreeMap<String, Limits> {
     match &desired.body {
         BodyDesired::Set { set, .. } => of_set(set, desired.vcpus, desired.memory_mib),
-        BodyDesired::Vm { .. } => {
+        BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => {
             let whole = Limits {
                 cpu_centi: u64::from(desired.vcpus) * 100,
                 memory_bytes: desired.memory_mib << 20,

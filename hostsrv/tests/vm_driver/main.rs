@@ -3,6 +3,7 @@
 mod disk;
 mod guest;
 mod host;
+mod sets;
 mod size;
 mod verbs;
 

@@ -36,7 +36,7 @@ fn grown(plan: &BodyPlan, gib: u64) -> BodyDesired {
         BodyDesired::Vm { image, .. } => {
             BodyDesired::Vm { image: image.clone(), root_gib: Some(gib), probes: Default::default() }
         }
-        BodyDesired::Set { .. } => unreachable!("a VM's plan"),
+        BodyDesired::Set { .. } | BodyDesired::SetVm { .. } => unreachable!("a VM's plan"),
     }
 }
 

@@ -67,6 +67,7 @@ impl Home {
             physical_networks: Vec::new(),
             moves_at: None,
             takes_passes: false,
+            guest_kit: true,
             isolation: None,
             wire: amphi_api::wire::WIRE,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -208,7 +208,9 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         ..MemberStatus::default()
     };
     let members = match &wanted.body {
-        BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),
+        BodyDesired::Set { set, .. } | BodyDesired::SetVm { set, .. } => {
+            set.members.iter().map(|m| member(&m.name, m.index)).collect()
+        }
         BodyDesired::Vm { .. } => Vec::new(),
     };
     InstanceStatus {
@@ -261,6 +263,7 @@ fn spec(name: &str) -> HostSpec {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        guest_kit: true,
         isolation: None,
         wire: amphi_api::wire::WIRE,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

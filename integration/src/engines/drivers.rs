@@ -86,7 +86,9 @@ fn body(kind: BodyKind, plan: &BodyPlan) -> Body {
         ..MemberStatus::default()
     };
     let members = match plan.runs() {
-        BodyDesired::Set { set, .. } => set.members.iter().map(|m| member(&m.name, m.index)).collect(),
+        BodyDesired::Set { set, .. } | BodyDesired::SetVm { set, .. } => {
+            set.members.iter().map(|m| member(&m.name, m.index)).collect()
+        }
         BodyDesired::Vm { .. } => Vec::new(),
     };
     let extras: Vec<_> = plan.attachments.iter().map(|extra| extra.volume.id).collect();

@@ -114,7 +114,11 @@ pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>
         let program = binary.to_string_lossy().into_owned();
         let text = config(name, disks.shared.is_some())?;
         let token = layout.join_token(name);
-        units.push(Unit::step("config", &[], move |_| write_file(CONFIG, &text)));
+        let kit = binary.with_file_name("../guest-kit");
+        units.push(Unit::step("config", &[], move |_| {
+            install_kit(&kit)?;
+            write_file(CONFIG, &text)
+        }));
         units.push(Unit::daemon(
             "docker-plugin",
             &["config"],
@@ -148,11 +152,28 @@ pub const LEASE: &str = "lease";
 /// How long a host waits for its join token. Whoever starts a lab to join by hand has the other hosts' start in between.
 const TOKEN_LIMIT: Duration = Duration::from_secs(300);
 
+/// Where a host has its guest kit.
+const KIT: &str = "/var/lib/amphi-guest";
+
+/// The kit that scripts/make-guest-kit.sh has made, on the host's own disk, where QEMU's user gets at it. Without one the
+/// host says that no set runs as a VM there.
+fn install_kit(from: &Path) -> Result<()> {
+    if !from.join("initramfs").exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(KIT).context("the guest kit's folder")?;
+    for name in ["kernel", "initramfs"] {
+        std::fs::copy(from.join(name), Path::new(KIT).join(name))
+            .with_context(|| format!("the guest kit's {name}"))?;
+    }
+    Ok(())
+}
+
 fn config(name: &str, shared: bool) -> Result<String> {
     let shared =
         if shared { format!("shared_volume_groups = [\"{SHARED_GROUP}\"]\n") } else { String::new() };
     Ok(format!(
-        "name = \"{name}\"\naddress = \"{}\"\nstate_dir = \"/var/lib/amphi\"\nrun_dir = \"/run/amphi\"\ndocker = \"unix:///run/docker.sock\"\nlibvirt = \"qemu:///system\"\novsdb = \"unix:/run/openvswitch/db.sock\"\nintegration_bridge = \"br-int\"\nvolume_group = \"amphi\"\n{shared}",
+        "name = \"{name}\"\naddress = \"{}\"\nstate_dir = \"/var/lib/amphi\"\nrun_dir = \"/run/amphi\"\ndocker = \"unix:///run/docker.sock\"\nlibvirt = \"qemu:///system\"\novsdb = \"unix:/run/openvswitch/db.sock\"\nintegration_bridge = \"br-int\"\nvolume_group = \"amphi\"\nguest_kit = \"{KIT}\"\n{shared}",
         address(name)?
     ))
 }

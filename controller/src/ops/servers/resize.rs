@@ -151,6 +151,7 @@ pub(in crate::ops) fn has_root_disk(view: &View, row: &InstanceRecord) -> bool {
     let image = row.body_of(row.body).and_then(|body| view.images.get(*body.images.first()?));
     row.body == BodyKind::Vm
         && row.root_volume.is_none()
+        && row.body_of(row.body).is_none_or(|body| body.spec.set().is_none())
         && image.is_none_or(|image| image.format != ImageFormat::KernelInitramfs)
 }
 

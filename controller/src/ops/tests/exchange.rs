@@ -88,8 +88,6 @@ async fn a_body_that_does_not_run_is_rolled_back() {
     let (cloud, h1, _) = Cloud::furnished().await;
     let made = cloud.create(json!({"host": "h1"})).await.unwrap();
     cloud.obey(h1).await;
-    let error = cloud.ops.create_exchange(P, made.id, &to(BodyKind::Vm)).await.unwrap_err();
-    assert!(matches!(&error, OpsError::Field(e) if e.field == "body"), "{error:?}");
     let body: ExchangeCreate =
         serde_json::from_value(json!({"to": "vm", "body": {"vm": {"image": "none"}}})).unwrap();
     let error = cloud.ops.create_exchange(P, made.id, &body).await.unwrap_err();
@@ -118,6 +116,65 @@ async fn a_body_that_does_not_run_is_rolled_back() {
     let failed = cloud.ops.exchange(P, exchange.id).unwrap();
     assert_eq!((failed.phase, failed.fault.unwrap().code.as_str()), (ExchangePhase::Failed, "image_broken"));
     assert_eq!(cloud.show(&made).state, InstanceState::Running);
+}
+
+#[tokio::test]
+async fn one_artifact_has_both_bodies() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = cloud.create(json!({"host": "h1"})).await.unwrap();
+    cloud.obey(h1).await;
+    let before = cloud.show(&made);
+    let images = cloud.ops.desired(h1).instances[0].body.images().to_vec();
+    for (kind, other) in
+        [(BodyKind::Vm, BodyKind::Set), (BodyKind::Set, BodyKind::Vm), (BodyKind::Vm, BodyKind::Set)]
+    {
+        let exchange = cloud.ops.create_exchange(P, made.id, &to(kind)).await.unwrap();
+        let next = cloud.ops.desired(h1).instances[0].next_body.clone().unwrap();
+        assert_eq!((next.kind(), next.images()), (kind, images.as_slice()));
+        for _ in 0..2 {
+            cloud.obey(h1).await;
+            cloud.ops.step_exchanges().await.unwrap();
+        }
+        assert_eq!(phase(&cloud, &exchange), ExchangePhase::Done);
+        let after = cloud.show(&made);
+        assert_eq!((after.body, after.bodies.len()), (kind, 2));
+        assert_eq!(after.bodies[0], before.bodies[0]);
+        assert_eq!(after.bodies[1].set().unwrap().0, before.bodies[0].set().unwrap().0);
+        assert_ne!(kind, other);
+    }
+    // A VM of an image of its own has no set to become.
+    let vm =
+        cloud.create(json!({"name": "vm", "host": "h1", "bodies": [{"vm": {"image": "vm"}}]})).await.unwrap();
+    let error = cloud.ops.create_exchange(P, vm.id, &to(BodyKind::Set)).await.unwrap_err();
+    assert!(matches!(&error, OpsError::Field(e) if e.field == "body"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_set_runs_as_a_vm_where_there_is_a_kit_alone() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let set = |image: &str| json!([{"vm": {"set": {"members": [{"index": 0, "image": image}]}}}]);
+    let refused = cloud.create(json!({"bodies": set("none")})).await.unwrap_err();
+    assert!(
+        matches!(&refused, OpsError::Field(e) if e.field == "bodies[0].vm.set.members[0].image"),
+        "{refused:?}"
+    );
+    let both = json!([{"vm": {"image": "vm", "set": {"members": [{"index": 0, "image": "busybox"}]}}}]);
+    let refused = cloud.create(json!({"bodies": both})).await.unwrap_err();
+    assert!(matches!(&refused, OpsError::Field(e) if e.field == "bodies[0].vm.image"), "{refused:?}");
+    let made = cloud.create(json!({"bodies": set("busybox"), "host": "h1"})).await.unwrap();
+    let told = cloud.ops.desired(h1);
+    assert!(matches!(told.instances[0].body, amphi_api::wire::BodyDesired::SetVm { .. }), "{told:?}");
+    assert_eq!(made.body, BodyKind::Vm);
+    for host in ["h1", "h2"] {
+        let id = cloud.ops.world().read().host_named(host).unwrap().id;
+        cloud.ops.hello(id, &amphi_api::host::HostSpec { guest_kit: false, ..spec(host) }).await.unwrap();
+    }
+    let no_room = cloud.create(json!({"name": "b", "bodies": set("busybox")})).await;
+    let told = match no_room {
+        Err(error) => error.to_string(),
+        Ok(made) => format!("{:?}", cloud.show(&made).fault),
+    };
+    assert!(told.contains("guest kit"), "{told}");
 }
 
 /// The host says of the instance's body at its present epoch that it does not run, and why.

@@ -149,6 +149,7 @@ pub fn spec(name: &str) -> HostSpec {
         physical_networks: vec!["lan".into()],
         moves_at: None,
         takes_passes: false,
+        guest_kit: true,
         isolation: None,
         wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),

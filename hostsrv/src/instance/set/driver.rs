@@ -482,7 +482,7 @@ fn start_order(part: &Part) -> (u64, Option<u32>) {
 fn set_of(plan: &BodyPlan) -> Result<&SetSpec, DriverError> {
     match plan.runs() {
         BodyDesired::Set { set, .. } => Ok(set),
-        BodyDesired::Vm { .. } => Err(DriverError::EngineRefused {
+        BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => Err(DriverError::EngineRefused {
             engine: ENGINE,
             doing: format!("make instance {}", plan.instance),
             message: "what is to run is a VM".to_owned(),

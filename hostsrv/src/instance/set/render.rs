@@ -96,7 +96,7 @@ pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
 fn own(plan: &BodyPlan) -> Option<&SetSpec> {
     match &plan.body {
         BodyDesired::Set { set, .. } => Some(set),
-        BodyDesired::Vm { .. } => None,
+        BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => None,
     }
 }
 

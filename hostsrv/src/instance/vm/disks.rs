@@ -49,6 +49,8 @@ enum Bytes {
     /// A small raw file that nobody writes.
     Config,
     Volume(VolumeIo),
+    /// A raw file that a guest's members write on.
+    Scratch,
 }
 
 /// A volume's serial as the guest sees it: the first 20 hexadecimal digits of its id.
@@ -104,11 +106,25 @@ pub fn of(plan: &BodyPlan, files: &BodyFiles, io: impl Fn(&Path) -> VolumeIo) ->
 }
 
 impl Disk {
+    /// A disk that a set's VM starts from, known to its guest by its serial number.
+    pub fn of_guest(serial: &str, target: &str, source: PathBuf, read_only: bool) -> Self {
+        Self {
+            alias: format!("ua-guest-{serial}"),
+            target: target.to_owned(),
+            serial: serial.to_owned(),
+            source,
+            bytes: if read_only { Bytes::Config } else { Bytes::Scratch },
+            read_only,
+        }
+    }
+
     pub fn element(&self) -> Element {
         let driver = |kind: &str| Element::new("driver").attr("name", "qemu").attr("type", kind);
         let driver = match self.bytes {
             Bytes::Own => driver("qcow2").attr("cache", "writeback"),
             Bytes::Config => driver("raw"),
+            // What of it is not on the disk after a power cut of the host nobody was promised.
+            Bytes::Scratch => driver("raw").attr("cache", "unsafe"),
             Bytes::Volume(VolumeIo { direct: true, .. }) => {
                 driver("raw").attr("cache", "none").attr("io", "native")
             }

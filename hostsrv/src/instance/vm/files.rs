@@ -48,6 +48,26 @@ impl BodyFiles {
         self.folder.join("config.img")
     }
 
+    /// What the guest of a set's VM is told.
+    pub fn guest_config(&self) -> PathBuf {
+        self.folder.join("guest.img")
+    }
+
+    /// Where the line to the guest of a set's VM ends. At most 107 bytes (unix(7)), with a state directory as it is usual.
+    pub fn guest_socket(&self) -> PathBuf {
+        self.folder.join("line")
+    }
+
+    /// What members of a set's VM write on, beside their volume.
+    pub fn scratch(&self) -> PathBuf {
+        self.folder.join("scratch.img")
+    }
+
+    /// This body's own name of an image's root file system.
+    pub fn guest_root(&self, image: ImageId) -> PathBuf {
+        self.folder.join(format!("root-{image}.squashfs"))
+    }
+
     pub fn console_log(&self) -> PathBuf {
         self.folder.join(LOG)
     }
@@ -60,17 +80,31 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
 
 /// Checks the images and writes what is missing. An existing root disk of the plan's count is kept: it is the guest's.
 pub async fn ensure(files: &BodyFiles, plan: &BodyPlan) -> Result<(), DriverError> {
-    let BodyDesired::Vm { image, root_gib, .. } = &plan.body else { return Err(no_vm(plan)) };
     let drive = { (files.clone(), config_drive::files(plan)) };
     blocking("write the config drive", move || write_config_drive(&drive.0, &drive.1)).await?;
-    if disks::has_own_root(plan) {
+    let own = match &plan.body {
+        BodyDesired::Vm { image, root_gib, .. } => Some((image, *root_gib)),
+        // Its disks are `guest`'s.
+        BodyDesired::SetVm { .. } => None,
+        BodyDesired::Set { .. } => return Err(no_vm(plan)),
+    };
+    if let Some((image, root_gib)) = own.filter(|_| disks::has_own_root(plan)) {
         check(plan, &plan.body, image).await?;
-        ensure_disk(&files.root(), plan, &plan.body, image, *root_gib).await?;
-    } else if plan.rescue.is_none() && !disks::is_disk(&plan.body) {
+        ensure_disk(&files.root(), plan, &plan.body, image, root_gib).await?;
+    } else if let Some((image, _)) = own
+        && plan.rescue.is_none()
+        && !disks::is_disk(&plan.body)
+    {
         check(plan, &plan.body, image).await?;
     }
     if let Some(rescue) = &plan.rescue {
-        let BodyDesired::Vm { image, root_gib, .. } = rescue else { return Err(no_vm(plan)) };
+        let BodyDesired::Vm { image, root_gib, .. } = rescue else {
+            // A rescue that is a set of members is what the guest runs then.
+            if matches!(rescue, BodyDesired::SetVm { .. }) {
+                return Ok(());
+            }
+            return Err(no_vm(plan));
+        };
         check(plan, rescue, image).await?;
         if disks::is_disk(rescue) {
             ensure_disk(&files.rescue(), plan, rescue, image, *root_gib).await?;

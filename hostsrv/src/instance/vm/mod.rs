@@ -14,6 +14,7 @@ mod drive_image;
 mod events;
 mod export;
 mod files;
+mod guest;
 pub mod image_check;
 mod landing;
 mod link;
@@ -36,6 +37,7 @@ use super::{
     ObservedState, PortGate, Remains, folders,
 };
 use crate::crossing::Passages;
+use crate::images::roots::Roots;
 use amphi_api::InstanceId;
 use amphi_api::host::Acceleration;
 use amphi_api::instance::{BodyKind, Power};
@@ -44,6 +46,8 @@ use async_trait::async_trait;
 use disks::{Disk, VolumeIo};
 use domain::{TraitCache, condition, lookup, press, read_traits, resume, sweep, undefine, unless_gone};
 use files::BodyFiles;
+use guest::Guests;
+pub use guest::Kit;
 use link::{ENGINE, Link};
 use sight::{Condition, Way};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +85,11 @@ pub struct VmDriver {
     passages: Option<Passages>,
     /// Announces the ports of what starts; none: nobody does.
     gate: Option<Arc<dyn PortGate>>,
+    /// What sets start from that run as VMs; none: none does here.
+    kit: Option<Kit>,
+    roots: Roots,
+    guests: Guests,
+    bell: Bell,
 }
 
 impl VmDriver {
@@ -94,9 +103,11 @@ impl VmDriver {
         acceleration: Acceleration,
         bell: Bell,
     ) -> Self {
+        let state_dir = state_dir.into();
         Self {
-            link: Link::new(uri.into(), bell),
-            state_dir: state_dir.into(),
+            link: Link::new(uri.into(), bell.clone()),
+            roots: Roots::new(state_dir.join("roots")),
+            state_dir,
             integration_bridge: integration_bridge.into(),
             acceleration,
             traits: Arc::default(),
@@ -104,6 +115,9 @@ impl VmDriver {
             consoles: console::Consoles::default(),
             passages: None,
             gate: None,
+            kit: None,
+            guests: Guests::default(),
+            bell,
         }
     }
 
@@ -115,6 +129,11 @@ impl VmDriver {
     /// With ways to other hosts.
     pub fn with_passages(self, passages: Passages) -> Self {
         Self { passages: Some(passages), ..self }
+    }
+
+    /// With what sets start from that run as VMs.
+    pub fn with_kit(self, kit: Option<Kit>) -> Self {
+        Self { kit, ..self }
     }
 
     async fn find(&self, instance: InstanceId, doing: &str) -> Result<Option<(u64, Condition)>, DriverError> {
@@ -140,7 +159,10 @@ impl VmDriver {
     /// Files and XML for a plan; everything but the domain.
     async fn make_ready(&self, plan: &BodyPlan, files: &BodyFiles) -> Result<String, DriverError> {
         files::ensure(files, plan).await?;
-        let disks = self.disks(plan, files).await?;
+        let mut disks = self.disks(plan, files).await?;
+        if let Some((set, images)) = guest::of(plan) {
+            disks.extend(guest::make_ready(plan, set, images, files, &self.roots).await?);
+        }
         xml::domain(
             plan,
             &xml::Surroundings {
@@ -149,6 +171,8 @@ impl VmDriver {
                 disks,
                 console_log: files.console_log(),
                 host_cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+                kit: self.kit.as_ref(),
+                guest_socket: files.guest_socket(),
             },
         )
     }
@@ -232,6 +256,9 @@ impl BodyDriver for VmDriver {
         let change = *self.link.changes().borrow();
         let cache = self.traits.clone();
         let found = self.link.call("list its VMs", LOOK, move |c| sweep(c, &cache, change)).await?;
+        let lines = found.iter().filter(|found| found.condition.active());
+        let lines = lines.filter_map(|found| Some((found.instance, found.traits.guest.clone()?))).collect();
+        self.guests.keep(&lines, &self.bell);
         Ok(found
             .into_iter()
             .map(|found| {
@@ -239,6 +266,13 @@ impl BodyDriver for VmDriver {
                 // Held still for a moment, by us: nothing to tell, and nobody else's order.
                 let still = state == ObservedState::Paused && self.holds(found.instance);
                 let held = found.condition.active().then(|| sizing::held(&found.traits));
+                let guest = self.guests.get(found.instance).map(|guest| guest.told());
+                // A set runs when its members do, whatever is around them.
+                let state = match &guest {
+                    Some(told) if state == ObservedState::Running && !told.whole() => ObservedState::Degraded,
+                    _ => state,
+                };
+                let told = guest.unwrap_or_default();
                 let holds_devices = state != ObservedState::Stopped;
                 ObservedBody {
                     instance: found.instance,
@@ -250,8 +284,8 @@ impl BodyDriver for VmDriver {
                     volumes: if holds_devices { found.traits.volumes() } else { Vec::new() },
                     rescued: found.traits.rescued,
                     away: sight::went_over(found.condition),
-                    members: Vec::new(),
-                    trouble,
+                    members: told.members,
+                    trouble: trouble.or(told.trouble),
                 }
             })
             .collect())
@@ -343,9 +377,12 @@ impl BodyDriver for VmDriver {
     async fn console_log(
         &self,
         instance: InstanceId,
-        _member: Option<&str>,
+        member: Option<&str>,
         lines: u32,
     ) -> Result<String, DriverError> {
+        if let (Some(member), Some(guest)) = (member, self.guests.get(instance)) {
+            return guest::tail(&guest, instance, member, lines).await;
+        }
         files::console_tail(&self.state_dir, instance, lines).await
     }
 
@@ -357,8 +394,13 @@ impl BodyDriver for VmDriver {
             }
             Adjustment::Pause => format!("hold the VM of {instance} still"),
             Adjustment::Resume => format!("resume the VM of {instance}"),
-            // It has none.
-            Adjustment::RestartMember(_) => return Ok(()),
+            Adjustment::RestartMember(member) => {
+                // A VM of its own image has none.
+                if let Some(guest) = self.guests.get(instance) {
+                    guest.say(amphi_guest::words::ToGuest::Restart { member: member.clone() }).await;
+                }
+                return Ok(());
+            }
         };
         if adjustment == Adjustment::Pause {
             // Noted first, so that nobody takes the pause for somebody's order; unless it is one.
@@ -371,7 +413,9 @@ impl BodyDriver for VmDriver {
         if resumes && !self.holds(instance) {
             return Ok(());
         }
+        let ordered = adjustment.clone();
         let adjust = move |c: &Connect| {
+            let adjustment = ordered.clone();
             // A VM that does not run has nothing to be told.
             let Some(domain) = lookup(c, instance)? else { return Ok(()) };
             let condition = condition(&domain)?;
@@ -393,7 +437,15 @@ impl BodyDriver for VmDriver {
                 Adjustment::RestartMember(_) => Ok(()),
             }
         };
+        let grown = match &adjustment {
+            Adjustment::VolumeGrown { volume, .. } => Some(disks::volume_serial(*volume)),
+            _ => None,
+        };
         let done = self.link.call(&doing, CHANGE, adjust).await;
+        if let (Some(serial), Some(guest), Ok(())) = (grown, self.guests.get(instance), &done) {
+            // The file system in it takes what the disk has got.
+            guest.say(amphi_guest::words::ToGuest::Grown { serial }).await;
+        }
         if resumes {
             self.hold(instance, false);
         }
@@ -445,6 +497,11 @@ impl BodyStreams for VmDriver {
             unless_gone((|| Ok(if domain.is_active()? { Some(domain.get_xml_desc(0)?) } else { None }))())
                 .map(Option::flatten)
         };
+        if let Some(guest) = self.guests.get(instance)
+            && let Some((target, input)) = guest::target(what)
+        {
+            return guest::open(&guest, instance, target, input).await;
+        }
         if let StreamTarget::Logs(spec) = what {
             // The mark first: what is written between the two is told twice rather than lost.
             let mark = watch::mark(&self.state_dir, instance).await?;

@@ -16,6 +16,8 @@ pub struct Traits {
     pub vcpus_most: u32,
     pub memory_kib: u64,
     pub devices: Vec<Device>,
+    /// Of a set's VM: where the line to its guest ends.
+    pub guest: Option<std::path::PathBuf>,
 }
 
 /// A device of ours.
@@ -52,6 +54,7 @@ impl Traits {
                 .into_iter()
                 .filter_map(device)
                 .collect(),
+            guest: guest_socket(domain),
         }
     }
 
@@ -124,6 +127,18 @@ pub fn screen_socket(domain: &str) -> Option<&str> {
     attribute(graphics.split('>').next()?, "socket")
 }
 
+/// Where the line to its guest ends.
+fn guest_socket(domain: &str) -> Option<std::path::PathBuf> {
+    let name = |element: &&str| {
+        element
+            .split_once("<target")
+            .is_some_and(|(_, target)| attribute(target, "name") == Some(amphi_guest::PORT))
+    };
+    let channel = elements(domain, "channel").into_iter().find(name)?;
+    let (_, source) = channel.split_once("<source")?;
+    attribute(source.split('>').next()?, "path").map(Into::into)
+}
+
 /// The outermost elements of this name, as they are written.
 pub(super) fn elements<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let (open, close) = (format!("<{name} "), format!("</{name}>"));
@@ -175,6 +190,20 @@ mod tests {
         assert_eq!((serial_pty(text), screen_socket(text)), (Some("/dev/pts/7"), Some("/v/vnc.sock")));
         let stopped = "<serial type='pty'><log file='/x'/></serial><graphics type='vnc'><listen type='socket'/></graphics>";
         assert_eq!((serial_pty(stopped), screen_socket(stopped)), (None, None));
+    }
+
+    #[test]
+    fn a_guest_s_socket_is_found_where_it_runs() {
+        let other = "<channel type='unix'><source mode='bind' path='/q/agent'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+        let ours = "<channel type='unix'>\n<source mode='bind' path='/q/guest'/>\n<target type='virtio' name='org.amphi.guest.0' state='connected'/></channel>";
+        let stopped = "<channel type='unix'><target type='virtio' name='org.amphi.guest.0'/></channel>";
+        for (text, path) in [
+            (format!("{other}{ours}"), Some("/q/guest")),
+            (other.to_owned(), None),
+            (stopped.to_owned(), None),
+        ] {
+            assert_eq!(Traits::read(&text).guest.as_deref(), path.map(std::path::Path::new), "{text}");
+        }
     }
 
     #[test]

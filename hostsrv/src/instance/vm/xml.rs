@@ -5,6 +5,7 @@
 //! starts quicker than `q35`. Of the bus's 32 places some 22 are left for interfaces and volumes that come later.
 
 use super::disks::Disk;
+use super::guest::{self, Kit};
 use super::markup::Element;
 use super::sizing;
 use crate::instance::{BodyPlan, DriverError, PortAttachment};
@@ -28,6 +29,9 @@ const BOOT_RETRY_MS: u32 = 30_000;
 /// The screen's memory: 1920 by 1080 in 32 bits, and room for a second page. Only what is used of it is taken.
 const VIDEO_KIB: u32 = 16 << 10;
 
+/// A guest's own words on the console, the kernel's only where something is wrong. What is measured nowhere is not waited for.
+const GUEST_CMDLINE: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check";
+
 /// What the renderer has to know beside the plan: files made for this body and facts of the host.
 #[derive(Clone, Debug)]
 pub struct Surroundings<'a> {
@@ -36,6 +40,10 @@ pub struct Surroundings<'a> {
     pub disks: Vec<Disk>,
     pub console_log: PathBuf,
     pub host_cpus: u32,
+    /// What sets start from that run as VMs.
+    pub kit: Option<&'a Kit>,
+    /// Where the guest's line ends, of such a set.
+    pub guest_socket: PathBuf,
 }
 
 /// The domain's name.
@@ -74,7 +82,7 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(Element::new("uuid").text(plan.instance))
         .child(Element::new("memory").attr("unit", "MiB").text(plan.memory_mib))
         .child(sizing::vcpu(plan.vcpus, around.host_cpus))
-        .child(os(plan)?)
+        .child(os(plan, around.kit)?)
         .child(features)
         .child(cpu)
         .child(Element::new("clock").attr("offset", "utc"))
@@ -84,9 +92,17 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(devices(plan, around)))
 }
 
-fn os(plan: &BodyPlan) -> Result<Element, DriverError> {
+fn os(plan: &BodyPlan, kit: Option<&Kit>) -> Result<Element, DriverError> {
     let kind = Element::new("type").attr("arch", "x86_64").attr("machine", "pc").text("hvm");
     let os = Element::new("os").child(kind);
+    if guest::of(plan).is_some() {
+        let kit =
+            kit.ok_or_else(|| refused(plan, "this host has no guest kit, with which sets run as VMs"))?;
+        return Ok(os
+            .child(Element::new("kernel").text(kit.kernel.display()))
+            .child(Element::new("initrd").text(kit.initramfs.display()))
+            .child(Element::new("cmdline").text(GUEST_CMDLINE)));
+    }
     let BodyDesired::Vm { image, .. } = plan.runs() else {
         return Err(refused(plan, "what is to run is no VM"));
     };
@@ -136,6 +152,9 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
     for port in &plan.ports {
         devices = devices.child(interface(port, around.integration_bridge));
     }
+    if guest::of(plan).is_some() {
+        devices = devices.child(channel(amphi_guest::PORT, Some(&around.guest_socket)));
+    }
     let log = Element::new("log").attr("file", around.console_log.display()).attr("append", "on");
     devices
         .child(Element::new("controller").attr("type", "usb").attr("model", "none"))
@@ -151,11 +170,7 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         )
         // Absolute positions: a viewer's pointer and the guest's are the same.
         .child(Element::new("input").attr("type", "tablet").attr("bus", "virtio"))
-        .child(
-            Element::new("channel")
-                .attr("type", "unix")
-                .child(Element::new("target").attr("type", "virtio").attr("name", "org.qemu.guest_agent.0")),
-        )
+        .child(channel("org.qemu.guest_agent.0", None))
         .child(
             Element::new("rng")
                 .attr("model", "virtio")
@@ -164,6 +179,14 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         .child(Element::new("memballoon").attr("model", "none"))
         // Tells libvirt of a guest kernel's panic, so that `on_crash` holds for it too.
         .child(Element::new("panic").attr("model", "isa"))
+}
+
+/// A serial port of the guest, on a socket that libvirt makes for QEMU's user alone: here, or where libvirt likes.
+fn channel(name: &str, socket: Option<&Path>) -> Element {
+    let target = Element::new("target").attr("type", "virtio").attr("name", name);
+    let channel = Element::new("channel").attr("type", "unix");
+    let source = |path: &Path| Element::new("source").attr("mode", "bind").attr("path", path.display());
+    socket.map(source).into_iter().fold(channel, Element::child).child(target)
 }
 
 pub fn interface(port: &PortAttachment, bridge: &str) -> Element {
@@ -208,6 +231,8 @@ mod tests {
             disks: disks::of(plan, &files, |_| io),
             console_log: files.console_log(),
             host_cpus: 8,
+            kit: None,
+            guest_socket: files.guest_socket(),
         }
     }
 
@@ -217,6 +242,23 @@ mod tests {
     fn kernel_boot_with_everything() {
         let plan = sample::plan(ImageFormat::KernelInitramfs);
         insta::assert_snapshot!(domain(&plan, &around(&plan, DIRECT)).unwrap());
+    }
+
+    #[test]
+    fn a_set_that_runs_as_a_vm() {
+        let mut plan = sample::plan(ImageFormat::DockerArchive);
+        let set = serde_json::from_str(r#"{"members": [{"index": 0, "image": "x"}]}"#).unwrap();
+        plan.body = BodyDesired::SetVm { set, images: plan.body.images().to_vec() };
+        let kit = Kit { kernel: "/kit/kernel".into(), initramfs: "/kit/initramfs".into() };
+        let mut around = around(&plan, DIRECT);
+        let of_guest = |serial: &str, target: &str, read_only| {
+            disks::Disk::of_guest(serial, target, Path::new("/s").join(serial), read_only)
+        };
+        around.disks.push(of_guest("scratch", "vday", false));
+        around.disks.push(of_guest("root-1", "vdaa", true));
+        assert!(domain(&plan, &around).unwrap_err().to_string().contains("no guest kit"));
+        around.kit = Some(&kit);
+        insta::assert_snapshot!(domain(&plan, &around).unwrap());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{GRACE, Observed, Remembered, Step};
 use crate::instance::{ObservedBody, ObservedState, Remains, limits};
 use amphi_api::VolumeId;
 use amphi_api::instance::{BodyKind, MemberStatus, Power};
-use amphi_api::wire::{InstanceDesired, VolumeDesired};
+use amphi_api::wire::{BodyDesired, InstanceDesired, VolumeDesired};
 use std::collections::BTreeSet;
 
 /// Every volume that the instance should have in its hands.
@@ -238,7 +238,7 @@ fn restarts_of_members(
         .filter(|(name, o)| done(name) < o.restarts)
         .map(|(name, o)| (name, o.restarts))
         .collect();
-    if due.is_empty() || desired.body.kind() != BodyKind::Set {
+    if due.is_empty() || matches!(desired.body, BodyDesired::Vm { .. }) {
         return (Vec::new(), None);
     }
     let has_run = |name: &str| {

@@ -137,6 +137,7 @@ pub(in crate::ops) fn launch(
     };
     asked.reach = volumes().filter_map(shared).collect();
     asked.bodies = plan.bodies.iter().map(BodyRecord::kind).collect();
+    asked.guest_kit = asked::wants_kit(&plan.bodies);
     asked.network = !plan.nics.is_empty();
     if let Some(group) = plan.server.group {
         asked.group = Some(server_groups::join(view, draft, plan.project, group, id)?);

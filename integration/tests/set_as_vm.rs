@@ -1,0 +1,158 @@
+//! A set and a VM out of one artifact: the same instance as containers, exchanged to a VM of the same images and back, with
+//! the same address, the same bytes on its volume and the same service; and a set that is a VM from the beginning, whose
+//! members are seen, looked into and restarted like any others.
+
+use amphi_api::InstanceId;
+use amphi_api::client::Heard;
+use amphi_api::instance::{
+    BodyKind, BodySpec, ExchangeCreate, ExchangePhase, Instance, InstanceVolume, VmSpec,
+};
+use amphi_api::set::SetSpec;
+use amphi_api::streams::{ExecSpec, FromBody};
+use amphi_integration::failing::{PATIENCE, Stage, address, request};
+use amphi_integration::lab::Layout;
+use amphi_integration::wait::{seen, until};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+const H1: &str = "h1";
+/// Exchanges there and back.
+const ROUNDS: usize = 2;
+
+fn shop() -> Result<SetSpec> {
+    let serve = "trap 'exit 0' TERM INT; httpd -p 80 -h /data; while :; do sleep 1000000 & wait $!; done";
+    Ok(serde_json::from_value(json!({"members": [
+        {"name": "first", "index": 0, "image": "busybox", "restart": "never", "next_when": "finished",
+            "command": ["/bin/sh", "-c", "[ -e /data/index.html ] || { dd if=/dev/urandom of=/data/bytes bs=1k count=3000; echo page >/data/index.html; }; sync"]},
+        {"name": "web", "index": 1, "image": "busybox", "command": ["/bin/sh", "-c", serve],
+            "probes": {"readiness": {"http": {"port": 80}, "period_s": 1, "timeout_s": 10}}}
+    ]}))?)
+}
+
+/// What a command says; its exit code has to be 0.
+fn inside(stage: &Stage, id: InstanceId, member: &str, script: &str) -> Result<String> {
+    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    let spec = ExecSpec { member: Some(member.to_owned()), command, ..ExecSpec::default() };
+    let play = async {
+        let stream = stage.client.exec(id, &spec).await?;
+        let (_speaker, mut listener) = stream.split();
+        let mut text = Vec::new();
+        loop {
+            match listener.next().await? {
+                Some(Heard::Output(_, bytes)) => text.extend_from_slice(&bytes),
+                Some(Heard::Word(FromBody::Opened)) => {}
+                Some(Heard::Word(FromBody::Ended { exit_code, .. })) => return Ok(Ok((text, exit_code))),
+                Some(Heard::Word(FromBody::Failed { code, message })) => {
+                    return Ok(Err(format!("{code}: {message}")));
+                }
+                None => return Ok(Err("it was cut off".to_owned())),
+            }
+        }
+    };
+    let (text, code) = match stage.ask(play)? {
+        Ok(done) => done,
+        Err(why) => bail!("{script}: {why}"),
+    };
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    ensure!(code == Some(0), "{script}: {code:?}: {text}");
+    Ok(text)
+}
+
+/// The page, as another instance sees it.
+fn serves(stage: &Stage, peer: InstanceId, address: &str) -> Result<()> {
+    until(&format!("http://{address}/ answers"), PATIENCE, || {
+        let said = inside(stage, peer, "set", &format!("wget -T 5 -qO- http://{address}/ 2>&1; true"))?;
+        Ok(seen(said == "page", || said))
+    })
+}
+
+fn exchange(stage: &Stage, instance: &Instance, to: BodyKind) -> Result<()> {
+    let began = Instant::now();
+    let order = stage.ask(stage.client.create_exchange(instance.id, &ExchangeCreate { to, body: None }))?;
+    let ended = stage.ask(stage.client.wait_exchange(order.id, PATIENCE, |_| ()))?;
+    ensure!(ended.phase == ExchangePhase::Done, "{ended:?}");
+    println!("to {to}: {:.1} s, away for {:?} ms", began.elapsed().as_secs_f32(), ended.outage_ms);
+    Ok(())
+}
+
+fn members_run(stage: &Stage, id: InstanceId, body: BodyKind) -> Result<Instance> {
+    stage.until(id, &format!("a {body} whose members run"), |i| {
+        let done = |name: &str| i.members.iter().find(|m| m.name == name);
+        i.body == body
+            && done("first").is_some_and(|m| m.finished && m.exit_code == Some(0))
+            && done("web").is_some_and(|m| m.running && m.ready == Some(true))
+    })
+}
+
+#[test]
+fn one_artifact_has_both_bodies() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let kit = Command::new(root.join("scripts/make-guest-kit.sh")).status()?;
+    ensure!(kit.success(), "there is no guest kit");
+    let images = root.join("target/lab/images");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("set-as-vm-lab"))?;
+    let stage = Stage::up(layout, &images, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), 1, |_| {})?;
+    let host = stage.host(H1)?;
+    ensure!(host.spec.as_ref().is_some_and(|spec| spec.guest_kit), "{H1} does not tell of its kit: {host:?}");
+    let group = json!({"name": "web", "rules": [{"protocol": "tcp", "port_min": 80, "port_max": 80}]});
+    stage.ask(stage.client.create_security_group(&serde_json::from_value(group)?))?;
+    let peer = stage.create(&request("peer", vec![amphi_integration::failing::set()], Some(H1)))?;
+
+    let mut order = request("shop", vec![BodySpec::Set(shop()?)], Some(H1));
+    order.memory_mib = 256;
+    order.security_groups = vec!["web".into()];
+    order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
+    let made = stage.create(&order)?;
+    let instance = members_run(&stage, made.id, BodyKind::Set)?;
+    let at = address(&instance)?;
+    serves(&stage, peer.id, &at)?;
+    let sum = inside(&stage, instance.id, "web", "sha256sum </data/bytes")?;
+    for round in 0..ROUNDS {
+        for to in [BodyKind::Vm, BodyKind::Set] {
+            exchange(&stage, &instance, to).with_context(|| format!("round {round}"))?;
+            let now = members_run(&stage, instance.id, to)?;
+            ensure!(address(&now)? == at, "its address was {at}: {now:?}");
+            serves(&stage, peer.id, &at)?;
+            ensure!(
+                inside(&stage, instance.id, "web", "sha256sum </data/bytes")? == sum,
+                "its bytes have changed"
+            );
+            let kernel = inside(&stage, instance.id, "web", "uname -r")?;
+            println!("as a {to} on kernel {kernel}");
+        }
+    }
+    let listed = stage.show(instance.id)?.bodies;
+    ensure!(listed.len() == 2 && listed[1].set().is_some(), "{listed:?}");
+    stage.delete(instance.id)?;
+
+    // Isolation is a flag: nothing of it is a container.
+    let vm = BodySpec::Vm(VmSpec { set: Some(shop()?), ..VmSpec::default() });
+    let mut order = request("alone", vec![vm], Some(H1));
+    order.memory_mib = 256;
+    order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
+    let alone = stage.create(&order)?;
+    members_run(&stage, alone.id, BodyKind::Vm)?;
+    let containers = stage.lab.run(
+        H1,
+        &["/usr/bin/docker", "-H", "unix:///run/docker.sock", "ps", "-a", "--format", "{{.Names}}"],
+    )?;
+    ensure!(!containers.contains(&alone.id.to_string()), "{containers}");
+    let missing = inside(&stage, alone.id, "nobody", "true").expect_err("a member that there is not");
+    ensure!(format!("{missing:#}").contains("no member 'nobody'"), "{missing:#}");
+    // An agent that dies disturbs no guest, and asks anew.
+    let before = inside(&stage, alone.id, "web", "cat /proc/sys/kernel/random/boot_id")?;
+    stage.lab.kill(H1, "hostsrv", nix::sys::signal::Signal::SIGKILL)?;
+    stage.lab.start(H1, "hostsrv")?;
+    members_run(&stage, alone.id, BodyKind::Vm)?;
+    until("a command runs again", PATIENCE, || {
+        match inside(&stage, alone.id, "web", "cat /proc/sys/kernel/random/boot_id") {
+            Ok(now) => Ok(seen(now == before, || now)),
+            Err(error) => Ok(seen(false, || format!("{error:#}"))),
+        }
+    })?;
+    stage.delete(alone.id)?;
+    stage.down()
+}
