@@ -309,10 +309,7 @@ pub enum BodyDesired {
         probes: Probes,
     },
     /// A set that runs as a VM: its members are processes of one guest.
-    SetVm {
-        set: SetSpec,
-        images: Vec<Image>,
-    },
+    SetVm { set: SetSpec, images: Vec<Image> },
 }
 
 impl BodyDesired {
@@ -327,7 +324,7 @@ impl BodyDesired {
     pub fn vm_probes(&self) -> Option<&Probes> {
         match self {
             Self::Vm { probes, .. } => Some(probes).filter(|probes| !probes.is_default()),
-            Self::Set { .. } => None,
+            Self::Set { .. } | Self::SetVm { .. } => None,
         }
     }
 

@@ -128,7 +128,9 @@ fn spec() -> HostSpec {
         physical_networks: Vec::new(),
         moves_at: None,
         takes_passes: false,
+        guest_kit: false,
         isolation: None,
+        wire: amphi_api::wire::WIRE,
         agent_version: "0".into(),
     }
 }
