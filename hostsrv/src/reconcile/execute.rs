@@ -417,7 +417,15 @@ impl Reconciler {
             |image: &&Image| instance.root_volume.is_some() && DiskFormat::of(image.format).is_some();
         let own = body.images().iter().filter(|image| !on_volume(image));
         let rescue = instance.rescue.iter().flat_map(|rescue| rescue.images());
-        let fetches = own.chain(rescue).map(|image| self.drivers.images.ensure(image));
+        // Docker asks for the layers that it lacks; a set that runs as a VM has nobody who does.
+        let as_vm = |body: &BodyDesired| matches!(body, BodyDesired::SetVm { .. });
+        let whole = as_vm(body) || instance.rescue.as_ref().is_some_and(as_vm);
+        let fetches = own.chain(rescue).map(async |image| {
+            if whole {
+                self.drivers.images.ensure_layers(image).await?;
+            }
+            self.drivers.images.ensure(image).await
+        });
         let images = futures_util::future::try_join_all(fetches).await?;
         Ok(BodyPlan {
             instance: instance.id,
