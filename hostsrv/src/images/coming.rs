@@ -99,6 +99,12 @@ impl Way<'_> {
         tokio::fs::create_dir_all(folder).await.map_err(Trouble::io("make the image cache"))?;
         let (path, size) = (self.shelf.part(&self.blob.sha256), self.blob.size);
         let opened = blocking("write a blob", move || Part::open(path, size)).await?;
+        // One before this may have given it its place while this one waited for the part: who was handed the last byte left
+        // it, and its last step goes on.
+        if self.shelf.holds(self.blob, self.layer).await? {
+            opened.discard();
+            return Ok(());
+        }
         let begun = opened.size;
         let (mut part, mut peer) = (Some(opened), None);
         let poured = self.pour(&mut part, &mut peer).await;
