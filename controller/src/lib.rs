@@ -1,10 +1,11 @@
 //! The controller's parts. `main.rs` composes them; nothing here reads the command line.
 //!
 //! Imports point one way: `faces → ops → {store, scheduler, network, images, model}`, `tasks` beside `ops`, and `model`
-//! imports only the shared words of `amphi_api`.
+//! imports only the shared words of `amphi_api` and of `digest`.
 
 pub mod activation;
 pub mod config;
+pub mod digest;
 pub mod faces;
 pub mod fence;
 pub mod images;

@@ -11,7 +11,7 @@ use super::oci::{Wrong, config, manifest};
 use super::recipe::{LITERAL_MAX, Recipe};
 use super::spool::{Digests, Spool, Spooled};
 use super::tar::{Kind, NoTar, Step, Walk, shorten};
-use crate::model::{Digest, LayerFacts};
+use crate::digest::{Digest, LayerFacts};
 use amphi_api::image::{Compression, Layer};
 use bytes::Bytes;
 use documents::{Files, Meaning, Target};

@@ -3,7 +3,7 @@
 
 use super::error::{BlobError, io};
 use super::tar;
-use crate::model::{Digest, LayerFacts};
+use crate::digest::{Digest, LayerFacts};
 use amphi_api::image::Compression;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use sha2::{Digest as _, Sha256};

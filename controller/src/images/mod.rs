@@ -24,7 +24,7 @@ pub use recipe::{Piece, Recipe};
 pub use session::{Owner, UploadId};
 pub use spool::Spooled;
 
-use crate::model::Digest;
+use crate::digest::Digest;
 use bytes::Bytes;
 use error::io;
 use futures_util::{Stream, StreamExt};
@@ -49,7 +49,7 @@ pub struct BlobStore {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub digest: Digest,
-    /// See [`crate::model::BlobRecord::place`].
+    /// Which of the files of this digest it is; empty: the plain one.
     pub place: String,
     pub modified: SystemTime,
 }
@@ -167,7 +167,7 @@ impl BlobStore {
     }
 
     /// What the layer in a blob's file is once unpacked.
-    pub async fn measure(&self, digest: Digest, place: &str) -> Result<crate::model::LayerFacts, BlobError> {
+    pub async fn measure(&self, digest: Digest, place: &str) -> Result<crate::digest::LayerFacts, BlobError> {
         layer::measure(self.path(digest, place), digest).await
     }
 

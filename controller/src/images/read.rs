@@ -2,7 +2,7 @@
 
 use super::BlobStore;
 use super::error::BlobError;
-use crate::model::Digest;
+use crate::digest::Digest;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use std::io;

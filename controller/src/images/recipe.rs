@@ -1,6 +1,6 @@
 //! How an archive is put together again: literal bytes and references to blobs, in order. Pure.
 
-use crate::model::Digest;
+use crate::digest::Digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! A file in the making: its bytes counted and digested as they come, and gone with its handle unless it was kept.
 
 use super::error::{BlobError, io};
-use crate::model::Digest;
+use crate::digest::Digest;
 use bytes::Bytes;
 use md5::Md5;
 use sha2::{Digest as _, Sha256};

@@ -2,7 +2,7 @@
 
 use super::tar::make;
 use super::*;
-use crate::model::Digest;
+use crate::digest::Digest;
 use amphi_api::ProjectId;
 use amphi_api::image::Compression;
 use serde_json::json;

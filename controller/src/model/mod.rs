@@ -36,9 +36,10 @@ mod volume_traits;
 mod volume_transfer;
 mod volume_type;
 
+pub use crate::digest::{Digest, LayerFacts, NoDigest};
 pub use action::{ACTIONS_KEPT, ActionEvent, ActionKey, ActionRecord, MigrationKind, MigrationRecord};
 pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
-pub use blob::{ArchiveParts, BlobRecord, BlobSight, BlobStep, Digest, LayerFacts, NoDigest, blob_step};
+pub use blob::{ArchiveParts, BlobRecord, BlobSight, BlobStep, blob_step};
 pub use claim::ClaimRecord;
 pub use exchange::{
     ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,

@@ -3,8 +3,8 @@
 
 use super::super::oci::{self, Manifest, Wrong, manifest};
 use super::{BlobError, Part, wrong};
+use crate::digest::Digest;
 use crate::images::tar::shorten;
-use crate::model::Digest;
 use bytes::Bytes;
 use serde::Deserialize;
 use std::collections::hash_map::Entry;

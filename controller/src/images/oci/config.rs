@@ -1,7 +1,7 @@
 //! A container image's configuration, as far as the catalogue needs it: what it runs on, and which tars its layers are.
 
 use super::{ARCHITECTURE, LAYERS_MAX, OS, Wrong};
-use crate::model::Digest;
+use crate::digest::Digest;
 use serde::Deserialize;
 
 /// What is read of it; the rest is dockerd's.
@@ -35,7 +35,7 @@ pub fn digest(field: impl Into<String>, text: &str) -> Result<Digest, Wrong> {
         let shown: String = text.chars().take(80).collect();
         return Err(Wrong::new(field, format!("{shown:?}: only sha256 digests are taken")));
     };
-    hex.parse().map_err(|e: crate::model::NoDigest| Wrong::new(field, e.to_string()))
+    hex.parse().map_err(|e: crate::digest::NoDigest| Wrong::new(field, e.to_string()))
 }
 
 /// Reads it; one for another system than the hosts' is refused.

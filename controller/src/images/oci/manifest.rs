@@ -2,8 +2,8 @@
 
 use super::config::digest;
 use super::{ARCHITECTURE, LAYERS_MAX, MANIFEST_MAX, MANIFESTS_MAX, OS, Wrong, media};
+use crate::digest::Digest;
 use crate::images::BLOB_MAX;
-use crate::model::Digest;
 use serde::{Deserialize, Serialize};
 
 /// What a manifest names.

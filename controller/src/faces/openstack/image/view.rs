@@ -31,6 +31,11 @@ pub fn image(record: &ImageRecord) -> Value {
     for (key, value) in &traits.properties {
         map.insert(key.clone(), json!(value));
     }
+    if !record.layers.is_empty() {
+        // The lowest first; as text, since that is all that a property can be.
+        let layers: Vec<_> = record.layers.iter().map(|layer| format!("sha256:{}", layer.sha256)).collect();
+        map.insert("amphi_layers".into(), json!(layers.join(",")));
+    }
     let own = json!({
         "id": id,
         "name": if record.name.is_empty() { Value::Null } else { json!(record.name) },
