@@ -42,6 +42,8 @@ struct Registry {
 
 impl Registry {
     fn start(purpose: &str, settings: &str) -> Self {
+        // reqwest wants one; it is there already when another test was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = programs().with_file_name(format!("{purpose}-{}", std::process::id()));
         let controller = Controller::start_in(programs(), folder, settings).expect("a controller");
         let address = controller.url().trim_start_matches("http://").to_owned();
@@ -69,7 +71,7 @@ impl Registry {
     fn copy_out(&self, image: &str, to: &str) -> Command {
         let mut command = self.skopeo("copy");
         command.args(["--src-tls-verify=false", &format!("--src-creds=admin:{}", self.password)]);
-        command.args([&format!("docker://{}", self.name(image)), to]);
+        command.arg(format!("docker://{}", self.name(image))).arg(to);
         command
     }
 
@@ -115,6 +117,7 @@ impl Docker {
         let dir = tempfile::Builder::new().prefix("docker-").tempdir_in("/tmp").expect("a directory");
         let at = |name: &str| dir.path().join(name).display().to_string();
         let log = std::fs::File::create(dir.path().join("log")).expect("a log");
+        std::fs::write(dir.path().join("daemon.json"), "{}").expect("a file");
         let daemon = Command::new("/usr/sbin/dockerd")
             .args(["-H", &format!("unix://{}", at("docker.sock")), "--bridge=none", "--iptables=false"])
             .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
@@ -122,7 +125,6 @@ impl Docker {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        let _ = std::fs::write(dir.path().join("daemon.json"), "{}");
         let docker = Self { daemon: daemon.expect("dockerd starts"), dir };
         let end = Instant::now() + PATIENCE;
         while !output(&mut docker.run(&["version"])).status.success() {
@@ -257,7 +259,7 @@ fn docker_and_skopeo_bring_images_and_fetch_them() {
     assert!(fixed.contains("never changes"), "{fixed}");
     // Open to everybody: without a login.
     done(&mut docker.run(&["logout", &registry.address]));
-    done(&mut docker.run(&["rmi", "-f", &web, &registry.name("admin/web:v2"), &id]));
+    done(&mut docker.run(&["rmi", "-f", &web, &registry.name("admin/web:v2")]));
     done(&mut docker.run(&["pull", &web]));
     assert_eq!(docker.image_id(&web), id);
     let hidden = refused(&mut docker.run(&["pull", &other]));
@@ -267,7 +269,7 @@ fn docker_and_skopeo_bring_images_and_fetch_them() {
     );
 }
 
-/// A layout on the disk, made by hand through skopeo's own directory form out of a docker archive.
+/// What `docker save` makes of an image with so much noise.
 fn archive(docker: &Docker, dir: &Path, name: &str, mib: usize) -> String {
     let tar = root(dir, name, mib);
     let image = format!("local/{name}:v1");
