@@ -186,7 +186,7 @@ async fn a_set_runs_as_a_vm() {
             .await;
     assert_eq!(
         text,
-        format!("{}\n1\n/bin/web\n", (256 * MIB) * 30 / 100),
+        format!("{}\n1\n/bin/web\n", (256 * MIB) * 30 / 100 / 4096 * 4096),
         "it sees others' processes, or not its own limit"
     );
     let (text, code) =

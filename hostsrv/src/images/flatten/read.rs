@@ -51,6 +51,9 @@ pub(super) fn layer(table: &mut Table, number: usize, layer: &mut (impl Read + S
             return Err(format!("more than {} entries", table.limits.entries));
         }
         let kind = header.entry_type();
+        if kind.is_gnu_sparse() {
+            return Err("a sparse file: layers have none".into());
+        }
         let own_size = header.size().map_err(|error| format!("at byte {}: {error}", at - BLOCK))?;
         let extended = matches!(
             kind,

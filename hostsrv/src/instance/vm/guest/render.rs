@@ -1,4 +1,4 @@
-//! Renders a set and its images into what a guest starts from. Pure; golden-tested. Where image and description both say
+//! Renders a set and its images into what a guest starts from. Pure. Where image and description both say
 //! something it goes as Docker has it, so that both bodies of a set are the same to its programs.
 
 use super::{refused, serial};
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn a_set_with_everything() {
         let set = set(json!({
-        "anchor": {"sysctls": {"net/core/somaxconn": "1024"}, "dns": {"search": ["example.org"]},
+        "anchor": {"sysctls": {"net.core.somaxconn": "1024"}, "dns": {"search": ["example.org"]},
             "hosts": {"db": "10.1.0.9"}, "timezone": "Europe/Berlin"},
         "volume_mount": "/srv",
         "members": [
@@ -352,7 +352,44 @@ mod tests {
         ]}));
         let config = json!({"config": {"Env": ["PATH=/bin", "A=1"], "Entrypoint": ["/entry"], "Cmd": ["cmd"],
             "User": "7", "WorkingDir": "/w", "StopSignal": "SIGQUIT"}});
-        insta::assert_json_snapshot!(rendered(&set, config).unwrap());
+        let guest = rendered(&set, config).unwrap();
+        assert_eq!((guest.version, guest.volume_mount.as_str(), guest.shm_mib), (VERSION, "/srv", 64));
+        assert_eq!(guest.sysctls.get("net.core.somaxconn").map(String::as_str), Some("1024"));
+        assert_eq!(
+            (guest.dns_search, guest.dns),
+            (vec!["example.org".to_owned()], vec!["10.1.0.2".parse::<IpAddr>().unwrap()])
+        );
+        let eth0 = &guest.interfaces[0];
+        assert_eq!((eth0.mac.as_str(), eth0.mtu), ("fa:16:3e:00:00:01", 1442));
+        assert_eq!(eth0.addresses, vec![("10.1.0.5".parse::<IpAddr>().unwrap(), 24_u8)]);
+        assert_eq!(eth0.gateways, ["10.1.0.1".parse::<IpAddr>().unwrap()]);
+        let service = Route { to: IpAddr::V4(METADATA_ADDRESS), prefix: 32, via: None };
+        assert_eq!(eth0.routes, [service]);
+        let [first, web] = guest.members.as_slice() else { panic!("{:?}", guest.members) };
+        assert_eq!(
+            (first.name.as_str(), first.argv.join(" "), first.next),
+            ("first", "/own program".to_owned(), Next::Started)
+        );
+        assert_eq!((first.user.as_str(), first.directory.as_str(), first.stop_signal), ("7", "/w", 3));
+        assert_eq!(web.argv, ["/entry", "-v"]);
+        assert_eq!(web.env, ["PATH=/bin", "A=1", "A=2", "TZ=Europe/Berlin"]);
+        assert_eq!((web.user.as_str(), web.stop_signal, web.grace_s), ("app", 37, Some(3)));
+        // Of 2 vCPU and 128 MiB.
+        assert_eq!((web.cpu_centi, web.memory_bytes, web.pids), (150, 64 << 20, 100));
+        assert_eq!(
+            (web.capabilities.as_slice(), web.read_only, web.restart),
+            ([12].as_slice(), true, Restart::OnFailure)
+        );
+        assert_eq!(web.ulimits.get("nofile"), Some(&(1, -1)));
+        assert_eq!((web.files[0].path.as_str(), web.files[0].mode), ("/etc/x", 0o640));
+        assert_eq!(web.files[1].path, AUTHORIZED_KEYS);
+        assert_eq!((web.mounts[0].path.as_str(), web.mounts[0].sub_path.as_str()), ("/part", "a/b"));
+        assert!(
+            matches!(&web.readiness.as_ref().unwrap().ask, Ask::Http { port: 80, .. }),
+            "{:?}",
+            web.readiness
+        );
+        assert!(web.startup.is_none() && web.liveness.is_some() && web.post_start.is_some());
     }
 
     #[test]
