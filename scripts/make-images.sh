@@ -14,7 +14,7 @@ exec 9>"$cache/lock"
 flock 9
 
 stamp="$(sha256sum <scripts/make-images.sh | cut -d' ' -f1) $(dpkg-query --show --showformat='${Version}' busybox-static)"
-all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs,vm-disk.qcow2})
+all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs,vm-disk.qcow2} "$cache/kernel/.complete")
 if [ "$(cat "$images/.stamp" 2>/dev/null || true)" = "$stamp" ] && ls "${all[@]}" >/dev/null 2>&1; then
   exit 0
 fi
