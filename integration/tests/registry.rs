@@ -217,7 +217,9 @@ fn docker_and_skopeo_bring_images_and_fetch_them() {
     assert!(!output(&mut docker.run(&["image", "inspect", &id])).status.success(), "it is gone here");
     done(&mut docker.run(&["pull", &web]));
     assert_eq!(docker.image_id(&web), id, "the image that was pushed");
-    let stranger = refused(&mut docker.run(&["push", &registry.name("nobody/web:v1")]));
+    let elsewhere = registry.name("nobody/web:v1");
+    done(&mut docker.run(&["tag", &web, &elsewhere]));
+    let stranger = refused(&mut docker.run(&["push", &elsewhere]));
     assert!(stranger.contains("denied") || stranger.contains("unauthorized"), "{stranger}");
 
     // The catalogue has it, under Docker's own id.
@@ -312,7 +314,8 @@ fn pushes_that_die_are_repeated_and_uploads_go_on() {
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let client = reqwest::Client::new();
+    // The controller dies in between: no connection is kept for the next request.
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
     let (url, password) = (registry.controller.url().to_owned(), registry.password.clone());
     let pass = || {
         let request = client
