@@ -169,11 +169,22 @@ fn a_hundred_sets_by_eight_clients() -> Result<()> {
     until("nothing is left of them", PATIENCE, || {
         let now = look()?;
         let extra: Vec<_> = now.difference(&before).collect();
-        Ok(seen(extra.is_empty(), || format!("{extra:?}")))
+        Ok(seen(extra.is_empty(), || {
+            let networks = extra.iter().filter_map(|name| name.strip_prefix("docker-network "));
+            let ends: Vec<_> = networks.map(|name| ends(&stage, name)).collect();
+            format!("{extra:?} {ends:?}")
+        }))
     })?;
     let claims = runtime.block_on(client.find_host(H1))?.claims;
     ensure!((claims.instances, claims.memory_mib) == (0, 0), "{claims:?}");
     println!("{count} sets in {:.1} s", began.elapsed().as_secs_f64());
     drop(client);
     stage.down()
+}
+
+/// What Docker takes to be in a network, for whoever has to find out why it stays.
+fn ends(stage: &Stage, network: &str) -> String {
+    let docker = ["/usr/bin/docker", "-H", "unix:///run/docker.sock"];
+    let look = ["network", "inspect", "--format", "{{json .Containers}}", network];
+    stage.lab.run(H1, &[&docker[..], &look].concat()).unwrap_or_else(|error| format!("{error:#}"))
 }

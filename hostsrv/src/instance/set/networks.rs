@@ -6,8 +6,10 @@ use super::engine::Engine;
 use super::labels;
 use super::render::render_network;
 use crate::instance::{DriverError, PortAttachment};
-use bollard::models::NetworkCreateRequest;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
+use bollard::models::{NetworkCreateRequest, NetworkDisconnectRequest};
+use bollard::query_parameters::{
+    InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
+};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
 use tokio::sync::{RwLock, RwLockReadGuard};
@@ -56,6 +58,7 @@ impl Networks {
                 docker.list_containers(Some(options)).await
             })
             .await?;
+        let known: HashSet<String> = containers.iter().filter_map(|container| container.id.clone()).collect();
         let used: HashSet<String> = containers
             .into_iter()
             .filter_map(|container| container.network_settings?.networks)
@@ -71,12 +74,41 @@ impl Networks {
                 // Or somebody took it up meanwhile.
                 Err(DriverError::EngineRefused { message, .. }) if message.contains("active endpoints") => {
                     left = true;
+                    let_go(engine, name, &known).await?;
                 }
                 other => drop(other?),
             }
         }
         Ok(left)
     }
+}
+
+/// Takes the ends of containers that are gone out of a network: of many that go at once, libnetwork now and then forgets one.
+async fn let_go(engine: &Engine, network: &str, known: &HashSet<String>) -> Result<(), DriverError> {
+    let doing = format!("look into network {network}");
+    let found = engine
+        .find(&doing, engine.limits.call, |docker| async move {
+            docker.inspect_network(network, None::<InspectNetworkOptions>).await
+        })
+        .await?;
+    let ends = found.and_then(|found| found.containers).unwrap_or_default();
+    tracing::debug!(network, ?ends, "Docker takes a network for used that no container names");
+    for (id, end) in ends {
+        let Some(name) = end.name.filter(|_| !known.contains(&id)) else { continue };
+        tracing::info!(network, name, "an end of a container that is gone is taken out of its network");
+        let doing = format!("disconnect {name} from network {network}");
+        let request = NetworkDisconnectRequest { container: name, force: Some(true) };
+        let gone = engine
+            .find(&doing, engine.limits.call, |docker| async move {
+                docker.disconnect_network(network, request).await
+            })
+            .await;
+        // It may have gone by itself; what has not is seen by the next sweep.
+        if let Err(error) = gone {
+            tracing::debug!(%error, "an end stays");
+        }
+    }
+    Ok(())
 }
 
 /// What libnetwork cannot do is told before anything is made: one container twice in a network, or in two networks

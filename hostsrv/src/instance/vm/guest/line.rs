@@ -66,7 +66,13 @@ impl Guests {
     /// Keeps a line to each of these bodies, and lets go of all others.
     pub fn keep(&self, running: &BTreeMap<InstanceId, PathBuf>, bell: &Bell) {
         let mut lines = self.lock();
-        lines.retain(|instance, guest| running.get(instance) == Some(&guest.path));
+        lines.retain(|instance, guest| {
+            let kept = running.get(instance) == Some(&guest.path);
+            if !kept {
+                guest.end();
+            }
+            kept
+        });
         for (instance, path) in running {
             lines.entry(*instance).or_insert_with(|| Guest::open(path, bell.clone()));
         }
@@ -78,6 +84,12 @@ impl Guests {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Guest>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        self.lock().values().for_each(|guest| guest.end());
     }
 }
 
@@ -99,7 +111,7 @@ impl Guest {
             loop {
                 number += 1;
                 let Some(guest) = weak.upgrade() else { return };
-                // Weakly held while it waits for the next try: a line that nobody keeps ends.
+                // Weakly held while it waits for the next try; one that speaks is ended by whoever lets go of it.
                 if let Err(error) = guest.speak(&path, number, &mut taken, &bell).await {
                     tracing::debug!(path = %path.display(), %error, "a guest's line");
                 }
@@ -110,6 +122,13 @@ impl Guest {
         });
         *guest.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
         guest
+    }
+
+    /// Hangs up: QEMU speaks with one at a time.
+    fn end(&self) {
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
     }
 
     /// What is known now.
@@ -231,14 +250,6 @@ impl Guest {
         let gone = streams.get(&stream).is_some_and(|events| events.send(event).is_err());
         if gone {
             streams.remove(&stream);
-        }
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
         }
     }
 }
