@@ -14,6 +14,7 @@ use amphi_integration::run;
 use amphi_integration::story::residue;
 use amphi_integration::wait::{seen, until};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -166,14 +167,25 @@ fn a_hundred_sets_by_eight_clients() -> Result<()> {
     for trashed in runtime.block_on(client.recycle_bin())? {
         runtime.block_on(client.purge_volume(trashed.id))?;
     }
+    let extra = || -> Result<Vec<String>> { Ok(look()?.difference(&before).cloned().collect()) };
+    // Of many that go at once, libnetwork 20.10 now and then counts one end of a network too many. It counts anew when it
+    // starts; the network is nobody's until then, and whoever needs it takes it up.
+    let kept = |name: &str| {
+        name.strip_prefix("docker-network ").is_some_and(|network| ends(&stage, network).trim() == "{}")
+    };
+    until("nothing is left of them but a network that Docker takes for used", PATIENCE, || {
+        let extra = extra()?;
+        Ok(seen(extra.iter().all(|name| kept(name)), || format!("{extra:?}")))
+    })?;
+    let extra_now = extra()?;
+    if !extra_now.is_empty() {
+        println!("Docker keeps {extra_now:?}, and is started again");
+        stage.lab.kill(H1, "dockerd", Signal::SIGKILL)?;
+        stage.lab.start(H1, "dockerd")?;
+    }
     until("nothing is left of them", PATIENCE, || {
-        let now = look()?;
-        let extra: Vec<_> = now.difference(&before).collect();
-        Ok(seen(extra.is_empty(), || {
-            let networks = extra.iter().filter_map(|name| name.strip_prefix("docker-network "));
-            let ends: Vec<_> = networks.map(|name| ends(&stage, name)).collect();
-            format!("{extra:?} {ends:?}")
-        }))
+        let extra = extra()?;
+        Ok(seen(extra.is_empty(), || format!("{extra:?}")))
     })?;
     let claims = runtime.block_on(client.find_host(H1))?.claims;
     ensure!((claims.instances, claims.memory_mib) == (0, 0), "{claims:?}");

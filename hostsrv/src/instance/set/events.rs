@@ -29,7 +29,7 @@ pub async fn follow(shared: Arc<Shared>) {
     }
 }
 
-async fn listen(shared: &Shared, pause: &mut Duration) -> Result<(), DriverError> {
+async fn listen(shared: &Arc<Shared>, pause: &mut Duration) -> Result<(), DriverError> {
     let engine = &shared.engine;
     engine.call("ping", engine.limits.ping, |docker| async move { docker.ping().await }).await?;
     *pause = PAUSE_MIN;
@@ -42,6 +42,10 @@ async fn listen(shared: &Shared, pause: &mut Duration) -> Result<(), DriverError
     shared.sightings.follow();
     // Whatever happened while nobody listened.
     shared.bell.notify_one();
+    // A network that Docker took for used though nobody named it: it counts anew when it starts.
+    if let Err(error) = shared.sweep_networks().await {
+        tracing::debug!(%error, "networks that nobody names are left");
+    }
     let mut events = std::pin::pin!(client.events(Some(options)));
     while let Some(event) = events.next().await {
         let event = event.map_err(|error| super::engine::refusal("follow its events", error))?;
