@@ -3,7 +3,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
-.PHONY: run up down test tempest bench chaos fuzz lint install build images clients
+.PHONY: run up down test test-images tempest bench chaos fuzz lint install build images clients
 
 # Two hosts, the story with visible progress, then the lab stays up until Ctrl-C. AMPHI_ONCE=1 ends after the story.
 run: install build images
@@ -20,6 +20,10 @@ down:
 test: install images
 	$(SUDO) cargo nextest run --workspace
 	$(SUDO) scripts/uml-lane.sh
+
+# What is about images alone.
+test-images: install images
+	$(SUDO) cargo nextest run --workspace -E 'test(/image|registry|mirror|repositor|blob|flatten|pulls|oci/) | test(sets::a_set_runs) | binary(registry) | binary(sharing) | binary(set_as_vm) | binary(import)'
 
 # Tempest's own tests against the lab that `AMPHI_RECYCLE_HOURS=0 make up` has started (hundreds of volumes would fill the
 # bin); TEMPEST is the runner, beside its list and pins.

@@ -245,11 +245,15 @@ fn seen(volume: Volume) -> ObservedVolume {
     }
 }
 
-/// The header of a qcow2 image, version 3, as far as an agent checks it; the count follows as text.
-const QCOW2: [u8; 112] = {
-    let mut header = [0; 112];
-    (header[0], header[1], header[2], header[3], header[7]) = (b'Q', b'F', b'I', 0xfb, 3);
-    header
+/// A qcow2 image, version 3, of one empty table, as far as agents and the controller look at it; what is kept follows as text.
+const QCOW2: [u8; 1536] = {
+    let mut image = [0; 1536];
+    (image[0], image[1], image[2], image[3], image[7]) = (b'Q', b'F', b'I', 0xfb, 3);
+    // Clusters of 2^9 bytes; a disk of 32 KiB, which one entry of the first table maps.
+    (image[23], image[30], image[39]) = (9, 0x80, 1);
+    // The table in the second cluster, the reference counts' in the third; a header of 104 bytes.
+    (image[46], image[54], image[59], image[99], image[103]) = (2, 4, 1, 4, 104);
+    image
 };
 
 /// A volume's bytes in a file: the count as text, behind a header where the format has one.

@@ -4,7 +4,7 @@ use super::{OpenStack, own, visible};
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
 use crate::ops::identity::Caller;
-use amphi_api::image::ImageState;
+use amphi_api::image::{ImageFormat, ImageState};
 use axum::Json;
 use axum::body;
 use axum::extract::{Path, Request, State};
@@ -66,6 +66,11 @@ pub async fn download(
     };
     if row.state() != ImageState::Active {
         return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    if row.format == ImageFormat::Oci {
+        return Err(Refusal::conflict(
+            "The image came by layers and is no file: fetch it from the registry, by 'docker pull' or 'skopeo copy'.",
+        ));
     }
     if row.traits.deactivated && !caller.is_admin() {
         return Err(Refusal::forbidden(
