@@ -67,6 +67,7 @@ impl VmSpec {
 /// One acceptable body. `{"set": {…}}` or `{"vm": {…}}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // Few of them are held at a time.
 pub enum BodySpec {
     Set(SetSpec),
     Vm(VmSpec),

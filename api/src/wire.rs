@@ -299,6 +299,7 @@ pub struct LeavingDesired {
 /// A body with its images resolved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // Few of them are held at a time.
 pub enum BodyDesired {
     /// `images` is parallel to `set.members`; the description is normalized.
     Set { set: SetSpec, images: Vec<Image> },

@@ -40,7 +40,7 @@ fn order(n: usize) -> Result<InstanceCreate> {
     let volume = InstanceVolume { size_gib: Some(1), name: None, id: None };
     Ok(InstanceCreate {
         memory_mib: MEMORY_MIB,
-        volume: (n % VOLUME_EACH == 0).then_some(volume),
+        volume: n.is_multiple_of(VOLUME_EACH).then_some(volume),
         ..request(&format!("set-{n}"), vec![body], Some(H1))
     })
 }

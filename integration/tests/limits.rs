@@ -160,7 +160,8 @@ fn everything_is_held_to_its_limits_and_takes_on_others_while_it_runs() -> Resul
     const SMALL: &str = "count: 128 MiB (with swap 128, swappiness 0), quota 50000, shares 512, pids max, writes \n\
         stress: 76 MiB (with swap 76, swappiness 0), quota 30000, shares 307, pids 32, writes 2097152 2097152\n";
     l.is_held(SMALL)?;
-    let steps: [(&str, fn(&Limits) -> Result<()>); 7] = [
+    type Step = (&'static str, fn(&Limits) -> Result<()>);
+    let steps: [Step; 7] = [
         ("processors", processors),
         ("memory", memory),
         ("processes", processes),

@@ -244,7 +244,8 @@ async fn story() {
         let source = ControllerBlobs::new(&Papers::read(&folder).unwrap()).unwrap();
         let source = source.with_peers(PeerPapers::read(&folder).unwrap());
         let cache = Arc::new(ImageCache::new(folder.join("images"), Arc::new(source)));
-        records.listens.lock().unwrap().insert(*host, gate(&folder, cache.clone()).await);
+        let address = gate(&folder, cache.clone()).await;
+        records.listens.lock().unwrap().insert(*host, address);
         caches.push(cache);
     }
     let up = async {

@@ -28,6 +28,7 @@ const STALL: Duration = Duration::from_secs(300);
 const MAKE_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Where the bytes are.
+#[allow(clippy::large_enum_variant)] // Few of them are held at a time.
 pub enum Origin {
     Files,
     Libvirt(Virsh),

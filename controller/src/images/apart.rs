@@ -123,6 +123,7 @@ struct Taker<'a> {
     open: Option<Open>,
 }
 
+#[allow(clippy::large_enum_variant)] // Few of them are held at a time.
 enum Open {
     Held(Vec<u8>),
     Spool(Spool),

@@ -45,7 +45,8 @@ impl Reconciler {
         if !world.answered.contains(&BodyKind::Vm) {
             return;
         }
-        let (asked, here): (Vec<(Run, Probes, NetworkId, Ipv4Addr, InstanceId)>, HashSet<String>) = {
+        type Asked = (Run, Probes, NetworkId, Ipv4Addr, InstanceId);
+        let (asked, here): (Vec<Asked>, HashSet<String>) = {
             let ledger = self.ledger();
             let all = ledger.desired().map(|desired| desired.instances.as_slice()).unwrap_or_default();
             let here = all.iter().map(|i| i.id.to_string()).collect();

@@ -34,7 +34,7 @@ pub fn networks(draft: &mut Draft, servers: &[&Value], whole: bool) {
             draft.found(Fate::Mapped, "network", &name, format!("network {there} stands in its place"));
             continue;
         }
-        if !used.contains(id) && !(whole && own && !outside) {
+        if !(used.contains(id) || whole && own && !outside) {
             continue;
         }
         if !own || outside {

@@ -6,12 +6,11 @@ use axum::http::{HeaderName, header};
 /// Most names of one page, asked for or not.
 const PAGE_MAX: usize = 1000;
 
+/// Names, and the header that tells of the next page, if there is one.
+type Page = (Vec<String>, Option<(HeaderName, String)>);
+
 /// The names of the page that is asked for, and the header that tells of the next. `path`: of the list.
-pub fn cut(
-    names: Vec<String>,
-    query: &[(String, String)],
-    path: &str,
-) -> Result<(Vec<String>, Option<(HeaderName, String)>), Failure> {
+pub fn cut(names: Vec<String>, query: &[(String, String)], path: &str) -> Result<Page, Failure> {
     let asked = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let number = |text: &str| {
         text.parse::<usize>().map_err(|_| Failure::new(Code::PageInvalid, "n is to be a number of entries"))

@@ -227,9 +227,10 @@ async fn the_policy_can_be_changed_both_ways() {
     settle(&cloud, &hosts).await;
     let there = other.host.unwrap();
     assert_eq!(cloud.ops.host(there).unwrap().claims, Claims::default(), "its room is free");
-    let view = cloud.ops.world().read();
-    assert!(view.twins.is_empty() && view.tombstones.is_empty(), "{:?}", view.tombstones);
-    drop(view);
+    {
+        let view = cloud.ops.world().read();
+        assert!(view.twins.is_empty() && view.tombstones.is_empty(), "{:?}", view.tombstones);
+    }
     assert_eq!(cloud.show(&made).state, InstanceState::Running, "nothing of it was touched");
     let (cloud, _, made) = twinned(json!({"bodies": [{"vm": {"image": "vm"}}]})).await;
     let failover_terms = FailoverTerms { twin_body: Some(BodyKind::Set), ..FailoverTerms::default() };

@@ -59,7 +59,7 @@ pub async fn lay_out(shared: &Shared, plan: &BodyPlan, set: &SetSpec) -> Result<
     };
     try_join3(shared.files(plan).ensure(plan, set), shared.places.sync(plan), anchor).await?;
     let made = join_all(rendered.members.iter().map(|member| create(shared, &member.container))).await;
-    made.into_iter().map(|made| made.map(drop)).collect()
+    made.into_iter().try_for_each(|made| made.map(drop))
 }
 
 #[cfg(test)]
