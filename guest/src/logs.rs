@@ -135,8 +135,11 @@ impl Log {
                 return Ok(());
             }
         }
+        if !what.follow {
+            return Ok(());
+        }
         let mut turn = turn;
-        while what.follow {
+        loop {
             while let Some(entry) = next(&mut file)? {
                 if wanted(&entry) && !shown(Some(entry)) {
                     return Ok(());
@@ -155,7 +158,6 @@ impl Log {
                 return Ok(());
             }
         }
-        Ok(())
     }
 }
 

@@ -116,6 +116,10 @@ fn a_vm_says_whether_it_works() -> Result<()> {
     // An agent that starts anew asks on, and ends nobody for its own absence.
     story.stage.lab.kill(H1, "hostsrv", nix::sys::signal::Signal::SIGKILL)?;
     story.stage.lab.start(H1, "hostsrv")?;
+    // What it says now is its own word, and the startup probe is behind it.
+    story.in_guest(&at, "rm /data/ready")?;
+    story.ready(&group, false, "GET /ready answers 404")?;
+    story.in_guest(&at, ": >/data/ready")?;
     story.ready(&group, true, "")?;
     ensure!(boot(&at)? == before, "it was started again for nothing");
     story.in_guest(&at, "rm /data/live")?;
