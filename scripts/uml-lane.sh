@@ -79,8 +79,10 @@ echo o >/proc/sysrq-trigger
 INIT
 chmod +x "$work/init"
 
+gcc -O1 -shared -fPIC -o "$work/registers.so" "$root/scripts/uml-registers.c" || fail "scripts/uml-registers.c does not compile"
+
 # A session of its own, so that every process of the kernel inside can be ended together.
-setsid linux.uml mem=1200M rootfstype=hostfs rootflags=/ rw init="$work/init" umid="amphi-$$" uml_dir="$work/" \
+LD_PRELOAD=$work/registers.so setsid linux.uml mem=1200M rootfstype=hostfs rootflags=/ rw init="$work/init" umid="amphi-$$" uml_dir="$work/" \
     con=null con0=fd:0,fd:1 quiet </dev/null >"$work/console" 2>&1 &
 uml=$!
 waited=0
