@@ -136,12 +136,6 @@ impl Config {
         Ok(config)
     }
 
-    /// ovs-vswitchd's run directory: where the sockets of its database and of its bridges' management are. None where the
-    /// database is not on this machine.
-    pub fn switch_sockets(&self) -> Option<PathBuf> {
-        Path::new(self.ovsdb.strip_prefix("unix:")?).parent().map(Path::to_owned)
-    }
-
     /// Certificates and keys.
     pub fn pki_dir(&self) -> PathBuf {
         self.state_dir.join("pki")

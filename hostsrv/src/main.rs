@@ -69,6 +69,10 @@ fn main() -> anyhow::Result<()> {
     // Two providers end up in the tree; this one is meant. It fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Arc::new(Config::read(&arguments.config)?);
+    if matches!(arguments.command, Command::Lease { .. }) {
+        // The runtime's threads inherit it.
+        lease::urgency::claim();
+    }
     // Two workers: the agent waits nearly always, and its memory counts fifty times on a rack.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

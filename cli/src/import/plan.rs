@@ -118,6 +118,10 @@ pub enum Make {
     },
 }
 
+/// What a security group's rule says beside the group that it may name.
+pub const RULE_FIELDS: [&str; 6] =
+    ["direction", "ethertype", "protocol", "port_range_min", "port_range_max", "remote_ip_prefix"];
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
     pub body: Map<String, Value>,

@@ -425,16 +425,7 @@ fn escaped(name: &str) -> String {
 }
 
 fn same_rule(wanted: &Map<String, Value>, there: &Value) -> bool {
-    let keys = [
-        "direction",
-        "ethertype",
-        "protocol",
-        "port_range_min",
-        "port_range_max",
-        "remote_ip_prefix",
-        "remote_group_id",
-    ];
-    keys.iter().all(|key| {
+    RULE_FIELDS.iter().chain(&["remote_group_id"]).all(|key| {
         let one = wanted.get(*key).filter(|v| !v.is_null());
         one == there.get(*key).filter(|v| !v.is_null())
     })

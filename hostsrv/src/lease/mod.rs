@@ -15,6 +15,7 @@ pub mod rule;
 mod shared;
 pub mod tls;
 mod uplink;
+pub mod urgency;
 
 use crate::config::Config;
 use crate::link::Papers;
@@ -60,9 +61,9 @@ pub async fn serve(config: &Config, witness: bool) -> anyhow::Result<()> {
     tokio::spawn(peers::answer(listener, peer_papers.server()?, shared.clone()));
     tokio::spawn(peers::ask_all(peer_papers, shared.clone()));
 
-    if !witness && let Some(sockets) = config.switch_sockets() {
+    if !witness {
         let switch = network::Switch::open(&config.ovsdb, &config.integration_bridge)?;
-        tokio::spawn(uplink::keep(switch, sockets, shared.clone()));
+        tokio::spawn(uplink::keep(switch, shared.clone()));
     }
     let fence = (!witness).then(|| Arc::new(Fence::new(&config.docker_root)));
     if let Some(fence) = fence.clone() {

@@ -13,7 +13,7 @@ use crate::network::openflow::{Change, Session};
 use crate::network::ovs::{Ways, ways};
 use amphi_api::lease::LeaseState;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -35,8 +35,8 @@ struct Bridge {
     silent: bool,
 }
 
-/// Runs until the process ends. `sockets`: ovs-vswitchd's run directory.
-pub async fn keep(switch: Switch, sockets: PathBuf, shared: Arc<Shared>) {
+/// Runs until the process ends; with a switch that is elsewhere there is nothing to keep.
+pub async fn keep(switch: Switch, shared: Arc<Shared>) {
     let mut bridges: BTreeMap<String, Bridge> = BTreeMap::new();
     loop {
         let replica = match switch.watch_physical().await {
@@ -67,7 +67,8 @@ pub async fn keep(switch: Switch, sockets: PathBuf, shared: Arc<Shared>) {
                     LeaseState::Fenced => Passage::Closed,
                     _ => shared.rule(|rule| rule.passage(clock::now())),
                 };
-                bridge.turn(&sockets.join(format!("{name}.mgmt")), &name, &ports, may).await;
+                let Some(socket) = switch.management(&name) else { return };
+                bridge.turn(&socket, &name, &ports, may).await;
             }
         }
     }

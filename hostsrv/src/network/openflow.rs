@@ -1,7 +1,7 @@
-//! The few words of OpenFlow 1.3 that it takes to let a port's frames through for so many seconds (the Open Networking
-//! Foundation's switch specification 1.3.5; Nicira's extensions from nicira-ext.h of Open vSwitch). Owns its flows, which it
-//! knows by their cookie. Refuses to know any other, and to say what the frames are then to do: they go on through the
-//! bridge's own flows.
+//! The few words of OpenFlow 1.3 that it takes to let a port's frames through for so many seconds, and to hand frames in as if
+//! they came by a port (the Open Networking Foundation's switch specification 1.3.5; Nicira's extensions from nicira-ext.h of
+//! Open vSwitch). Owns its flows, which it knows by their cookie. Refuses to know any other, and to say what the frames are
+//! then to do: they go on through the bridge's own flows.
 
 use std::io;
 use std::path::Path;
@@ -13,6 +13,7 @@ const HELLO: u8 = 0;
 const ERROR: u8 = 1;
 const ECHO_REQUEST: u8 = 2;
 const ECHO_REPLY: u8 = 3;
+const PACKET_OUT: u8 = 13;
 const FLOW_MOD: u8 = 14;
 const BARRIER_REQUEST: u8 = 20;
 const BARRIER_REPLY: u8 = 21;
@@ -21,6 +22,10 @@ const ADD: u8 = 0;
 const DELETE: u8 = 3;
 /// `OFPP_ANY`, `OFPG_ANY`, `OFP_NO_BUFFER`.
 const ANY: u32 = u32::MAX;
+/// `OFPP_TABLE`: through the flow tables, from the first on.
+const TABLE: u32 = 0xffff_fff9;
+/// Longest message that is taken from the switch, in bytes.
+const MESSAGE_MAX: usize = 1 << 12;
 /// OXM header of `in_port`, and NXM header of register 15: class, field, length.
 const IN_PORT: u32 = 0x8000_0004;
 const REGISTER: u32 = 0x0001_0000 | 15 << 9 | 4;
@@ -69,16 +74,29 @@ impl Session {
     /// Returns when all of the changes are in force; what the switch refuses is an error. A caller that gives up in the
     /// middle has to open another session.
     pub async fn carry_out(&mut self, changes: &[Change]) -> io::Result<()> {
-        for change in changes {
-            self.send(FLOW_MOD, &flow_mod(*change)).await?;
+        self.all(FLOW_MOD, changes.iter().map(|change| flow_mod(*change))).await
+    }
+
+    /// Sends frames through the switch's tables as if they came in by this port of it. The caller bounds the time.
+    pub async fn hand_in(&mut self, port: u32, frames: &[Vec<u8>]) -> io::Result<()> {
+        self.all(PACKET_OUT, frames.iter().map(|frame| packet_out(port, frame))).await
+    }
+
+    /// Messages of one kind. Answered when all of them are done, after any complaint.
+    async fn all(&mut self, kind: u8, bodies: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
+        for body in bodies {
+            self.send(kind, &body).await?;
         }
         let barrier = self.send(BARRIER_REQUEST, &[]).await?;
         loop {
             let mut head = [0; 8];
             self.stream.read_exact(&mut head).await?;
             let [_, kind, a, b, x @ ..] = head;
-            let body = usize::from(u16::from_be_bytes([a, b])).checked_sub(head.len());
-            let mut body = vec![0; body.ok_or_else(|| io::Error::other("a message shorter than its head"))?];
+            let length = usize::from(u16::from_be_bytes([a, b]));
+            if !(head.len()..=MESSAGE_MAX).contains(&length) {
+                return Err(io::Error::other(format!("the switch sent a message of {length} bytes")));
+            }
+            let mut body = vec![0; length - head.len()];
             self.stream.read_exact(&mut body).await?;
             match kind {
                 ECHO_REQUEST => self.write(ECHO_REPLY, u32::from_be_bytes(x), &body).await?,
@@ -111,6 +129,19 @@ impl Session {
         message.extend(body);
         self.stream.write_all(&message).await
     }
+}
+
+fn packet_out(port: u32, frame: &[u8]) -> Vec<u8> {
+    // One action: output (type 0, 16 bytes) to the tables.
+    let mut action = [0_u8; 16];
+    action[2..4].copy_from_slice(&16_u16.to_be_bytes());
+    action[4..8].copy_from_slice(&TABLE.to_be_bytes());
+    let mut body = [ANY.to_be_bytes(), port.to_be_bytes()].concat();
+    body.extend(16_u16.to_be_bytes());
+    body.extend([0; 6]);
+    body.extend(action);
+    body.extend(frame);
+    body
 }
 
 /// The message's body.
@@ -168,6 +199,7 @@ fn flow_mod(change: Change) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::announce::{self, FRAME_MIN};
     use super::*;
 
     /// As `ovs-ofctl ofp-print` reads them, in a test on a real switch (`hostsrv/tests/switch_wiring.rs`); here their shape.
@@ -185,5 +217,45 @@ mod tests {
         let pass = flow_mod(Change::Pass { port: 7, seconds: 2 });
         assert_eq!(pass[20..24], [0, 2, 0xff, 0xf1], "hard_timeout and priority");
         assert_eq!(pass[44..52], [0x80, 0, 0, 4, 0, 0, 0, 7]);
+    }
+
+    fn message(kind: u8, id: [u8; 4], body: &[u8]) -> Vec<u8> {
+        [&[VERSION, kind][..], &(8 + body.len() as u16).to_be_bytes(), &id, body].concat()
+    }
+
+    #[tokio::test]
+    async fn the_switch_gets_whole_messages_and_its_refusal_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("br-int.mgmt");
+        for (answer, fine) in [(BARRIER_REPLY, true), (ERROR, false)] {
+            let _ = std::fs::remove_file(&socket);
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            let switch = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(&message(HELLO, [0, 0, 0, 9], &[0, 1, 0, 8, 0, 0, 0, 0x7e])).await.unwrap();
+                let (mut kinds, mut id) = (Vec::new(), [0; 4]);
+                while kinds.last() != Some(&BARRIER_REQUEST) {
+                    let mut head = [0; 8];
+                    stream.read_exact(&mut head).await.unwrap();
+                    let mut body = vec![0; usize::from(u16::from_be_bytes([head[2], head[3]])) - 8];
+                    stream.read_exact(&mut body).await.unwrap();
+                    kinds.push(head[1]);
+                    id.copy_from_slice(&head[4..]);
+                    if head[1] == PACKET_OUT {
+                        let expected =
+                            format!("ffffffff00000007001000000000000000000010fffffff9{}", "00".repeat(8));
+                        assert_eq!(hex::encode(&body[..32]), expected);
+                        assert_eq!(body.len(), 32 + FRAME_MIN);
+                    }
+                }
+                stream.write_all(&message(answer, id, &[0, 1, 0, 2])).await.unwrap();
+                kinds
+            });
+            let frames = announce::frames([0xfa, 0x16, 0x3e, 1, 2, 3], &["10.0.0.5".parse().unwrap()]);
+            let mut session = Session::open(&socket).await.unwrap();
+            let sent = session.hand_in(7, &frames).await;
+            assert_eq!(sent.is_ok(), fine, "{sent:?}");
+            assert_eq!(switch.await.unwrap(), [HELLO, PACKET_OUT, BARRIER_REQUEST]);
+        }
     }
 }

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::layout::Layout;
 use super::mounts::{MountLine, mount_lines, mount_on};
 
+/// What a lab and a node may use of each second for real time, in microseconds on each processor; machines have 950,000.
+const LAB_REAL_TIME_US: u32 = 400_000;
+const NODE_REAL_TIME_US: u32 = 50_000;
+
 /// One hierarchy of the machine and the lab's directory in it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hierarchy {
@@ -72,11 +76,12 @@ pub fn create(layout: &Layout, nodes: &[String]) -> Result<()> {
         // process: their controllers are handed down.
         remove_tree(&hierarchy.lab)?;
         make(&hierarchy.lab)?;
+        allow_real_time(&hierarchy.lab, LAB_REAL_TIME_US);
         if hierarchy.v1.is_none() {
             hand_down(&hierarchy.lab);
         }
         for node in nodes {
-            make(&hierarchy.lab.join(node))?;
+            make_node(&hierarchy.lab.join(node))?;
         }
     }
     Ok(())
@@ -92,6 +97,18 @@ fn make(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn make_node(dir: &Path) -> Result<()> {
+    make(dir)?;
+    allow_real_time(dir, NODE_REAL_TIME_US);
+    Ok(())
+}
+
+/// Version 1, on kernels that ration real time by group: none is given unless it is said. Two labs share what there is, and a
+/// third goes without: the lease process then makes do with niceness.
+fn allow_real_time(dir: &Path, us: u32) {
+    let _ = fs::write(dir.join("cpu.rt_runtime_us"), us.to_string());
 }
 
 /// Version 2: lets the children of `dir` have its controllers, as far as the machine allows.
@@ -111,7 +128,7 @@ pub fn enter(layout: &Layout, node: &str) -> Result<Vec<Hierarchy>> {
     let found = recorded(layout);
     for hierarchy in &found {
         let dir = hierarchy.lab.join(node);
-        make(&dir)?;
+        make_node(&dir)?;
         fs::write(dir.join("cgroup.procs"), "0")
             .with_context(|| format!("enter control group {}", dir.display()))?;
     }

@@ -114,15 +114,7 @@ pub fn groups(draft: &mut Draft, servers: &[&Value], whole: bool) {
                 draft.found(Fate::Left, "rule", text(rule, "id"), "names a group that does not come along");
                 continue;
             }
-            let keys = [
-                "direction",
-                "ethertype",
-                "protocol",
-                "port_range_min",
-                "port_range_max",
-                "remote_ip_prefix",
-            ];
-            rules.push(Rule { body: only(rule, &keys), remote_group });
+            rules.push(Rule { body: only(rule, &RULE_FIELDS), remote_group });
         }
         let Some(of) = draft.of(id) else { continue };
         let item = Item {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use amphi_ovsdb::{Client, Condition, Monitored, Mutation, Operation, Options, Outcome, Replica};
 use uuid::Uuid;
 
+use super::openflow::Session;
 use super::{NetworkError, announce};
 pub use physical::{Ways, ways};
 pub use rows::Attached;
@@ -114,6 +115,11 @@ impl Switch {
 
     pub fn bridge(&self) -> &str {
         &self.bridge
+    }
+
+    /// Where a bridge takes OpenFlow; none: the switch is not on this machine.
+    pub fn management(&self, bridge: &str) -> Option<PathBuf> {
+        Some(self.run_dir.as_ref()?.join(format!("{bridge}.mgmt")))
     }
 
     /// Makes or corrects the integration bridge. `secure`: without a controller nothing passes.
@@ -230,7 +236,7 @@ impl Switch {
         addresses: &[IpAddr],
         within: Duration,
     ) -> Result<(), NetworkError> {
-        let Some(run_dir) = &self.run_dir else { return Ok(()) };
+        let Some(socket) = self.management(&self.bridge) else { return Ok(()) };
         let doing = format!("wait for OVN to install port {port}");
         let id = port.to_string();
         let of_port = |more: &[(&'static str, &str)]| {
@@ -247,9 +253,9 @@ impl Switch {
         // Rows without a device have no number, or -1.
         let numbers = outcomes[1].rows.iter().filter_map(|row| u32::try_from(row.integer("ofport")?).ok());
         let Some(ofport) = numbers.max() else { return Ok(()) };
-        let socket = run_dir.join(format!("{}.mgmt", self.bridge));
         let frames = announce::frames(mac, addresses);
-        let sent = tokio::time::timeout(HAND_OVER, announce::send(&socket, ofport, &frames)).await;
+        let sent = async { Session::open(&socket).await?.hand_in(ofport, &frames).await };
+        let sent = tokio::time::timeout(HAND_OVER, sent).await;
         sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(|source| NetworkError::Unannounced { port, source })
     }
