@@ -324,7 +324,7 @@ little() { printf '\\x%02x\\x%02x\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255)
 printf "\\x80\\x20\\x21\\x00\\x0e\\xfe\\xff\\xff$(little 2048)$(little "$sectors")" | dd of="$disk" bs=1 seek=446 conv=notrunc status=none
 printf '\x55\xaa' | dd of="$disk" bs=1 seek=510 conv=notrunc status=none
 /sbin/mkfs.vfat --invariant -F 16 -n AMPHI-DISK -h 2048 --offset 2048 "$disk" $((sectors / 2)) >/dev/null
-printf 'DEFAULT vm\nPROMPT 0\nLABEL vm\n  KERNEL vmlinuz\n  INITRD initrd\n  APPEND console=ttyS0 quiet\n' >"$work/syslinux.cfg"
+printf 'DEFAULT vm\nPROMPT 0\nLABEL vm\n  KERNEL vmlinuz\n  INITRD initrd\n  APPEND console=ttyS0 quiet no_timer_check\n' >"$work/syslinux.cfg"
 for file in vm-kernel:vmlinuz vm-initramfs:initrd syslinux.cfg:syslinux.cfg; do
   mcopy -i "$disk@@1M" "$work/${file%:*}" "::${file#*:}"
 done

@@ -197,8 +197,20 @@ impl Stage {
         order.networks[0].address = Some(WATCHER_ADDRESS.parse()?);
         let watcher = self.create(&order)?;
         let probe = Probe::start(&self.lab, PEER, watcher.id, "only", addresses)?;
-        probe.all_answer(addresses, PATIENCE)?;
+        let all = probe.all_answer(addresses, PATIENCE);
+        all.with_context(|| self.last_words(&probe.silent(addresses).unwrap_or_default()))?;
         Ok((watcher, probe))
+    }
+
+    /// What the instances at these addresses have said last on their consoles.
+    fn last_words(&self, addresses: &[String]) -> String {
+        let said = |instance: &Instance| {
+            let log = self.ask(self.client.console_log(instance.id, Some(12), None));
+            format!("{} on {:?}: {log:?}", instance.name, instance.host_name)
+        };
+        let instances = self.ask(self.client.instances()).unwrap_or_default();
+        let silent = instances.iter().filter(|i| address(i).is_ok_and(|a| addresses.contains(&a)));
+        silent.map(said).collect::<Vec<_>>().join("\n")
     }
 
     /// Breaks a host by `breaking`, and waits until every address answers from elsewhere.
@@ -224,7 +236,10 @@ impl Stage {
             }
             Ok(Seen::Enough(all))
         });
-        let answered = answered.with_context(|| format!("{:?}", self.ask(self.client.failovers())))?;
+        let answered = answered.with_context(|| {
+            let silent = self.last_words(&probe.silent(addresses).unwrap_or_default());
+            format!("{silent}\n{:?}", self.ask(self.client.failovers()))
+        })?;
         Ok(Outage { cut, cut_at, answered, failover: self.failover_done(failover.id)? })
     }
 

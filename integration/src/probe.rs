@@ -254,16 +254,20 @@ impl Probe {
         whole.lines().map(line).collect()
     }
 
-    /// Waits until all of these answer; said by the last word about each.
+    /// Those of them that do not answer now: said by the last word about each.
+    pub fn silent(&self, addresses: &[String]) -> Result<Vec<String>> {
+        let lines = self.lines()?;
+        let last = |address: &String| {
+            let mut of = lines.iter().filter(|l| l.address == *address);
+            of.rfind(|l| matches!(l.word.as_str(), "answers" | "silent")).map(|l| l.word.clone())
+        };
+        Ok(addresses.iter().filter(|a| last(a).as_deref() != Some("answers")).cloned().collect())
+    }
+
+    /// Waits until all of these answer.
     pub fn all_answer(&self, addresses: &[String], limit: Duration) -> Result<()> {
         until("every address answers", limit, || {
-            let lines = self.lines()?;
-            let last = |address: &String| {
-                let mut of = lines.iter().filter(|l| l.address == *address);
-                of.rfind(|l| matches!(l.word.as_str(), "answers" | "silent")).map(|l| l.word.clone())
-            };
-            let missing: Vec<_> =
-                addresses.iter().filter(|a| last(a).as_deref() != Some("answers")).cloned().collect();
+            let missing = self.silent(addresses)?;
             Ok(if missing.is_empty() { Seen::Enough(()) } else { Seen::Not(format!("silent: {missing:?}")) })
         })
     }

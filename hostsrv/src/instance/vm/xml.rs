@@ -82,7 +82,7 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(Element::new("uuid").text(plan.instance))
         .child(Element::new("memory").attr("unit", "MiB").text(plan.memory_mib))
         .child(sizing::vcpu(plan.vcpus, around.host_cpus))
-        .child(os(plan, around.kit)?)
+        .child(os(plan, around)?)
         .child(features)
         .child(cpu)
         .child(Element::new("clock").attr("offset", "utc"))
@@ -92,12 +92,13 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(devices(plan, around)))
 }
 
-fn os(plan: &BodyPlan, kit: Option<&Kit>) -> Result<Element, DriverError> {
+fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError> {
     let kind = Element::new("type").attr("arch", "x86_64").attr("machine", "pc").text("hvm");
     let os = Element::new("os").child(kind);
     if guest::of(plan).is_some() {
-        let kit =
-            kit.ok_or_else(|| refused(plan, "this host has no guest kit, with which sets run as VMs"))?;
+        let kit = around
+            .kit
+            .ok_or_else(|| refused(plan, "this host has no guest kit, with which sets run as VMs"))?;
         return Ok(os
             .child(Element::new("kernel").text(kit.kernel.display()))
             .child(Element::new("initrd").text(kit.initramfs.display()))
@@ -108,7 +109,9 @@ fn os(plan: &BodyPlan, kit: Option<&Kit>) -> Result<Element, DriverError> {
     };
     match image.format {
         ImageFormat::KernelInitramfs => {
-            let cmdline = format!("console=ttyS0 {}", image.cmdline);
+            // A translated guest that gets no time in its first moments takes its timer for broken, and stops.
+            let checks = if around.acceleration == Acceleration::Kvm { "" } else { "no_timer_check " };
+            let cmdline = format!("console=ttyS0 {checks}{}", image.cmdline);
             Ok(os
                 .child(Element::new("kernel").text(blob(plan, plan.runs(), BlobRole::Kernel)?.display()))
                 .child(Element::new("initrd").text(blob(plan, plan.runs(), BlobRole::Initramfs)?.display()))
