@@ -1,9 +1,9 @@
 //! Volumes in a group that three real hosts see: a set and a VM lose their host, the group's keeper, and have their bytes
-//! elsewhere; the group has another keeper; the host that returns lets go of what was taken over; a planned move copies
-//! nothing. No volume is ever mounted on two hosts.
+//! elsewhere, one of them by its twin; the group has another keeper; the host that returns lets go of what was taken over; a
+//! planned move copies nothing. No volume is ever mounted on two hosts.
 
 use amphi_api::failover::FailoverFate;
-use amphi_api::instance::{BodyKind, ExchangePhase, Instance, InstanceVolume, MoveCreate};
+use amphi_api::instance::{BodyKind, ExchangePhase, FailoverPolicy, Instance, InstanceVolume, MoveCreate};
 use amphi_api::volume::{Volume, VolumeCreate, VolumeState};
 use amphi_api::{InstanceId, VolumeId};
 use amphi_integration::chaos::Watch;
@@ -65,6 +65,7 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     stage.warm(&HOSTS)?;
     let watch = Watch::start(&stage.lab, &HOSTS)?;
     let (for_set, for_vm) = (volume(&stage, "for-set")?, volume(&stage, "for-vm")?);
+    let for_twin = volume(&stage, "for-twin")?;
     ensure!(for_set.group_name.as_deref() == Some(SHARED_GROUP), "{for_set:?}");
     let keeper = for_set.host_name.clone();
     println!("{keeper} keeps the group; its instances run there too");
@@ -75,28 +76,43 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     let mut order = request("machine", vec![vm()], keeps);
     order.volume = holds(&for_vm);
     let machine = stage.create(&order)?;
-    [&data, &machine].into_iter().for_each(|i| watch.made(i));
-    in_member(&stage, &keeper, data.id, "echo kept > /data/word; sync")?;
+    let mut order = request("twinned", vec![set()], keeps);
+    order.volume = holds(&for_twin);
+    order.failover = FailoverPolicy::Twin;
+    let twinned = stage.create(&order)?;
+    [&data, &machine, &twinned].into_iter().for_each(|i| watch.made(i));
+    for id in [data.id, twinned.id] {
+        in_member(&stage, &keeper, id, "echo kept > /data/word; sync")?;
+    }
+    let waits = stage.until(twinned.id, "a twin", |i| i.twin.as_ref().is_some_and(|twin| twin.ready))?;
+    let waits = waits.twin.and_then(|twin| twin.host_name).context("it waits nowhere")?;
+    ensure!(waits != keeper && !is_mounted(&stage, &waits, for_twin.id)?, "it has the volume before its time");
 
     println!("power cut of the keeper");
     let before = stage.last_failover(&keeper)?;
     stage.lab.power_cut(&keeper)?;
     let failover = stage.failover(&keeper, before)?;
     let (now, vm_now) = (stage.runs(data.id)?, stage.runs(machine.id)?);
-    for (was, now, volume) in [(&data, &now, &for_set), (&machine, &vm_now, &for_vm)] {
+    let twin_now = stage.runs(twinned.id)?;
+    let moved =
+        [(&data, &now, &for_set), (&machine, &vm_now, &for_vm), (&twinned, &twin_now, &for_twin)];
+    for (was, now, volume) in moved {
         ensure!(now.epoch > was.epoch && now.host != was.host, "{} should be elsewhere: {now:?}", was.name);
         ensure!(now.addresses == was.addresses, "{now:?}");
         let told = stage.failover_done(failover.id)?;
         let fate = told.instances.iter().find(|i| i.instance == was.id).map(|i| i.fate.clone());
-        let Some(FailoverFate::Moved { taken_over, fresh_volume: None, .. }) = fate else {
+        let Some(FailoverFate::Moved { taken_over, fresh_volume: None, twin, .. }) = fate else {
             anyhow::bail!("{}: {fate:?}", was.name)
         };
+        ensure!(twin == (was.id == twinned.id), "{} by a twin: {twin}", was.name);
         ensure!(taken_over == [volume.id], "{taken_over:?}");
         let seen = stage.ask(stage.client.volume(volume.id))?;
         ensure!(Some(&seen.host_name) == now.host_name.as_ref(), "{seen:?}");
     }
     let there = host_of(&now)?;
     ensure!(in_member(&stage, &there, data.id, "cat /data/word")? == "kept");
+    ensure!(host_of(&twin_now)? == waits, "{twin_now:?}");
+    ensure!(in_member(&stage, &waits, twinned.id, "cat /data/word")? == "kept");
     in_member(&stage, &there, data.id, "echo more >> /data/word; sync")?;
 
     println!("another keeper makes and grows volumes");
@@ -113,7 +129,7 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     println!("the host returns, and has let go");
     stage.lab.restore(&keeper, |_| {})?;
     stage.host_is_back(&keeper)?;
-    for (was, volume) in [(&data, &for_set), (&machine, &for_vm)] {
+    for (was, volume) in [(&data, &for_set), (&machine, &for_vm), (&twinned, &for_twin)] {
         stage.buried(&keeper, was.id)?;
         ensure!(!is_mounted(&stage, &keeper, volume.id)?);
     }
@@ -134,13 +150,13 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     ensure!(in_member(&stage, &keeper, data.id, "cat /data/word")? == "kept\nmore");
     ensure!(!is_mounted(&stage, &there, for_set.id)?, "one holder at a time");
 
-    for instance in [&data, &machine] {
+    for instance in [&data, &machine, &twinned] {
         watch.goes(instance.id);
         stage.delete(instance.id)?;
     }
     volume_is(&stage, later.id, "nobody's", |v| v.state == VolumeState::Available)?;
     stage.ask(stage.client.delete_volume(later.id))?;
-    for one in [&for_set, &for_vm, &later] {
+    for one in [&for_set, &for_vm, &for_twin, &later] {
         volume_is(&stage, one.id, "in the bin", |v| v.state == VolumeState::Trashed && v.fault.is_none())?;
     }
     ensure!(watch.broken().is_empty() && watch.looks() > 50, "{:?}", watch.broken());

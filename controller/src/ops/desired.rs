@@ -309,7 +309,8 @@ fn twin(view: &View, twin: &TwinRecord, host: HostId) -> Option<InstanceDesired>
         body: place.body,
         power: Power::On,
         exchange: None,
-        volume: place.volume.map(|(id, _)| id),
+        // What is not replaced is in a shared group: named, and active nowhere but where its holder runs.
+        volume: place.volume.map(|(id, _)| id).or(row.volume),
         ..(*row.record).clone()
     };
     Some(InstanceDesired { twin: true, ..instance(view, &record)? })

@@ -97,7 +97,7 @@ impl<'a> Exodus<'a> {
             return FailoverFate::Refused { reason: reason.into() };
         }
         if let Some((twin, place)) = twins::flips(view, row, self.dead, &bodies, fresh.is_some()) {
-            return self.flip(row, twin, place, fresh);
+            return self.flip(row, twin, place, fresh, taken_over);
         }
         let local = |v: &&Row<VolumeRecord>| v.host != self.dead && view.group_at(v.host).is_none();
         let elsewhere = row.volumes().filter_map(|id| view.volumes.get(id)).find(local);
@@ -142,6 +142,7 @@ impl<'a> Exodus<'a> {
         twin: &Row<TwinRecord>,
         place: &TwinPlace,
         old: Option<&Row<VolumeRecord>>,
+        taken_over: Vec<VolumeId>,
     ) -> FailoverFate {
         let (view, to, body) = (self.view, place.host, place.body);
         let epoch = place.epoch.max(epoch_elsewhere(view, row));
@@ -158,7 +159,7 @@ impl<'a> Exodus<'a> {
             body,
             epoch,
             fresh_volume: fresh,
-            taken_over: Vec::new(),
+            taken_over,
             twin: epoch == place.epoch && twins::is_ready(view, place),
             at: self.now,
             running_at: None,

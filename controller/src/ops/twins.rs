@@ -14,7 +14,7 @@ use crate::scheduler::Request;
 use amphi_api::failover::{LocalVolume, Twin};
 use amphi_api::instance::{BodyKind, FailoverPolicy};
 use amphi_api::wire::Tombstone;
-use amphi_api::{HostId, InstanceId};
+use amphi_api::{HostId, InstanceId, VolumeId};
 use jiff::{SignedDuration, Timestamp};
 
 /// A host that is away this long is no place for a twin: agents and machines that restart are back within it.
@@ -68,6 +68,9 @@ fn wish(view: &View, row: &Row<InstanceRecord>) -> TwinWish {
     if row.rescue.is_some() {
         return unfit("the instance runs from a rescue's image");
     }
+    if row.root_volume.is_some_and(|id| view.group_of(id).is_some()) {
+        return unfit("the instance's root disk is in a shared volume group: it is taken over, without a twin");
+    }
     let fresh_gib = match (row.failover_terms.local_volume, beyond_reach(view, row).as_slice()) {
         (_, []) => None,
         (LocalVolume::Fresh, [only]) if row.volume == Some(only.id) => Some(only.size_gib),
@@ -88,9 +91,10 @@ fn wish(view: &View, row: &Row<InstanceRecord>) -> TwinWish {
     TwinWish::One { bodies, fresh_gib }
 }
 
-/// Volumes that another host than their own cannot have when theirs is lost.
+/// Volumes that another host than their own cannot have when theirs is lost. What is in a shared group is taken over.
 fn beyond_reach<'a>(view: &'a View, row: &InstanceRecord) -> Vec<&'a Row<VolumeRecord>> {
-    row.volumes().filter_map(|id| view.volumes.get(id)).collect()
+    let own = |id: &VolumeId| view.group_of(*id).is_none();
+    row.volumes().filter(own).filter_map(|id| view.volumes.get(id)).collect()
 }
 
 fn is_fit(view: &View, host: HostId, now: Timestamp) -> bool {
@@ -147,7 +151,6 @@ fn place(
         images: bodies.iter().filter_map(|kind| row.body_of(*kind)).flat_map(|b| b.images.clone()).collect(),
         bodies: bodies.clone(),
         volume_gib: fresh_gib.unwrap_or(0),
-        volume: fresh_gib.is_some(),
         ..request_of(view, row)
     };
     let found = match view.fleet.place(&request) {

@@ -169,3 +169,35 @@ async fn what_leaves_a_running_body_is_free_when_its_host_has_it_active_no_more(
     cloud.obey(h2).await;
     assert_eq!(cloud.ops.volume(P, volume.id).unwrap().instance, None);
 }
+
+#[tokio::test]
+async fn a_twin_waits_where_the_group_is_seen_and_takes_its_volume_over_with_its_start() {
+    let (cloud, [h1, h2, h3], _) = Cloud::sharing().await;
+    let volume = cloud.in_group("data", 2).await.unwrap();
+    cloud.obey(h1).await;
+    let wish = json!({"host": "h1", "failover": "twin", "volume": {"id": volume.id}});
+    let made = cloud.create(wish).await.unwrap();
+    cloud.obey(h1).await;
+    cloud.ops.step_twins(true).await.unwrap();
+    let twin = || cloud.show(&made).twin.unwrap();
+    assert_eq!(twin().host, Some(h2), "the third host does not see the group");
+    let expected = cloud.ops.desired(h2).expected.clone();
+    assert_eq!((expected.len(), expected[0].twin, expected[0].volume), (1, true, Some(volume.id)));
+    assert!(cloud.held(h2).is_empty(), "what is only expected has nothing in its hands");
+    assert!(!cloud.ops.desired(h2).volumes.iter().any(|v| v.id == volume.id));
+    cloud.obey(h2).await;
+    assert!(twin().ready);
+
+    cloud.down(h1).await;
+    cloud.ops.evacuate(h1).await.unwrap();
+    let fate = cloud.ops.failovers(Some(h1)).remove(0).instances.remove(0).fate;
+    let FailoverFate::Moved { to, twin: true, taken_over, fresh_volume: None, .. } = fate else {
+        panic!("{fate:?}")
+    };
+    assert_eq!((to, taken_over), (h2, vec![volume.id]));
+    assert_eq!(cloud.held(h2).keys().copied().collect::<Vec<_>>(), [volume.id]);
+    cloud.ops.step_twins(true).await.unwrap();
+    let none = twin();
+    assert!(none.host.is_none() && none.why.is_some(), "{none:?}: no other host that is in sees the group");
+    assert!(cloud.ops.desired(h3).expected.is_empty());
+}
