@@ -1,6 +1,6 @@
 # The README's commands. Everything here runs as root; anybody else goes through sudo.
 SHELL := /bin/bash
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_EXCHANGES,AMPHI_COLLECTION,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
 .PHONY: run up down test test-images tempest bench chaos fuzz lint install build images clients
@@ -34,6 +34,7 @@ bench: install build images
 	target/debug/amphi-lab bench-services
 	$(LAB) bench
 	AMPHI_HUNDRED=100 $(SUDO) cargo nextest run --workspace --no-capture --test hundred
+	AMPHI_EXCHANGES=10 $(SUDO) cargo nextest run --workspace --no-capture -E 'test(one_artifact_has_both_bodies)'
 
 # Hosts that fail in every way that docs/failover.md names. The long form:
 # make chaos CHAOS="--rounds 100 --instances 50 --outage 600 --minutes 120"
@@ -42,6 +43,7 @@ chaos: install build images
 	target/debug/amphi-lab storm --seconds 300
 	target/debug/amphi-lab deaths --replays 2
 	target/debug/amphi-lab races --rounds 100
+	AMPHI_COLLECTION=60 $(SUDO) cargo nextest run --workspace --no-capture -E 'test(garbage_collection_takes_nothing)'
 
 # The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
 fuzz: install build

@@ -227,6 +227,9 @@ pub struct Host {
     /// Bodies and volumes found on the host that no record knows. They are shown, never touched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub strangers: Vec<String>,
+    /// Images that are there already. Told of one host alone, never in a list of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<crate::prepull::HeldImage>,
     /// Instances of the class `best_effort` may come here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub best_effort: bool,

@@ -17,6 +17,7 @@ pub mod lease;
 pub mod looking;
 pub mod network;
 pub mod placement;
+pub mod prepull;
 pub mod repository;
 pub mod resize;
 pub mod rollout;

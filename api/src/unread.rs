@@ -5,7 +5,7 @@
 //! New optional fields need no more than this where the type refuses unknown ones (a set's description). Where it does not,
 //! an older agent would pass over them in silence: then the controller says so, by [`HostSpec::wire`](crate::host::HostSpec).
 
-use crate::wire::{InstanceDesired, ToHost};
+use crate::wire::{InstanceDesired, PrepullDesired, ToHost};
 use crate::{FieldError, InstanceId};
 use serde::Deserialize;
 use serde_json::Value;
@@ -45,6 +45,10 @@ pub fn to_host(text: &str) -> Result<(ToHost, Vec<Unread>), serde_json::Error> {
             // One without a name is nobody's: the whole is refused below.
             _ => true,
         });
+    }
+    // What this agent could not use is not fetched.
+    if let Some(Value::Array(all)) = value.get_mut("images") {
+        all.retain(|one| PrepullDesired::deserialize(one).is_ok());
     }
     Ok((serde_json::from_value(value)?, unread))
 }
@@ -106,6 +110,11 @@ mod tests {
                 assert!(one.why.message.contains(word), "{}", one.why.message);
             }
         }
+        let mut images = kept("2026-11-desired.json");
+        images["images"] = serde_json::json!([{"image": {"format": "holograph"}}]);
+        let (message, unread) = to_host(&images.to_string()).unwrap();
+        let ToHost::Desired(desired) = message else { panic!("{message:?}") };
+        assert!(desired.images.is_empty() && unread.is_empty() && desired.instances.len() == 2);
         let mut body = kept("2026-11-desired.json");
         body["instances"][1]["body"] = serde_json::json!({"unikernel": {}});
         assert_eq!(to_host(&body.to_string()).unwrap().1.len(), 1, "a kind of body of tomorrow");

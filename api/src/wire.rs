@@ -22,8 +22,10 @@ use std::net::{IpAddr, SocketAddr};
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
 pub const PROTOCOL: u32 = 1;
 /// How much of the words an agent knows; it says so in its facts, and one that says nothing knows 0. Raised with an optional
-/// field that an older agent would pass over in silence. 1: a VM's probes.
-pub const WIRE: u32 = 1;
+/// field that an older agent would pass over in silence. 1: a VM's probes. 2: images to fetch beforehand.
+pub const WIRE: u32 = 2;
+/// From this on an agent fetches images beforehand.
+pub const WIRE_PREPULL: u32 = 2;
 /// How often a host says that it is there, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 2;
 /// After this long without a word the controller takes the link for gone, in seconds.
@@ -61,6 +63,9 @@ pub enum FromHost {
         /// What instances use, where it was measured anew.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         figures: Vec<crate::group::InstanceFigures>,
+        /// What images are here, where that has changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        images: Option<crate::prepull::HostImages>,
     },
     Status(HostStatus),
     Answer {
@@ -122,6 +127,18 @@ pub struct HostDesired {
     /// Instances of which the controller wants to know how much they use: heartbeats tell it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub measured: BTreeSet<InstanceId>,
+    /// Images that the host is to have before anything starts from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<PrepullDesired>,
+}
+
+/// An image to fetch beforehand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrepullDesired {
+    pub image: Image,
+    /// It stays in the cache, used or not; else it is fetched, and may be evicted like any other.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 impl HostDesired {
@@ -139,6 +156,7 @@ impl HostDesired {
             groups: Vec::new(),
             shut_out: false,
             measured: BTreeSet::new(),
+            images: Vec::new(),
         }
     }
 }

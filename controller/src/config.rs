@@ -3,12 +3,15 @@
 
 use crate::fence::{Fence, FenceConfig};
 use crate::mirror::MirrorConfig;
+use crate::ops::BlobTerms;
 use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
 use anyhow::{Context, ensure};
+use jiff::SignedDuration;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +56,8 @@ pub struct Config {
     pub recycle_hours: u32,
     #[serde(default)]
     pub failover: FailoverConfig,
+    #[serde(default)]
+    pub image_sweep: ImageSweepConfig,
     /// Outside registries whose images are to be had as `mirror/NAME/…`.
     #[serde(default)]
     pub mirror: BTreeMap<String, MirrorConfig>,
@@ -70,6 +75,48 @@ pub struct FailoverConfig {
 impl Default for FailoverConfig {
     fn default() -> Self {
         Self { automatic: true }
+    }
+}
+
+/// `[image_sweep]`: how long bytes stay that no image names.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSweepConfig {
+    /// Between two looks at all blobs.
+    pub every_seconds: u32,
+    /// From when a blob was found unnamed until it goes.
+    pub grace_seconds: u32,
+    /// How long a project keeps and sees what it has pushed, or asked for in a push: longer than any push takes.
+    pub lent_seconds: u32,
+}
+
+impl Default for ImageSweepConfig {
+    fn default() -> Self {
+        Self { every_seconds: 60, grace_seconds: 600, lent_seconds: 24 * 3600 }
+    }
+}
+
+impl ImageSweepConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        let all = [
+            ("every_seconds", self.every_seconds),
+            ("grace_seconds", self.grace_seconds),
+            ("lent_seconds", self.lent_seconds),
+        ];
+        for (name, seconds) in all {
+            ensure!((1..=30 * 24 * 3600).contains(&seconds), "image_sweep.{name} must be 1 to 2,592,000");
+        }
+        Ok(())
+    }
+
+    pub fn every(&self) -> Duration {
+        Duration::from_secs(self.every_seconds.into())
+    }
+
+    pub fn terms(&self) -> BlobTerms {
+        let (usual, lent) = (BlobTerms::default(), SignedDuration::from_secs(self.lent_seconds.into()));
+        let grace = Duration::from_secs(self.grace_seconds.into());
+        BlobTerms { lent, brief: usual.brief.min(lent), grace, ..usual }
     }
 }
 
@@ -101,6 +148,7 @@ impl Config {
             "memory_overcommit_percent must be 50 to 400"
         );
         config.scheduler_id()?;
+        config.image_sweep.check()?;
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
         if let Some(url) = &config.public_url {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -180,6 +228,7 @@ mod tests {
             (GOOD.replace("https://", "http://"), "hosts_url"),
             (format!("{GOOD}\ncpu_overcommit = 0"), "cpu_overcommit"),
             (format!("{GOOD}\nscheduler = \"gold\""), "spread, pack"),
+            (format!("{GOOD}\n[image_sweep]\nlent_seconds = 0"), "image_sweep.lent_seconds"),
         ] {
             let error = format!("{:#}", Config::parse(&bad).unwrap_err());
             assert!(error.contains(word), "{error} does not name {word}");

@@ -67,6 +67,10 @@ impl HostSide for Records {
     async fn heartbeat(&self, _: HostId, _: Vec<Engine>, free: u64) {
         self.note(format!("heartbeat {free}"));
     }
+    async fn images(&self, _: HostId, images: amphi_api::prepull::HostImages) {
+        self.note(format!("{} blobs in the cache", images.blobs.len()));
+    }
+
     fn figures(&self, _: HostId, figures: &[amphi_api::group::InstanceFigures]) {
         if !figures.is_empty() {
             self.note(format!("figures of {}", figures.len()));
@@ -425,7 +429,13 @@ async fn a_link_from_hello_to_goodbye() {
     face.records.desired.send_replace(2);
     assert_eq!(link.generation().await, 2);
     link.say(&FromHost::Status(HostStatus { generation: 2, ..HostStatus::default() })).await;
-    link.say(&FromHost::Heartbeat { engines: vec![], volume_group_free_bytes: 7, figures: vec![] }).await;
+    link.say(&FromHost::Heartbeat {
+        engines: vec![],
+        volume_group_free_bytes: 7,
+        figures: vec![],
+        images: None,
+    })
+    .await;
     face.records.heard("status 2", 1).await;
     face.records.heard("heartbeat 7", 1).await;
     link.0.close(None).await.unwrap();

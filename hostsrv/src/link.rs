@@ -10,6 +10,7 @@ use amphi_api::HostId;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
 use amphi_api::instance::{BodyKind, Fault};
+use amphi_api::prepull::HostImages;
 use amphi_api::unread::{self, Unread};
 use amphi_api::wire::{Answer, Ask, FromHost, HEARTBEAT_SECONDS, PROTOCOL, SILENCE_SECONDS, ToHost};
 use anyhow::{Context, bail};
@@ -79,6 +80,8 @@ pub struct Voice {
     pub gauge: Gauge,
     /// What instances use, of those that the controller asks about.
     pub figures: watch::Receiver<Arc<Vec<InstanceFigures>>>,
+    /// What images are here.
+    pub images: watch::Receiver<Arc<HostImages>>,
 }
 
 /// Stays connected for as long as the process lives. `on_welcome` hears where OVN's southbound database is.
@@ -135,7 +138,7 @@ async fn session(
     let (mut up, mut down) = socket.split();
     let (answers, mut answered) = mpsc::channel::<FromHost>(64);
     let (mut spec, mut status) = (voice.spec.clone(), reconciler.status());
-    let mut figures = voice.figures.clone();
+    let (mut figures, mut images) = (voice.figures.clone(), voice.images.clone());
     let mut heartbeat = tokio::time::interval(Duration::from_secs(HEARTBEAT_SECONDS));
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut fences = tokio::time::interval(FENCES);
@@ -145,6 +148,7 @@ async fn session(
     let mut welcomed = false;
     spec.mark_changed();
     status.mark_changed();
+    images.mark_changed();
     loop {
         let message = tokio::select! {
             message = down.next() => {
@@ -190,7 +194,14 @@ async fn session(
                 // Each measurement is told once.
                 let news = figures.has_changed().unwrap_or(false);
                 let figures = if news { figures.borrow_and_update().to_vec() } else { Vec::new() };
-                FromHost::Heartbeat { engines: health.0.clone(), volume_group_free_bytes: health.1, figures }
+                let news = images.has_changed().unwrap_or(false);
+                let images = news.then(|| (**images.borrow_and_update()).clone());
+                FromHost::Heartbeat {
+                    engines: health.0.clone(),
+                    volume_group_free_bytes: health.1,
+                    figures,
+                    images,
+                }
             }
         };
         let text = serde_json::to_string(&message)?;

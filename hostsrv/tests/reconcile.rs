@@ -2,12 +2,12 @@
 //! their own; here only the loop is on trial.
 
 use amphi_api::host::EngineName;
-use amphi_api::image::{Blob, Image, ImageFormat, ImageState};
+use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, Power};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{
     AttachmentDesired, BodyDesired, BodyState, ExportDesired, ExportSource, HostDesired, HostStatus,
-    InstanceDesired, Tombstone, VolumeDesired,
+    InstanceDesired, PrepullDesired, Tombstone, VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::images::{BlobFetcher, ImageCache, Incoming};
@@ -25,7 +25,7 @@ use amphi_hostsrv::storage::{
     VolumeDriver, VolumeKind, VolumeSpec,
 };
 use async_trait::async_trait;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -736,6 +736,24 @@ async fn it_halts_and_takes_and_gives_volumes() {
         held[&volume.0].device.is_none()
     })
     .await;
+}
+
+/// What is fetched by order may go when room is needed; what a policy keeps may not. Both outlive the agent.
+#[tokio::test]
+async fn a_policy_keeps_images_and_an_order_does_not() {
+    let mut host = Host::new();
+    let one = |digit: &str, kept| {
+        let blob = Blob { sha256: digit.repeat(64), size: 1 };
+        let image = Image { blobs: BTreeMap::from([(BlobRole::Disk, blob)]), ..image() };
+        PrepullDesired { image, kept }
+    };
+    host.order(|d| d.images = vec![one("a", true), one("b", false)]);
+    let kept = BTreeSet::from(["a".repeat(64)]);
+    assert_eq!(host.reconciler.blobs_in_use(), kept);
+    host.restart("run");
+    assert_eq!(host.reconciler.blobs_in_use(), kept);
+    host.order(|d| d.images.clear());
+    assert!(host.reconciler.blobs_in_use().is_empty());
 }
 
 async fn eventually(what: &str, ok: impl Fn() -> bool) {

@@ -48,6 +48,20 @@ impl Face {
         })
     }
 
+    /// Bytes, handed to whoever takes them.
+    pub fn download<T>(
+        &self,
+        path: &str,
+        take: impl AsyncFnOnce(reqwest::Response) -> Result<T>,
+    ) -> Result<T> {
+        let request = self.http.get(format!("{}/{path}", self.url)).header("x-auth-token", &self.token);
+        self.runtime.block_on(async {
+            let answer = request.send().await.with_context(|| format!("GET {path}"))?;
+            ensure!(answer.status().is_success(), "GET {path}: {}", answer.status());
+            take(answer).await
+        })
+    }
+
     /// Makes one thing of the network service; its id.
     pub fn make(&self, one: &str, collection: &str, fields: Value) -> Result<String> {
         let made = self.order("POST", &format!("network/v2.0/{collection}"), &json!({ one: fields }))?;

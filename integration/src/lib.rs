@@ -2,10 +2,13 @@
 //! Owns how they are started, broken and taken down; refuses to know what is done on them (that is `story/` and the tests).
 
 pub mod alone;
+pub mod archive;
 pub mod bench;
 pub mod chaos;
 pub mod container;
+pub mod counting;
 pub mod crash;
+pub mod dockerd;
 pub mod engines;
 pub mod face;
 pub mod failing;

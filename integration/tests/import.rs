@@ -452,3 +452,92 @@ fn an_ova_boots_on_a_real_host() -> Result<()> {
         Ok(seen(text.contains(&format!("amphi-vm: ready {address}")), || text))
     })
 }
+
+/// A domain as virt-manager makes it, with this disk.
+fn domain_of(disk: &str, mac: &str) -> String {
+    format!(
+        "<domain type='qemu'><name>shop</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>
+        <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os><features><acpi/></features>
+        <on_poweroff>destroy</on_poweroff><devices>
+        <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
+        <interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>
+        <serial type='file'><source path='/var/lib/libvirt/images/console'/><target port='0'/></serial>
+        <memballoon model='none'/></devices></domain>"
+    )
+}
+
+/// From a real libvirt, asked over its socket by virsh: a domain that runs is shut down in an orderly way, its disk is read out of a
+/// pool, and the instance boots from just those bytes, with the domain's MAC and the address that was asked for.
+#[test]
+fn a_domain_of_a_real_libvirt_comes_over_and_starts() -> Result<()> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-lab"))?;
+    let options = UpOptions::new(layout.clone(), env!("CARGO_BIN_EXE_amphi-lab").into(), 1);
+    let lab = Lab::up(&options, |_| {})?;
+    let client = run::client(&layout)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    until("a host", LIMIT, || {
+        let up = runtime.block_on(client.hosts())?.iter().any(|h| h.state == HostState::Up);
+        Ok(seen(up, || "none".to_owned()))
+    })?;
+    let face = Face::of(&layout)?;
+    let network = face.make("network", "networks", json!({ "name": "blue" }))?;
+    let subnet = json!({ "network_id": network, "cidr": "10.41.0.0/24", "ip_version": 4 });
+    face.make("subnet", "subnets", subnet)?;
+
+    // The source: a domain with a disk of its own, in a folder that is a pool.
+    let (host, mac, address) = ("h1", "52:54:00:00:41:17", "10.41.0.17");
+    let folder = Path::new("/var/lib/libvirt/images");
+    let there = lab.file(host, folder)?;
+    std::fs::create_dir_all(&there)?;
+    std::fs::copy(images.join("vm-disk.qcow2"), there.join("shop.qcow2"))?;
+    std::fs::write(there.join("shop.xml"), domain_of("/var/lib/libvirt/images/shop.qcow2", mac))?;
+    let virsh = |words: &[&str]| lab.run(host, &[&["virsh", "--connect", "qemu:///system"], words].concat());
+    virsh(&["pool-create-as", "here", "dir", "--target", "/var/lib/libvirt/images"])?;
+    virsh(&["define", "/var/lib/libvirt/images/shop.xml"])?;
+    virsh(&["start", "shop"])?;
+    let booted = "amphi-vm: boot 1 of";
+    until("the domain has booted", Duration::from_secs(120), || {
+        let text = std::fs::read_to_string(there.join("console")).unwrap_or_default();
+        Ok(seen(text.contains(booted) && text.contains("amphi-vm: ready"), || text.clone()))
+    })?;
+
+    let socket = lab.file(host, Path::new("/run/libvirt/libvirt-sock"))?;
+    let uri = format!("qemu+unix:///system?socket={}", socket.display());
+    let beside = tempfile::tempdir()?;
+    let plan = beside.path().join("plan.json");
+    let program = Path::new(env!("CARGO_BIN_EXE_amphi-lab")).with_file_name("amphi");
+    let import = |further: &[&str]| -> Result<std::process::Output> {
+        let mut command = std::process::Command::new(&program);
+        command.args(["import", "libvirt", "shop", "--uri", &uri, "--network", "blue", "--ip", address]);
+        command.args(further).args(["--yes", "--report"]).arg(&plan);
+        Ok(command.envs(story::read_env(&layout.env())?).output()?)
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let refused = import(&[])?;
+    ensure!(!refused.status.success(), "a domain that runs was read: {}", text(&refused.stdout));
+    let said = text(&refused.stdout) + &text(&refused.stderr);
+    ensure!(said.contains("say --shutdown"), "{said}");
+    ensure!(virsh(&["domstate", "shop"])?.trim() == "running", "a refused import does nothing");
+
+    let began = Instant::now();
+    let ended = import(&["--shutdown"])?;
+    println!("{}", text(&ended.stdout));
+    ensure!(ended.status.success(), "{}\n{}", text(&ended.stdout), text(&ended.stderr));
+    println!("imported after {:.1} s", began.elapsed().as_secs_f32());
+    ensure!(virsh(&["domstate", "shop"])?.trim() == "shut off", "the source is off");
+    let console = std::fs::read_to_string(there.join("console"))?;
+    ensure!(console.contains("amphi-vm: power button") && console.contains("amphi-vm: down"), "{console}");
+    let all = runtime.block_on(client.instances())?;
+    let shop = all.iter().find(|i| i.name == "shop").context("no instance")?;
+    ensure!(shop.addresses[0].mac == mac && shop.addresses[0].address.to_string() == address, "{shop:?}");
+    ensure!(shop.memory_mib == 192 && shop.vcpus == 1, "{shop:?}");
+    // What the source wrote before it went down is there: the same disk boots for the second time.
+    until("the guest's own word", Duration::from_secs(120), || {
+        let text = runtime.block_on(client.console_log(shop.id, Some(400), None))?.text;
+        let good =
+            text.contains(&format!("amphi-vm: ready {address}")) && text.contains("amphi-vm: boot 2 of");
+        Ok(seen(good, || text))
+    })?;
+    lab.down()
+}

@@ -9,9 +9,10 @@ use amphi_api::instance::{
 };
 use amphi_api::set::SetSpec;
 use amphi_api::streams::{ExecSpec, FromBody};
+use amphi_integration::dockerd::{Docker, done};
 use amphi_integration::failing::{PATIENCE, Stage, address, request};
 use amphi_integration::lab::Layout;
-use amphi_integration::wait::{seen, until};
+use amphi_integration::wait::{Seen, seen, until};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::path::Path;
@@ -19,8 +20,10 @@ use std::process::Command;
 use std::time::Instant;
 
 const H1: &str = "h1";
-/// Exchanges there and back.
-const ROUNDS: usize = 2;
+/// Exchanges there and back; `AMPHI_EXCHANGES=10` is the long form.
+fn rounds() -> usize {
+    std::env::var("AMPHI_EXCHANGES").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
 
 fn shop() -> Result<SetSpec> {
     let serve = "trap 'exit 0' TERM INT; httpd -p 80 -h /data; while :; do sleep 1000000 & wait $!; done";
@@ -112,7 +115,7 @@ fn one_artifact_has_both_bodies() -> Result<()> {
     let at = address(&instance)?;
     serves(&stage, peer.id, &at)?;
     let sum = inside(&stage, instance.id, "web", "sha256sum </data/bytes")?;
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         for to in [BodyKind::Vm, BodyKind::Set] {
             exchange(&stage, &instance, to).with_context(|| format!("round {round}"))?;
             let now = members_run(&stage, instance.id, to)?;
@@ -156,5 +159,95 @@ fn one_artifact_has_both_bodies() -> Result<()> {
         }
     })?;
     stage.delete(alone.id)?;
+    stage.down()
+}
+
+/// A page and a key of its own, which the volume keeps; nginx and sshd of a whole Debian.
+fn debian(image: &str) -> Result<SetSpec> {
+    let page = "mkdir -p /data/www && [ -e /data/www/index.html ] || { head -c 3000000 /dev/urandom >/data/bytes; echo page >/data/www/index.html; }; sync";
+    Ok(serde_json::from_value(json!({"members": [
+        {"name": "first", "index": 0, "image": image, "restart": "never", "next_when": "finished",
+            "command": ["/bin/sh", "-c", page]},
+        {"name": "web", "index": 1, "image": image,
+            "probes": {"readiness": {"http": {"port": 80}, "period_s": 1, "timeout_s": 10}}}
+    ]}))?)
+}
+
+/// The first line that a port says by itself.
+fn greeting(stage: &Stage, peer: InstanceId, address: &str, port: u16) -> Result<String> {
+    until(&format!("{address}:{port} says something"), PATIENCE, || {
+        let said = inside(stage, peer, "only", &format!("nc -w 5 {address} {port} </dev/null | head -n 1"))?;
+        Ok(match said.is_empty() {
+            true => Seen::Not("nothing".to_owned()),
+            false => Seen::Enough(said),
+        })
+    })
+}
+
+/// Made of Debian's packages, pushed with docker and with skopeo, pulled by the host layer by layer, and run both ways: its page
+/// and its ssh server's key are the same whatever body it has.
+#[test]
+fn a_debian_of_packages_is_pushed_and_has_both_bodies() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let kit = Command::new(root.join("scripts/make-guest-kit.sh")).status()?;
+    ensure!(kit.success(), "there is no guest kit");
+    let archive = root.join("target/lab-cache/debian-web-story.tar");
+    let made = Command::new(root.join("scripts/make-debian-image.sh")).arg(&archive).status()?;
+    ensure!(made.success(), "there is no Debian");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-lab"))?;
+    let images = root.join("target/lab/images");
+    let stage = Stage::up(layout, &images, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), 1, |_| {})?;
+    let group = json!({"name": "web", "rules": [{"protocol": "tcp", "port_min": 80, "port_max": 80}, {"protocol": "tcp", "port_min": 22, "port_max": 22}]});
+    stage.ask(stage.client.create_security_group(&serde_json::from_value(group)?))?;
+    let env = amphi_integration::story::read_env(&stage.lab.layout().env())?;
+    let of = |name: &str| {
+        let found = env.iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value.clone());
+        found.with_context(|| format!("{name} is not in the lab's env"))
+    };
+    let (registry, password) = (of("AMPHI_URL")?.replace("http://", ""), of("OS_PASSWORD")?);
+    // skopeo first, the whole; then docker, which finds every layer there.
+    let began = Instant::now();
+    done(Command::new("skopeo").args(["--insecure-policy", "copy", "--dest-tls-verify=false"]).args([
+        format!("--dest-creds=admin:{password}"),
+        format!("docker-archive:{}", archive.display()),
+        format!("docker://{registry}/admin/debian:skopeo"),
+    ]));
+    println!("pushed with skopeo after {:.1} s", began.elapsed().as_secs_f32());
+    let docker = Docker::start();
+    done(&mut docker.login(&registry, &password));
+    done(docker.run(&["load", "-i"]).arg(&archive));
+    let pushed = format!("{registry}/admin/debian:docker");
+    done(&mut docker.run(&["tag", "debian-web:latest", &pushed]));
+    let said = done(&mut docker.run(&["push", &pushed]));
+    println!("pushed with docker: {}", said.lines().last().unwrap_or_default());
+    drop(docker);
+    std::fs::remove_file(&archive)?;
+
+    let peer = stage.create(&request("peer", vec![amphi_integration::failing::set()], Some(H1)))?;
+    let mut order = request("debian", vec![BodySpec::Set(debian("debian:docker")?)], Some(H1));
+    order.memory_mib = 512;
+    order.security_groups = vec!["web".into()];
+    order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
+    let began = Instant::now();
+    let made = stage.create(&order)?;
+    let instance = members_run(&stage, made.id, BodyKind::Set)?;
+    println!("runs as containers after {:.1} s", began.elapsed().as_secs_f32());
+    let at = address(&instance)?;
+    let look = |body: BodyKind| -> Result<(String, String, String)> {
+        members_run(&stage, instance.id, body)?;
+        serves(&stage, peer.id, &at)?;
+        let ssh = greeting(&stage, peer.id, &at, 22)?;
+        let key = inside(&stage, instance.id, "web", "ssh-keyscan -T 30 127.0.0.1 2>/dev/null")?;
+        ensure!(ssh.starts_with("SSH-2.0-OpenSSH") && key.contains("ssh-ed25519"), "{ssh} {key}");
+        Ok((inside(&stage, instance.id, "web", "sha256sum </data/bytes")?, ssh, key))
+    };
+    let before = look(BodyKind::Set)?;
+    for to in [BodyKind::Vm, BodyKind::Set] {
+        exchange(&stage, &instance, to)?;
+        let now = look(to)?;
+        ensure!(now == before, "as a {to}: {now:?}, before: {before:?}");
+        println!("as a {to} on kernel {}", inside(&stage, instance.id, "web", "uname -r")?);
+    }
+    stage.delete(instance.id)?;
     stage.down()
 }

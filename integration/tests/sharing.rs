@@ -1,9 +1,12 @@
 //! Eight hosts want one blob at once, four times each: the hosts' face over real TLS, the agents' own caches and their ways
-//! to each other. Every byte that leaves the controller is counted.
+//! to each other. Then the same of a whole image in a lab: eight hosts in memory and two real ones, whose dockerd pulls it for
+//! the sets that start from it. Every byte that leaves the controller is counted.
 
-use amphi_api::host::{Acceleration, Engine, HostSpec, VolumeActivation};
+use amphi_api::host::{Acceleration, Engine, HostSpec, HostState, VolumeActivation};
 use amphi_api::image::Blob;
+use amphi_api::instance::BodySpec;
 use amphi_api::lease::LeaseTiming;
+use amphi_api::prepull::{PrepullCreate, PrepullState};
 use amphi_api::wire::{FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest, PROTOCOL};
 use amphi_api::{ErrorCode, HostId, ImageId};
 use amphi_controller::faces::hosts::{self, BlobStream, HostSide, Links, Refusal, State};
@@ -14,17 +17,25 @@ use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::images::{ImageCache, peers};
 use amphi_hostsrv::lease::tls::PeerPapers;
 use amphi_hostsrv::link::Papers;
+use amphi_integration::alone::agent::{Agent, Home, Size};
+use amphi_integration::archive::archive;
+use amphi_integration::counting::counting;
+use amphi_integration::engines::{EnginePort, HostEngines, Registry};
+use amphi_integration::failing::{self, Stage, request};
+use amphi_integration::lab::Layout;
+use amphi_integration::wait::{seen, until};
+use anyhow::{Context, Result};
 use futures_util::future::join_all;
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Message;
@@ -52,6 +63,7 @@ impl HostSide for Records {
         Ok(String::new())
     }
     async fn heartbeat(&self, _: HostId, _: Vec<Engine>, _: u64) {}
+    async fn images(&self, _: HostId, _: amphi_api::prepull::HostImages) {}
     fn figures(&self, _: HostId, _: &[amphi_api::group::InstanceFigures]) {}
     async fn status(&self, _: HostId, _: HostStatus) {}
     async fn gone(&self, _: HostId) {}
@@ -75,39 +87,6 @@ impl HostSide for Records {
     fn listens_at(&self, host: HostId) -> Option<SocketAddr> {
         self.listens.lock().unwrap().get(&host).copied()
     }
-}
-
-/// In front of the controller: passes everything, and counts what comes out.
-async fn counting(to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicU64::new(0)));
-    let counted = count.clone();
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let counted = counted.clone();
-            tokio::spawn(async move {
-                let Ok(far) = TcpStream::connect(to).await else { return };
-                let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
-                    (near.into_split(), far.into_split());
-                let up = async {
-                    let _ended = tokio::io::copy(&mut from_near, &mut to_far).await;
-                    let _closed = to_far.shutdown().await;
-                };
-                let down = async {
-                    let mut buffer = vec![0; 64 << 10];
-                    while let Ok(read @ 1..) = from_far.read(&mut buffer).await {
-                        counted.fetch_add(read as u64, Ordering::SeqCst);
-                        if to_near.write_all(&buffer[..read]).await.is_err() {
-                            break;
-                        }
-                    }
-                    let _closed = to_near.shutdown().await;
-                };
-                tokio::join!(up, down);
-            });
-        }
-    });
-    (address, count)
 }
 
 fn spec() -> HostSpec {
@@ -169,7 +148,8 @@ async fn link(folder: &Path, address: SocketAddr) {
     let mut socket = upgraded.unwrap().0;
     let hello = serde_json::to_string(&FromHost::Hello { protocol: PROTOCOL, spec: spec() }).unwrap();
     socket.send(Message::text(hello)).await.unwrap();
-    let beat = FromHost::Heartbeat { engines: vec![], volume_group_free_bytes: 0, figures: vec![] };
+    let beat =
+        FromHost::Heartbeat { engines: vec![], volume_group_free_bytes: 0, figures: vec![], images: None };
     let beat = serde_json::to_string(&beat).unwrap();
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(2));
@@ -233,7 +213,7 @@ async fn story() {
     let leases = Arc::new(Leases::new(LeaseTiming::default(), true));
     let state = State { side: records.clone(), links: links.clone(), leases };
     tokio::spawn(hosts::serve(listener, tls, state, std::future::pending()));
-    let (front, count) = counting(face).await;
+    let (front, count) = counting(face).await.unwrap();
 
     let hosts: Vec<HostId> = (0..HOSTS).map(|_| HostId::new()).collect();
     let mut caches = Vec::new();
@@ -261,7 +241,123 @@ async fn story() {
     for pulled in pulled {
         assert!(std::fs::read(pulled.unwrap()).unwrap() == bytes);
     }
-    let copies = count.load(Ordering::SeqCst) as f64 / SIZE as f64;
+    let copies = count.down() as f64 / SIZE as f64;
     println!("{} pulls by {HOSTS} hosts: {copies:.2} copies out of the controller", HOSTS * EACH);
     assert!(copies < 2.0, "{copies:.2} copies");
+}
+
+/// Of the image's layers, in MiB.
+const LAYERS: [usize; 2] = [16, 8];
+/// Pulls of each host in memory, and sets of each real one.
+const PULLS: [usize; 2] = [3, 4];
+const REAL: [&str; 2] = ["h1", "h2"];
+
+/// What is spawned on it has the network of that process.
+fn runtime_beside(process: i32) -> Result<tokio::runtime::Runtime> {
+    let network = std::fs::File::open(format!("/proc/{process}/ns/net"))?;
+    // Threads have the network of the thread that started them.
+    let made = std::thread::spawn(move || {
+        nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        anyhow::Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    });
+    made.join().map_err(|_| anyhow::anyhow!("no thread for the lab's network"))?
+}
+
+/// A host in memory, beside the controller.
+async fn remembered(name: String, state: PathBuf, url: String, token: String) -> Result<Agent> {
+    let size = Size { cpus: 4, memory_mib: 4096 };
+    let home = Home { run: state.join("run"), state, name, url: Some(url), size };
+    amphi_hostsrv::join::join(&home.name, &home.pki(), &token).await?;
+    let engines = HostEngines::new(&home.name, Arc::new(Registry::default()), Duration::from_millis(1));
+    let gate = std::net::TcpListener::bind("10.99.0.1:0")?;
+    Agent::start_at(&home, &EnginePort::Here(engines), Some(gate))
+}
+
+#[test]
+fn ten_hosts_of_which_two_are_real_pull_one_image_32_times() -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/images");
+    let layout = Layout::at(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("sharing-lab"))?;
+    let stage = Stage::up(layout, &images, Path::new(env!("CARGO_BIN_EXE_amphi-lab")), 2, |_| {})?;
+    let network = runtime_beside(stage.lab.first_process("controller")?)?;
+    let (front, count) = network.block_on(network.spawn(counting("10.99.0.1:7443".parse()?)))??;
+    let url = format!("https://{front}");
+    // Each real host comes to the controller by the same door.
+    for host in REAL {
+        stage.lab.run(host, &["sh", "-c", &format!("printf %s {url} >/var/lib/amphi/pki/url")])?;
+        stage.lab.kill(host, "hostsrv", nix::sys::signal::Signal::SIGKILL)?;
+        stage.lab.start(host, "hostsrv")?;
+    }
+    let folder = tempfile::tempdir()?;
+    let mut agents = Vec::new();
+    for number in 0..HOSTS {
+        let (name, state) = (format!("m{number}"), folder.path().join(format!("m{number}")));
+        let token = stage.ask(stage.client.create_join_token(&Default::default()))?.token;
+        agents.push(network.block_on(network.spawn(remembered(name, state, url.clone(), token)))??);
+    }
+    until("ten hosts are up", PATIENCE, || {
+        let hosts = stage.ask(stage.client.hosts())?;
+        let up = hosts.iter().filter(|h| h.state == HostState::Up).count();
+        Ok(seen(up == HOSTS + REAL.len(), || format!("{up} are")))
+    })?;
+    // What every host has anyway: the anchor's image, the link, its facts.
+    for host in REAL {
+        let first = stage.create(&request(&format!("first-{host}"), vec![failing::set()], Some(host)))?;
+        stage.delete(first.id)?;
+    }
+
+    let (archive, _) = archive(folder.path(), "shared", &LAYERS)?;
+    stage.image(json!({"name": "shared", "format": "docker-archive"}), &[("archive", archive)])?;
+    let image = stage.ask(stage.client.find_image("shared"))?;
+    let size: u64 = image.layers.iter().map(|layer| layer.size).sum();
+    let before = count.down();
+    let order = PrepullCreate { all: true, ..PrepullCreate::default() };
+    stage.ask(stage.client.prepull_image(image.id, &order))?;
+    let caches: Vec<_> = agents.iter().map(Agent::images).collect();
+    let pulls = caches.into_iter().flat_map(|cache| std::iter::repeat_n(cache, PULLS[0])).map(|cache| {
+        let image = image.clone();
+        network.spawn(async move { cache.ensure_layers(&image).await.map(|paths| paths.len()) })
+    });
+    let pulls: Vec<_> = pulls.collect();
+    let set = |name: &str| -> Result<BodySpec> {
+        let command = ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000000 & wait $!; done"];
+        let member = json!({"name": name, "index": 0, "image": "shared", "command": command});
+        Ok(BodySpec::Set(serde_json::from_value(json!({"members": [member]}))?))
+    };
+    let mut ordered = Vec::new();
+    for host in REAL {
+        for number in 0..PULLS[1] {
+            let mut order = request(&format!("s-{host}-{number}"), vec![set("one")?], Some(host));
+            order.memory_mib = 64;
+            ordered.push(stage.order(&order)?.id);
+        }
+    }
+    let ends = network.block_on(async { tokio::time::timeout(PATIENCE, join_all(pulls)).await });
+    let ends = ends.context("pulls in memory")?;
+    for end in ends {
+        assert_eq!(end??, image.layers.len());
+    }
+    for id in ordered {
+        stage.runs(id)?;
+    }
+    until("all ten have it", PATIENCE, || {
+        let told = stage.ask(stage.client.image_on_hosts(image.id))?;
+        let held = told.hosts.iter().filter(|h| h.state == PrepullState::Held && !h.ordered).count();
+        Ok(seen(held == HOSTS + REAL.len(), || format!("{told:?}")))
+    })?;
+    for host in REAL {
+        let id = stage.host(host)?.id;
+        let told = stage.ask(stage.client.host(id))?;
+        assert!(told.images.iter().any(|held| held.image == image.id), "{:?}", told.images);
+    }
+    let bytes = count.down() - before;
+    let copies = bytes as f64 / size as f64;
+    let all = PULLS[0] * HOSTS + PULLS[1] * REAL.len();
+    println!(
+        "{all} pulls of {size} bytes by ten hosts: {bytes} bytes out of the controller, {copies:.2} copies"
+    );
+    // One copy to whoever asked first; whoever was sent to a host that had nothing yet comes back at most once.
+    assert!(copies < 3.0, "{copies:.2} copies");
+    drop(agents);
+    stage.down()
 }

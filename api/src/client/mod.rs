@@ -5,6 +5,7 @@
 mod error;
 mod find;
 mod groups;
+mod prepulls;
 mod repositories;
 mod rollouts;
 mod routes;

@@ -58,7 +58,9 @@ impl Command {
                 session.list("hosts", &client.hosts().await?, |hosts| list(hosts, Timestamp::now()))
             }
             Self::Show { host } => {
-                session.show(&client.find_host(&host).await?, |h| detail(h, Timestamp::now()))
+                // By its id it tells what images it has, too.
+                let id = client.find_host(&host).await?.id;
+                session.show(&client.host(id).await?, |h| detail(h, Timestamp::now()))
             }
             Self::JoinToken { host, ttl } => {
                 let token = client.create_join_token(&JoinTokenCreate { host, ttl_seconds: ttl }).await?;
@@ -276,6 +278,11 @@ fn detail(host: &Host, now: Timestamp) -> String {
             ("Agent", spec.agent_version.clone()),
         ]);
     }
+    if !host.images.is_empty() {
+        let images =
+            host.images.iter().map(|i| format!("{} {}", i.name, &i.digest[..i.digest.len().min(12)]));
+        lines.push(("Images", images.collect::<Vec<_>>().join("\n")));
+    }
     if !host.strangers.is_empty() {
         lines.push(("Strangers", host.strangers.join("\n")));
     }
@@ -360,6 +367,9 @@ h2    joined  -           -      -              -            2          -    -  
         );
         let text = detail(&host("h1", true), now);
         assert!(text.contains("amphi host evacuate h1"), "{text}");
+        let held = json!({"image": "00000000-0000-7000-8000-00000000000a", "name": "busybox", "digest": "a".repeat(64)});
+        let holds = Host { images: vec![serde_json::from_value(held).unwrap()], ..host("h1", true) };
+        assert!(detail(&holds, now).contains("busybox aaaaaaaaaaaa\n"), "{}", detail(&holds, now));
         let held_back =
             json!({"standing": "held_back", "why": "2 of 5 are left", "said": "fenced", "age_ms": 4200});
         let told = Host { lease: Some(serde_json::from_value(held_back).unwrap()), ..host("h1", true) };

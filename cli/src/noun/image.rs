@@ -1,6 +1,7 @@
 //! `amphi image`: the catalogue. `create` makes the record and uploads its blobs; a failed upload takes the record
 //! away again.
 
+use super::prepull;
 use crate::failure::Failure;
 use crate::progress::upload;
 use crate::session::Session;
@@ -22,6 +23,8 @@ pub enum Command {
     Layers { image: String },
     /// Make an image out of files.
     Create(Create),
+    /// Have hosts fetch an image before anything starts from it; without an order, show which hosts have it.
+    Prepull(prepull::Prepull),
     /// Delete an image that no instance needs.
     Delete { image: String },
 }
@@ -76,7 +79,14 @@ impl Command {
             Self::List => {
                 session.list("images", &session.client()?.images().await?, |i| list(i, Timestamp::now()))
             }
-            Self::Show { image } => session.show(&session.client()?.find_image(&image).await?, detail),
+            Self::Show { image } => {
+                let client = session.client()?;
+                let image = client.find_image(&image).await?;
+                // Which host has what is the administrator's to see.
+                let hosts = client.image_on_hosts(image.id).await.ok();
+                session.show(&image, |image| detail(image) + &prepull::summary(hosts.as_ref()))
+            }
+            Self::Prepull(prepull) => prepull.run(session).await,
             Self::Layers { image } => {
                 let image = session.client()?.find_image(&image).await?;
                 session.list("layers", &image.layers, |layers| {

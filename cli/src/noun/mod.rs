@@ -18,6 +18,7 @@ pub mod moving;
 pub mod network;
 pub mod place;
 pub mod port;
+mod prepull;
 pub mod recycle_bin;
 pub mod repository;
 pub mod resize;

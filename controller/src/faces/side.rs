@@ -7,6 +7,7 @@ use crate::pki::Ca;
 use crate::streams::HostStream;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
+use amphi_api::prepull::HostImages;
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{Answer, Ask, HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorCode, HostId, ImageId, InstanceId};
@@ -51,6 +52,10 @@ impl HostSide for Side {
 
     fn figures(&self, host: HostId, figures: &[InstanceFigures]) {
         self.ops.take_figures(host, figures);
+    }
+
+    async fn images(&self, host: HostId, images: HostImages) {
+        told(host, "images", self.ops.take_images(host, &images).await);
     }
 
     async fn status(&self, host: HostId, status: HostStatus) {

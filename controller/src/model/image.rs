@@ -3,6 +3,7 @@
 use super::{ArchiveParts, ImageTraits, Record};
 use amphi_api::image::{Blob, BlobRole, Image, ImageFormat, ImageState, Layer};
 use amphi_api::instance::Fault;
+use amphi_api::prepull::{Mark, mark_of};
 use amphi_api::wire::ExportSource;
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId};
 use jiff::Timestamp;
@@ -70,6 +71,11 @@ impl ImageRecord {
     pub fn state(&self) -> ImageState {
         let whole = self.format.roles().iter().all(|role| self.blobs.contains_key(role));
         if whole { ImageState::Active } else { ImageState::Queued }
+    }
+
+    /// What tells that a host has it.
+    pub fn mark(&self) -> Option<Mark<'_>> {
+        mark_of(&self.blobs, &self.layers)
     }
 
     /// As clients and hosts see it.

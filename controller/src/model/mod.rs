@@ -21,6 +21,7 @@ mod manifest;
 pub mod network;
 mod passes;
 mod past;
+mod prepull;
 mod quota;
 mod repository;
 mod rollout;
@@ -65,6 +66,7 @@ pub use network::{
 };
 pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
+pub use prepull::{HostImagesRecord, HostSight as ImageHostSight, PrepullRecord, prepull_state};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
 pub use repository::{
     LinkKey, LinkRecord, LinkSight, Mirrored, RepositoryRecord, TagKey, TagRecord, links_due, tags_due,

@@ -50,8 +50,7 @@ impl<'a> Grouped<'a> {
 
 /// The availability zone of one host.
 pub fn zone_of(view: &View, host: HostId) -> String {
-    let mut aggregates = view.aggregates.iter().filter(|a| a.hosts.contains(&host));
-    aggregates.find_map(|a| a.zone.clone()).unwrap_or_else(|| DEFAULT_ZONE.into())
+    view.zone_of(host).to_owned()
 }
 
 /// All zones that have hosts, with them, in order of name.

@@ -57,7 +57,9 @@ impl Ops {
             let row = view.instances.get(twin.instance);
             row.is_some_and(|row| row.bodies.iter().any(|body| body.images.iter().any(has)))
         };
+        let zone = view.zone_of(host);
         let coming = view.twins_on(host).any(waits)
+            || view.prepulls.iter().any(|row| row.asks(host, zone) && has(&row.image))
             || view.journeys_of(host).any(|e| e.body.images.iter().any(has) || carries(e))
             || view
                 .volumes_to(host)
@@ -128,6 +130,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
             .collect(),
         groups,
         measured: instances.iter().filter(|row| is_measured(view, row)).map(|row| row.id).collect(),
+        images: super::prepull::desired(view, host),
     }
 }
 

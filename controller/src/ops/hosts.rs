@@ -208,7 +208,7 @@ impl Ops {
     pub fn host(&self, id: HostId) -> Result<Host, OpsError> {
         let view = self.world().read();
         let row = view.hosts.get(id).ok_or_else(|| OpsError::not_found::<HostRecord>(id))?;
-        Ok(self.host_view(&view, row))
+        Ok(Host { images: super::prepull::held(&view, id), ..self.host_view(&view, row) })
     }
 
     /// All hosts, or the one of this name.
@@ -238,6 +238,9 @@ impl Ops {
             if let Some(claim) = view.claims.get(id) {
                 draft.delete(claim);
             }
+            if let Some(images) = view.host_images.get(id) {
+                draft.delete(images);
+            }
             super::twins::forget_host(view, &mut draft, id, super::status::CHUNK / 2);
             // Nobody is left to carry them out.
             view.tombstones_on(id).take(super::status::CHUNK).for_each(|t| draft.delete(t));
@@ -259,6 +262,7 @@ impl Ops {
                 .heard_at(record.id)
                 .or_else(|| (record.state == HostState::Down).then_some(record.state_since)),
             strangers: record.strangers.clone(),
+            images: Vec::new(),
             best_effort: record.best_effort,
             maintenance: super::maintenance::progress(view, record),
         }

@@ -312,6 +312,7 @@ impl Ops {
             match &used {
                 Ok(()) => {
                     draft.delete(row);
+                    view.prepulls.get(id).into_iter().for_each(|row| draft.delete(row));
                     forget_manifests(view, &mut draft, row);
                 }
                 Err(_) => draft.update(row, &ImageRecord { closing: false, ..(*row.record).clone() }),

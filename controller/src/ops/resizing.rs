@@ -175,6 +175,9 @@ fn change_members(record: &mut InstanceRecord, request: &InstanceResize) -> Resu
         }
         set.check_memory(memory_mib).map_err(|e| e.under(&format!("bodies[{at}].set")))?;
     }
+    if let (false, Some(set)) = (request.members.is_empty(), record.body_of(BodyKind::Set).cloned()) {
+        updates::put_body(record, set);
+    }
     Ok(())
 }
 

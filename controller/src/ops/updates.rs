@@ -464,9 +464,18 @@ impl Order {
     }
 }
 
+/// The set has this description from now on, also where the same set is listed as a VM: whichever body comes next is of it.
+/// A VM that runs takes it up with its next start.
 pub(super) fn put_body(record: &mut InstanceRecord, body: BodyRecord) {
-    for held in record.bodies.iter_mut().filter(|held| held.kind() == BodyKind::Set) {
-        *held = body.clone();
+    let as_vm = body.spec.counterpart();
+    for held in &mut record.bodies {
+        match (&held.spec, &as_vm) {
+            (BodySpec::Set(_), _) => *held = body.clone(),
+            (BodySpec::Vm(vm), Some(spec)) if vm.set.is_some() => {
+                *held = BodyRecord { spec: spec.clone(), images: body.images.clone() };
+            }
+            (BodySpec::Vm(_), _) => {}
+        }
     }
 }
 

@@ -201,6 +201,8 @@ pub struct View {
     pub repositories: Table<RepositoryRecord>,
     pub links: Table<LinkRecord>,
     pub tags: Table<TagRecord>,
+    pub prepulls: Table<PrepullRecord>,
+    pub host_images: Table<HostImagesRecord>,
     sums: HashMap<ProjectId, Sums>,
     instances_on: HashMap<HostId, BTreeSet<InstanceId>>,
     volumes_on: HashMap<HostId, BTreeSet<VolumeId>>,
@@ -448,6 +450,7 @@ impl View {
             ImageRecord::PREFIX => {
                 let (id, before) = self.images.put(read!(), version);
                 self.named.image(before.as_deref(), self.images.get(id).map(|row| &**row));
+                touched.extend(self.remark(id, before.as_ref()));
                 let now = self.images.get(id).and_then(|i| i.exporting_host());
                 let before = before.and_then(|b| b.exporting_host());
                 touched.extend(self.export_moves(id, before, now));
@@ -483,6 +486,7 @@ impl View {
                 let (id, before) = self.aggregates.put(read!(), version);
                 let mut hosts = before.map(|b| b.hosts.clone()).unwrap_or_default();
                 hosts.extend(self.aggregates.get(id).iter().flat_map(|a| &a.hosts));
+                touched.extend(hosts.iter().filter(|_| self.has_zoned_prepulls()));
                 hosts.into_iter().for_each(|host| self.regroup(host));
             }
             QuotaRecord::PREFIX => drop(self.quotas.put(read!(), version)),
@@ -645,6 +649,16 @@ impl View {
                 self.twin_moves(id, was, now);
             }
             TombstoneRecord::PREFIX => touched.push(self.tombstones.put(read!(), version).0.host),
+            PrepullRecord::PREFIX => {
+                let (id, before) = self.prepulls.put(read!(), version);
+                let now = self.prepulls.get(id).cloned();
+                touched.extend(self.asked_to_fetch(before.iter().chain(&now)));
+            }
+            HostImagesRecord::PREFIX => {
+                let (id, before) = self.host_images.put(read!(), version);
+                let now = self.host_images.get(id).cloned();
+                self.recount_held(id, before.as_deref(), now.as_deref());
+            }
             kind if Identity::owns(kind) => self.identity.put(kind, value, version)?,
             // Keys that only reserve something are known by the records beside them.
             _ => {}
@@ -676,7 +690,9 @@ impl View {
                 let before = remove(&mut self.images, id);
                 self.named.image(before.as_deref(), None);
                 if let Some(old) = before {
-                    return self.export_moves(old.id, old.exporting_host(), None);
+                    let mut touched = self.export_moves(old.id, old.exporting_host(), None);
+                    touched.extend(self.remark(old.id, Some(&old)));
+                    return touched;
                 }
             }
             BlobRecord::PREFIX => {
@@ -700,8 +716,9 @@ impl View {
             ServerGroupRecord::PREFIX => drop(remove(&mut self.server_groups, id)),
             ScalingGroupRecord::PREFIX => drop(remove(&mut self.scaling_groups, id)),
             AggregateRecord::PREFIX => {
-                let hosts = remove(&mut self.aggregates, id).map(|old| old.hosts.clone());
-                hosts.unwrap_or_default().into_iter().for_each(|host| self.regroup(host));
+                let hosts = remove(&mut self.aggregates, id).map(|old| old.hosts.clone()).unwrap_or_default();
+                hosts.iter().for_each(|host| self.regroup(*host));
+                return hosts.into_iter().filter(|_| self.has_zoned_prepulls()).collect();
             }
             QuotaRecord::PREFIX => drop(remove(&mut self.quotas, id)),
             VolumeGroupRecord::PREFIX => drop(remove(&mut self.volume_groups, id)),
@@ -783,6 +800,15 @@ impl View {
                     return host.into_iter().collect();
                 }
             }
+            PrepullRecord::PREFIX => {
+                let old = remove(&mut self.prepulls, id);
+                return self.asked_to_fetch(old.iter());
+            }
+            HostImagesRecord::PREFIX => {
+                if let Some(old) = remove(&mut self.host_images, id) {
+                    self.recount_held(old.host, Some(&old), None);
+                }
+            }
             TombstoneRecord::PREFIX => {
                 return remove(&mut self.tombstones, id).map(|old| old.host).into_iter().collect();
             }
@@ -792,17 +818,19 @@ impl View {
         Vec::new()
     }
 
+    /// The host's availability zone.
+    pub fn zone_of(&self, id: HostId) -> &str {
+        let own = self.aggregates.iter().filter(|a| a.hosts.contains(&id));
+        own.filter_map(|a| a.zone.as_deref()).next_back().unwrap_or(DEFAULT_ZONE)
+    }
+
     /// The host's record, zone or aggregates have changed: placement sees it anew.
     fn regroup(&mut self, id: HostId) {
         let Some(row) = self.hosts.get(id) else { return };
-        let mut zone = DEFAULT_ZONE;
-        let mut metadata = Vec::new();
-        for aggregate in self.aggregates.iter().filter(|a| a.hosts.contains(&id)) {
-            zone = aggregate.zone.as_deref().unwrap_or(zone);
-            metadata.extend(aggregate.metadata.clone());
-        }
-        let claims = self.claims_of(id);
-        self.fleet.set_host(row.record.clone(), claims, zone.to_owned(), metadata);
+        let aggregates = self.aggregates.iter().filter(|a| a.hosts.contains(&id));
+        let metadata = aggregates.flat_map(|aggregate| aggregate.metadata.clone()).collect();
+        let (claims, zone) = (self.claims_of(id), self.zone_of(id).to_owned());
+        self.fleet.set_host(row.record.clone(), claims, zone, metadata);
     }
 
     /// What is claimed of the host has changed, or is about to.

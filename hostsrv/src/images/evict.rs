@@ -79,6 +79,18 @@ pub(super) fn sweep(folder: &Path, in_use: &BTreeSet<String>, max_bytes: u64) ->
     Ok(evicted)
 }
 
+/// What is there, layers apart, with the time of its last use.
+pub(super) fn here(folder: &Path) -> Vec<(SystemTime, String)> {
+    let items = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let blobs = items.filter_map(|item| {
+        let name = item.file_name().into_string().ok().filter(|name| is_digest(name))?;
+        let is_layer = facts::read(&item.path()).is_some_and(|facts| facts.layer);
+        let used = facts::used(&item.path()).or_else(|| item.metadata().ok()?.modified().ok())?;
+        (!is_layer).then_some((used, name))
+    });
+    blobs.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

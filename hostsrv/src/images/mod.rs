@@ -11,6 +11,7 @@ mod handing;
 pub mod layers;
 pub mod manifest;
 pub mod peers;
+pub mod prepull;
 pub mod registry;
 pub mod roots;
 mod shelf;
@@ -152,6 +153,29 @@ impl ImageCache {
     /// When a blob was last asked for; none where it is not here.
     pub fn used(&self, sha256: &str) -> Option<SystemTime> {
         facts::used(&self.shelf.path(sha256))
+    }
+
+    /// Digests of the blobs that are here, layers apart, with the time of their last use.
+    pub async fn here(&self) -> Vec<(SystemTime, String)> {
+        let folder = self.shelf.folder.clone();
+        tokio::task::spawn_blocking(move || evict::here(&folder)).await.unwrap_or_default()
+    }
+
+    /// How much of an image is here, in percent. Layers that the engine has already are not fetched, and so never come.
+    pub async fn come(&self, image: &Image) -> u8 {
+        let own = roles(image).iter().filter_map(|role| image.blobs.get(role));
+        let blobs = own.map(|blob| (&blob.sha256, blob.size));
+        let (mut all, mut come) = (0u64, 0u64);
+        for (sha256, size) in blobs.chain(image.layers.iter().map(|layer| (&layer.sha256, layer.size))) {
+            let mut here = tokio::fs::metadata(self.shelf.path(sha256)).await;
+            if here.is_err() {
+                here = tokio::fs::metadata(self.shelf.part(sha256)).await;
+            }
+            all = all.saturating_add(size);
+            come = come.saturating_add(here.map_or(0, |here| here.len().min(size)));
+        }
+        // Not more than a hundred.
+        u8::try_from(u128::from(come) * 100 / u128::from(all.max(1))).unwrap_or(100)
     }
 
     /// Waits until something has come in.

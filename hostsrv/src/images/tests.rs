@@ -117,6 +117,10 @@ fn setup(mood: Mood) -> Setup {
     setup_of(mood, 100_000)
 }
 
+pub(super) fn honest() -> Setup {
+    setup(Mood::Honest)
+}
+
 impl Setup {
     fn blob(&self) -> &Blob {
         &self.image.blobs[&BlobRole::Disk]
@@ -133,7 +137,7 @@ impl Setup {
         names.filter(|name| !name.ends_with(facts::SEEN)).collect()
     }
 
-    fn fetches(&self) -> usize {
+    pub(super) fn fetches(&self) -> usize {
         self.fake.fetches.load(Ordering::SeqCst)
     }
 

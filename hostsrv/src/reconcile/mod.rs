@@ -191,8 +191,8 @@ impl Reconciler {
         self.drivers.bodies.get(&kind).cloned()
     }
 
-    /// Digests of every blob that a desired body starts from, now, next or for a rescue, or that a volume is yet to be
-    /// made of.
+    /// Digests of every blob that a desired body starts from, now, next or for a rescue, that a volume is yet to be made of,
+    /// or that is kept here by policy.
     pub fn blobs_in_use(&self) -> BTreeSet<String> {
         let ledger = self.ledger();
         let instances = ledger.desired().into_iter().flat_map(|d| d.instances.iter().chain(&d.expected));
@@ -202,9 +202,12 @@ impl Reconciler {
             Some(VolumeSource::Image(image) | VolumeSource::Moved { image, .. }) => Some(&**image),
             _ => None,
         });
+        let kept = ledger.desired().map(|d| d.images.as_slice()).unwrap_or_default();
+        let kept = kept.iter().filter(|one| one.kept).map(|one| &one.image);
         bodies
             .flat_map(|b| b.images())
             .chain(written)
+            .chain(kept)
             .flat_map(|i| i.blobs.values())
             .map(|blob| blob.sha256.clone())
             .collect()

@@ -5,11 +5,15 @@ use crate::engines::{EnginePort, MemoryBodies, MemoryVolumes};
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::BodyKind;
+use amphi_api::prepull::HostImages;
 use amphi_hostsrv::blobs::ControllerBlobs;
+use amphi_hostsrv::crossing;
 use amphi_hostsrv::facts::ledger_in_trouble;
 use amphi_hostsrv::images::ImageCache;
+use amphi_hostsrv::images::prepull::{self, CacheOnly};
 use amphi_hostsrv::instance::gauge::Gauge;
 use amphi_hostsrv::instance::{Bell, BodyDriver};
+use amphi_hostsrv::lease::tls::PeerPapers;
 use amphi_hostsrv::link::{self, Papers, Voice};
 use amphi_hostsrv::reconcile::exports::Exporter;
 use amphi_hostsrv::reconcile::ledger::Ledger;
@@ -99,6 +103,7 @@ pub struct Agent {
     health: watch::Receiver<Arc<(Vec<Engine>, u64)>>,
     /// Nothing is measured here.
     figures: watch::Sender<Arc<Vec<InstanceFigures>>>,
+    images: watch::Receiver<Arc<HostImages>>,
     link: AbortHandle,
     tasks: JoinSet<()>,
 }
@@ -106,12 +111,23 @@ pub struct Agent {
 impl Agent {
     /// The host has joined before.
     pub fn start(home: &Home, port: &EnginePort) -> Result<Self> {
+        Self::start_at(home, port, None)
+    }
+
+    /// The same; with a listener it takes blobs from other hosts, and hands on what it gets.
+    pub fn start_at(home: &Home, port: &EnginePort, gate: Option<std::net::TcpListener>) -> Result<Self> {
         let papers = papers(home)?;
         let ledger = Ledger::open(&home.state, &home.run)?;
         let driver = |kind| -> (BodyKind, Arc<dyn BodyDriver>) {
             (kind, Arc::new(MemoryBodies { kind, port: port.clone() }))
         };
-        let blobs = Arc::new(ControllerBlobs::new(&papers)?);
+        let mut blobs = ControllerBlobs::new(&papers)?;
+        let mut moves_at = None;
+        if let Some(gate) = &gate {
+            blobs = blobs.with_peers(PeerPapers::read(&home.pki())?);
+            moves_at = Some(gate.local_addr()?);
+        }
+        let blobs = Arc::new(blobs);
         let drivers = Drivers {
             bodies: BTreeMap::from([driver(BodyKind::Set), driver(BodyKind::Vm)]),
             volumes: Arc::new(MemoryVolumes { port: port.clone() }),
@@ -120,7 +136,7 @@ impl Agent {
         };
         let reconciler = Reconciler::new(drivers, ledger, Bell::default());
         let well = Troubles::default();
-        let (specs, spec) = watch::channel(Arc::new(home.spec(&well)));
+        let (specs, spec) = watch::channel(Arc::new(HostSpec { moves_at, ..home.spec(&well) }));
         let (healths, health) = watch::channel(Arc::new((engines(&well), VOLUME_GROUP)));
         let mut tasks = JoinSet::new();
         let mut troubles = reconciler.troubles();
@@ -129,11 +145,22 @@ impl Agent {
             while troubles.changed().await.is_ok() {
                 let now = troubles.borrow_and_update().clone();
                 healths.send_replace(Arc::new((engines(&now), VOLUME_GROUP)));
-                specs.send_replace(Arc::new(described.spec(&now)));
+                specs.send_replace(Arc::new(HostSpec { moves_at, ..described.spec(&now) }));
             }
         });
+        if let Some(gate) = gate {
+            gate.set_nonblocking(true)?;
+            let (gate, papers) = (tokio::net::TcpListener::from_std(gate)?, PeerPapers::read(&home.pki())?);
+            // No engine of this host takes guests that come while they run.
+            let here = crossing::Host { run_dir: home.run.clone(), engine: home.run.join("no-engine") };
+            tasks.spawn(crossing::serve(gate, papers, here, reconciler.clone()));
+        }
         let looping = reconciler.clone();
         tasks.spawn(async move { looping.run(|| ()).await });
+        let (told, images) = watch::channel(Arc::default());
+        let cache = reconciler.images().clone();
+        let containers = Arc::new(CacheOnly::new(cache.clone()));
+        tasks.spawn(prepull::keep(cache, containers, reconciler.orders(), told));
         let link = tasks.spawn(std::future::ready(()));
         let mut agent = Self {
             home: home.clone(),
@@ -141,6 +168,7 @@ impl Agent {
             spec,
             health,
             figures: watch::Sender::default(),
+            images,
             link,
             tasks,
         };
@@ -153,11 +181,16 @@ impl Agent {
         self.reconciler.look_again();
     }
 
+    pub fn images(&self) -> Arc<ImageCache> {
+        self.reconciler.images().clone()
+    }
+
     /// Connects at once, however long the pause after the last failure has grown.
     pub fn link(&mut self) -> Result<()> {
         self.link.abort();
         let (gauge, figures) = (Gauge::default(), self.figures.subscribe());
-        let voice = Voice { spec: self.spec.clone(), health: self.health.clone(), gauge, figures };
+        let (spec, health, images) = (self.spec.clone(), self.health.clone(), self.images.clone());
+        let voice = Voice { spec, health, gauge, figures, images };
         self.link = self.tasks.spawn(link::run(papers(&self.home)?, self.reconciler.clone(), voice, |_| ()));
         Ok(())
     }

@@ -145,6 +145,7 @@ async fn talk(
                     engines: engines.clone(),
                     volume_group_free_bytes: VOLUME_GROUP,
                     figures: Vec::new(),
+                    images: None,
                 };
                 send(&mut up, &heartbeat).await?;
             }

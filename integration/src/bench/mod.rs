@@ -10,6 +10,7 @@ mod images;
 mod moves;
 mod rest;
 pub mod services;
+mod transfers;
 
 pub use rest::widen;
 
@@ -36,7 +37,8 @@ pub enum Part {
     Create,
     /// Exchanging a body, there and back.
     Exchange,
-    /// The first start of a large image on a host that has nothing of it, beside `docker load`.
+    /// Images in and out beside plain copies, a second image of which one layer is new, and the first start of a large image on
+    /// a host that has nothing of it, beside `docker load`.
     Images,
     /// What the daemons take while nothing happens.
     Rest,
@@ -118,6 +120,7 @@ impl Bench<'_> {
             figures.extend(exchange::measure(self)?);
         }
         if wanted(Part::Images) {
+            figures.extend(transfers::measure(self)?);
             figures.extend(images::measure(self)?);
         }
         if wanted(Part::Rest) {

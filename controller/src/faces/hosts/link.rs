@@ -378,8 +378,11 @@ enum Down<'a> {
 async fn hear(side: &dyn HostSide, host: HostId, message: FromHost, waiting: &Waiting) -> Result<(), String> {
     match message {
         FromHost::Hello { spec, .. } => side.hello(host, spec).await.map(drop).map_err(|r| r.message)?,
-        FromHost::Heartbeat { engines, volume_group_free_bytes, figures } => {
+        FromHost::Heartbeat { engines, volume_group_free_bytes, figures, images } => {
             side.figures(host, &figures);
+            if let Some(images) = images {
+                side.images(host, images).await;
+            }
             side.heartbeat(host, engines, volume_group_free_bytes).await;
         }
         FromHost::Status(status) => side.status(host, status).await,

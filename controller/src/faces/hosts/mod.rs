@@ -16,6 +16,7 @@ use crate::images::BlobRead;
 use crate::leases::Leases;
 use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Engine, HostSpec};
+use amphi_api::prepull::HostImages;
 use amphi_api::wire::{HostDesired, HostStatus, JoinAnswer, JoinRequest};
 use amphi_api::{ErrorBody, ErrorCode, HostId, ImageId};
 use async_trait::async_trait;
@@ -65,6 +66,8 @@ pub trait HostSide: Send + Sync + 'static {
     async fn heartbeat(&self, host: HostId, engines: Vec<Engine>, volume_group_free_bytes: u64);
     /// What instances there use; kept in memory alone.
     fn figures(&self, host: HostId, figures: &[InstanceFigures]);
+    /// What images are there.
+    async fn images(&self, host: HostId, images: HostImages);
     async fn status(&self, host: HostId, status: HostStatus);
     /// The host's link has ended and no newer one has taken its place.
     async fn gone(&self, host: HostId);

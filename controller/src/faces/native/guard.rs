@@ -81,6 +81,7 @@ fn need(method: &Method, path: &str) -> &'static str {
         "hosts" | "join-tokens" | "placements" | "failovers" => "admin",
         // Which host runs what is the operator's business.
         _ if path.ends_with("/moves") => "admin",
+        "images" if below.split('/').nth(2) == Some("hosts") => "admin",
         // What runs in a body can be changed from there.
         "instances"
             if below
@@ -155,6 +156,8 @@ mod tests {
             (Method::POST, "/v1/instances", "member"),
             (Method::DELETE, "/v1/instances/x", "member"),
             (Method::PUT, "/v1/images/x/blobs/disk", "member"),
+            (Method::GET, "/v1/images/x/hosts", "admin"),
+            (Method::PUT, "/v1/images/x/hosts/policy", "admin"),
             (Method::GET, "/v1/hosts", "admin"),
             (Method::POST, "/v1/hosts/x/evacuate", "admin"),
             (Method::POST, "/v1/join-tokens", "admin"),

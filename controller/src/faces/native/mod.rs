@@ -16,6 +16,7 @@ mod images;
 mod instances;
 mod networks;
 mod placements;
+mod prepulls;
 mod repositories;
 mod rollouts;
 mod scaling_groups;
@@ -94,6 +95,8 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(groups::remove_rule))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show, images::delete))
+        .routes(routes!(prepulls::show, prepulls::order, prepulls::cancel))
+        .routes(routes!(prepulls::keep, prepulls::release))
         .routes(routes!(repositories::list))
         .routes(routes!(repositories::show, repositories::change, repositories::delete))
         .routes(routes!(repositories::tags))

@@ -10,6 +10,7 @@ mod live;
 mod moves;
 mod passes;
 mod placement;
+mod prepull;
 mod resizing;
 mod rollouts;
 mod scaling_groups;

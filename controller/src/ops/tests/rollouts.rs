@@ -360,3 +360,62 @@ async fn so_many_revisions_are_kept() {
     let newest = REVISIONS_KEPT as u64 + 4;
     assert_eq!(numbers.last_key_value(), Some((&newest, &true)));
 }
+
+/// The set as the instance's VM would run it: members' images, of its description and of the body.
+fn as_vm(cloud: &Cloud, of: &Instance) -> (Vec<String>, Vec<String>) {
+    let view = cloud.ops.world().read();
+    let row = view.instances.get(of.id).unwrap();
+    let body = row.body_of(BodyKind::Vm).unwrap();
+    let (set, _) = body.spec.set().unwrap();
+    let name = |id: &ImageId| view.images.get(*id).unwrap().name.clone();
+    (set.members.iter().map(|m| m.image.clone()).collect(), body.images.iter().map(name).collect())
+}
+
+#[tokio::test]
+async fn an_update_reaches_the_set_that_is_listed_as_a_vm_too() {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    cloud.image("v2", ImageFormat::DockerArchive).await;
+    let member = |index: u32, name: &str| json!({"index": index, "name": name, "image": "busybox", "update": {"min_ready_s": 0}});
+    let set = json!({"members": [member(1, "web"), member(2, "db")]});
+    let both = json!([{"set": set}, {"vm": {"set": set}}]);
+    let made = cloud.create(json!({"host": "h1", "memory_mib": 256, "bodies": both})).await.unwrap();
+    says(&cloud, h1, |_| ()).await;
+    cloud.ops.update_set(&origin(), made.id, &image("web", "v2")).await.unwrap();
+    settle(&cloud).await;
+    says(&cloud, h1, |_| ()).await;
+    settle(&cloud).await;
+    assert_eq!(rollout(&cloud, &made).phase, RolloutPhase::Done);
+    let both = |web: &str| {
+        let names = vec![web.to_owned(), "busybox".to_owned()];
+        (names.clone(), names)
+    };
+    assert_eq!(as_vm(&cloud, &made), both("v2"));
+    // Other limits of a member are in both, too.
+    let resize = serde_json::from_value(json!({"members": {"db": {"pids": 64}}})).unwrap();
+    cloud.ops.resize_instance(P, made.id, &resize).await.unwrap();
+    let pids = |kind| {
+        let view = cloud.ops.world().read();
+        let (set, _) = view.instances.get(made.id).unwrap().body_of(kind).unwrap().spec.set().unwrap();
+        set.members[1].options.pids
+    };
+    assert_eq!((pids(BodyKind::Set), pids(BodyKind::Vm)), (Some(64), Some(64)));
+
+    // Its host is lost, and the other one runs no containers: the VM is of the newest description.
+    let mut only_vms = spec("h2");
+    let docker = only_vms.engines.iter_mut().find(|e| e.name == EngineName::Docker).unwrap();
+    docker.trouble = Some("no answer".into());
+    cloud.ops.hello(h2, &only_vms).await.unwrap();
+    cloud.down(h1).await;
+    assert_eq!(cloud.ops.evacuate(h1).await.unwrap().moved.len(), 1);
+    let desired = cloud.ops.desired(h2);
+    let BodyDesired::SetVm { set, images } = &desired.instances[0].body else { panic!("{desired:?}") };
+    assert_eq!((set.members[0].image.as_str(), images[0].name.as_str()), ("v2", "v2"));
+
+    // An update while it is the VM is there for both as well; back, too.
+    cloud.obey(h2).await;
+    cloud.ops.update_set(&origin(), made.id, &image("db", "v2")).await.unwrap();
+    let twice = (vec!["v2".to_owned(); 2], vec!["v2".to_owned(); 2]);
+    assert_eq!(as_vm(&cloud, &made), twice);
+    cloud.ops.undo_rollout(&origin(), made.id, RolloutUndo::default()).await.unwrap();
+    assert_eq!(as_vm(&cloud, &made), both("v2"));
+}

@@ -16,6 +16,7 @@ use super::{
     ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, stored, succession, swap,
     throttle, tools, twin,
 };
+use crate::images::prepull::ContainerStore;
 use crate::images::registry::Registry;
 use crate::instance::moves::BodyMoves;
 use crate::instance::sizing::BodySizing;
@@ -250,6 +251,17 @@ impl Drop for SetDriver {
     fn drop(&mut self) {
         self.events.abort();
         self.roots.abort();
+    }
+}
+
+#[async_trait]
+impl ContainerStore for SetDriver {
+    async fn fetch(&self, image: &CachedImage) -> Result<(), DriverError> {
+        self.shared.images.ensure(&self.shared.engine, image).await.map(drop)
+    }
+
+    async fn held(&self) -> Result<BTreeSet<String>, DriverError> {
+        stored::names(&self.shared.engine).await
     }
 }
 

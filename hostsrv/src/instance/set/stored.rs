@@ -47,6 +47,19 @@ fn is_pull(name: &str) -> bool {
     loopback && repository == REPOSITORY && digest.starts_with("sha256:")
 }
 
+async fn list(engine: &Engine) -> Result<Vec<ImageSummary>, DriverError> {
+    let options = ListImagesOptionsBuilder::default().digests(true).build();
+    let listed = engine.call("list images", engine.limits.call, |docker| async move {
+        docker.list_images(Some(options)).await
+    });
+    listed.await
+}
+
+/// Digests of the configurations of our images.
+pub async fn names(engine: &Engine) -> Result<BTreeSet<String>, DriverError> {
+    Ok(ours(&list(engine).await?).stored.into_iter().map(|(tag, _)| tag).collect())
+}
+
 /// Removes images until at most `max_bytes` are left or all that is left is in use; answers their names. `in_use`:
 /// digests of configurations. `used`: when one was last asked for.
 pub async fn sweep(
@@ -56,14 +69,7 @@ pub async fn sweep(
     used: impl Fn(&str) -> Option<SystemTime>,
     max_bytes: u64,
 ) -> Result<Vec<String>, DriverError> {
-    let options = ListImagesOptionsBuilder::default().digests(true).build();
-    let listed =
-        engine
-            .call("list images", engine.limits.call, |docker| async move {
-                docker.list_images(Some(options)).await
-            })
-            .await?;
-    let ours = ours(&listed);
+    let ours = ours(&list(engine).await?);
     let mut in_use = in_use.clone();
     // Those whose turn it is are being pulled.
     in_use.extend(ours.stored.iter().map(|(tag, _)| tag.clone()).filter(|tag| images.has_turn(tag)));
