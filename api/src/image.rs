@@ -19,6 +19,12 @@ pub enum ImageFormat {
     Qcow2,
     /// A bootable disk. Blob `disk`.
     Raw,
+    /// A bootable disk of one file, made qcow2 once on each host. Blob `disk`.
+    Vmdk,
+    /// The same.
+    Vhd,
+    /// The same.
+    Vhdx,
     /// Blobs `kernel` and `initramfs`; the guest has no disk of its own.
     KernelInitramfs,
     /// A whole set as JSON, as `amphi set check` reads it. Blob `description`.
@@ -50,10 +56,15 @@ impl ImageFormat {
         match self {
             Self::DockerArchive => &[BlobRole::Archive],
             Self::Oci => &[BlobRole::Manifest, BlobRole::Config],
-            Self::Qcow2 | Self::Raw | Self::Other => &[BlobRole::Disk],
+            Self::Qcow2 | Self::Raw | Self::Vmdk | Self::Vhd | Self::Vhdx | Self::Other => &[BlobRole::Disk],
             Self::KernelInitramfs => &[BlobRole::Kernel, BlobRole::Initramfs],
             Self::SetDescription => &[BlobRole::Description],
         }
+    }
+
+    /// Whether it is a disk that a VM starts from and a volume begins with.
+    pub fn is_disk(self) -> bool {
+        matches!(self, Self::Qcow2 | Self::Raw | Self::Vmdk | Self::Vhd | Self::Vhdx)
     }
 
     /// Whether a member of a set can start from it (else: a VM).

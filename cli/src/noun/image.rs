@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::progress::upload;
 use crate::session::Session;
 use crate::table::{age, bytes, moment, pairs, rows, word};
+use amphi_api::disk;
 use amphi_api::image::{BlobRole, Image, ImageCreate, ImageFormat};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
@@ -32,7 +33,7 @@ pub struct Create {
     /// A container image (`docker save`) or a disk.
     #[arg(required_unless_present_any = ["kernel", "disk"], conflicts_with_all = ["kernel", "disk"])]
     file: Option<PathBuf>,
-    /// A bootable disk, qcow2 or raw.
+    /// A bootable disk: qcow2, raw, vmdk of one file, vhd or vhdx.
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     disk: Option<PathBuf>,
     /// A kernel; needs --initramfs.
@@ -53,6 +54,9 @@ enum Format {
     DockerArchive,
     Qcow2,
     Raw,
+    Vmdk,
+    Vhd,
+    Vhdx,
     KernelInitramfs,
 }
 
@@ -62,6 +66,9 @@ impl From<Format> for ImageFormat {
             Format::DockerArchive => Self::DockerArchive,
             Format::Qcow2 => Self::Qcow2,
             Format::Raw => Self::Raw,
+            Format::Vmdk => Self::Vmdk,
+            Format::Vhd => Self::Vhd,
+            Format::Vhdx => Self::Vhdx,
             Format::KernelInitramfs => Self::KernelInitramfs,
         }
     }
@@ -145,8 +152,9 @@ impl Create {
             (None, Some(format)) => format,
             (None, None) if self.disk.is_some() => Format::Raw,
             (None, None) => {
-                let text = format!("{}: neither a tar archive nor qcow2", path.display());
-                return Err(Failure::new(2, text).next("say what it is: --format docker-archive|qcow2|raw"));
+                let text =
+                    format!("{}: neither a tar archive nor a disk that says its format", path.display());
+                return Err(Failure::new(2, text).next("say what it is: --format docker-archive|raw|…"));
             }
         };
         if self.disk.is_some() && format == Format::DockerArchive {
@@ -170,14 +178,14 @@ fn probe(path: &Path) -> Result<(Vec<u8>, u64), Failure> {
     Ok((head, metadata.len()))
 }
 
-/// What the first bytes say: qcow2's magic (docs/interop/qcow2.txt), or tar's `ustar` at 257.
+/// What the first bytes say: a disk's magic, or tar's `ustar` at 257.
 fn sniff(head: &[u8]) -> Option<Format> {
-    if head.starts_with(b"QFI\xfb") {
-        Some(Format::Qcow2)
-    } else if head.get(257..262) == Some(b"ustar") {
-        Some(Format::DockerArchive)
-    } else {
-        None
+    match disk::sniff(head) {
+        Some("qcow2") => Some(Format::Qcow2),
+        Some("vmdk") => Some(Format::Vmdk),
+        Some("vhd") => Some(Format::Vhd),
+        Some("vhdx") => Some(Format::Vhdx),
+        _ => (head.get(257..262) == Some(b"ustar")).then_some(Format::DockerArchive),
     }
 }
 
@@ -235,6 +243,8 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(sniff(&tar), Some(Format::DockerArchive));
         assert_eq!(sniff(b"QFI\xfb\0\0\0\x03"), Some(Format::Qcow2));
+        assert_eq!(sniff(b"# Disk DescriptorFile\n"), Some(Format::Vmdk));
+        assert_eq!(sniff(b"vhdxfile"), Some(Format::Vhdx));
         assert_eq!(sniff(b"x"), None);
         assert_eq!(sniff(b""), None);
     }

@@ -3,7 +3,6 @@
 //! what: records name digests, and the place of each one's file.
 
 mod apart;
-pub mod disk;
 mod error;
 mod layer;
 pub mod oci;
