@@ -18,6 +18,7 @@ pub mod lease;
 pub mod looking;
 pub mod network;
 pub mod placement;
+pub mod recipe;
 pub mod repository;
 pub mod resize;
 pub mod rollout;

@@ -3,12 +3,15 @@
 
 use crate::fence::{Fence, FenceConfig};
 use crate::mirror::MirrorConfig;
+use crate::ops::BlobTerms;
 use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
 use anyhow::{Context, ensure};
+use jiff::SignedDuration;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +56,8 @@ pub struct Config {
     pub recycle_hours: u32,
     #[serde(default)]
     pub failover: FailoverConfig,
+    #[serde(default)]
+    pub images: ImagesConfig,
     /// Outside registries whose images are to be had as `mirror/NAME/…`.
     #[serde(default)]
     pub mirror: BTreeMap<String, MirrorConfig>,
@@ -70,6 +75,54 @@ pub struct FailoverConfig {
 impl Default for FailoverConfig {
     fn default() -> Self {
         Self { automatic: true }
+    }
+}
+
+/// `[images]`: how long blobs stay that nothing names.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// A blob that a project has pushed or asked for stays for it, in hours.
+    pub push_hours: u32,
+    /// A blob that nothing names goes after so long, in seconds.
+    pub grace_seconds: u32,
+    /// An upload to which nothing comes goes after so long, in hours.
+    pub upload_hours: u32,
+    /// Between two looks at all blobs, in seconds.
+    pub sweep_seconds: u32,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self { push_hours: 24, grace_seconds: 600, upload_hours: 24, sweep_seconds: 60 }
+    }
+}
+
+impl ImagesConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        for (name, value, most) in [
+            ("push_hours", self.push_hours, 24 * 365),
+            ("upload_hours", self.upload_hours, 24 * 365),
+            ("sweep_seconds", self.sweep_seconds, 86_400),
+        ] {
+            ensure!((1..=most).contains(&value), "images.{name} must be 1 to {most}");
+        }
+        // A push names its blobs minutes after it has asked for them; on a slow line, many.
+        ensure!((1..=30 * 86_400).contains(&self.grace_seconds), "images.grace_seconds must be 1 to 2592000");
+        Ok(())
+    }
+
+    pub fn terms(&self) -> BlobTerms {
+        BlobTerms {
+            lent: SignedDuration::from_hours(self.push_hours.into()),
+            grace: Duration::from_secs(self.grace_seconds.into()),
+            upload: Duration::from_secs(u64::from(self.upload_hours) * 3600),
+            ..BlobTerms::default()
+        }
+    }
+
+    pub fn sweep(&self) -> Duration {
+        Duration::from_secs(self.sweep_seconds.into())
     }
 }
 
@@ -101,6 +154,7 @@ impl Config {
             "memory_overcommit_percent must be 50 to 400"
         );
         config.scheduler_id()?;
+        config.images.check()?;
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
         if let Some(url) = &config.public_url {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -174,7 +228,11 @@ mod tests {
         assert!(
             !Config::parse(&format!("{GOOD}\n[failover]\nautomatic = false")).unwrap().failover.automatic
         );
+        assert_eq!(config.images.terms().grace, BlobTerms::default().grace);
+        let images = Config::parse(&format!("{GOOD}\n[images]\ngrace_seconds = 5")).unwrap().images;
+        assert_eq!(images.terms().grace.as_secs(), 5);
         for (bad, word) in [
+            (format!("{GOOD}\n[images]\nsweep_seconds = 0"), "images.sweep_seconds"),
             (format!("{GOOD}\ncolour = 1"), "colour"),
             (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),
             (GOOD.replace("https://", "http://"), "hosts_url"),

@@ -93,9 +93,15 @@ impl Ends {
             Read::take(from, length).read_to_end(&mut bytes)?;
             Ok::<_, io::Error>(bytes)
         };
-        let head = part(from, 0, if format == DiskFormat::Vhdx { HEAD_VHDX } else { HEAD })?;
-        let tail = part(from, size.saturating_sub(TAIL as u64), TAIL)?;
+        let (first, last) = Self::lengths(format);
+        let head = part(from, 0, first)?;
+        let tail = part(from, size.saturating_sub(last as u64), last)?;
         Ok(Self { head, tail, size })
+    }
+
+    /// How many bytes of the beginning and of the end are looked at.
+    pub fn lengths(format: DiskFormat) -> (usize, usize) {
+        (if format == DiskFormat::Vhdx { HEAD_VHDX } else { HEAD }, TAIL)
     }
 
     /// Of what streams by: its end is not known yet. For formats that have nothing there.

@@ -243,11 +243,11 @@ fn vhd_files() {
     let plain = |kind| vhd(kind, &|_| {});
     for kind in [2, 3] {
         assert_eq!(look(DiskFormat::Vhd, &plain(kind)), Ok(100 << 20));
-        let geometry = |f: &mut [u8]| f[56..60].copy_from_slice(&[0xff, 0xff, 16, 255]);
-        assert_eq!(look(DiskFormat::Vhd, &vhd(kind, &geometry)), Ok(100 << 20), "the largest means nothing");
+        let geometry: &dyn Fn(&mut [u8]) = &|f| f[56..60].copy_from_slice(&[0xff, 0xff, 16, 255]);
+        assert_eq!(look(DiskFormat::Vhd, &vhd(kind, geometry)), Ok(100 << 20), "the largest means nothing");
     }
     for (why, kind, change) in [
-        ("parent", 4, &(|_| {}) as &dyn Fn(&mut [u8])),
+        ("parent", 4, &(|_: &mut [u8]| {}) as &dyn Fn(&mut [u8])),
         ("kind that is not known here (5)", 5, &|_| {}),
         ("0 bytes", 3, &|f| f[48..56].fill(0)),
         ("at most", 3, &|f| f[48] = 1),

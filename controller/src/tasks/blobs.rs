@@ -8,6 +8,8 @@ use std::time::Duration;
 
 pub struct Blobs {
     pub ops: Arc<Ops>,
+    /// Between two looks.
+    pub every: Duration,
 }
 
 #[async_trait]
@@ -16,7 +18,7 @@ impl Task for Blobs {
         "blobs"
     }
     fn period(&self) -> Duration {
-        Duration::from_secs(60)
+        self.every
     }
     fn wakes(&self) -> bool {
         false

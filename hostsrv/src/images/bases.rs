@@ -237,8 +237,8 @@ mod tests {
         let blob =
             |path: &Path| Blob { sha256: "0".repeat(64), size: std::fs::metadata(path).unwrap().len() };
         let refused = async |path: &Path| {
-            let done =
-                bases.ensure(ImageId::new(), DiskFormat::Vmdk, &blob(path), async { Ok(path.to_owned()) });
+            let blob = blob(path);
+            let done = bases.ensure(ImageId::new(), DiskFormat::Vmdk, &blob, async { Ok(path.to_owned()) });
             done.await.unwrap_err()
         };
         let error = refused(&flat).await;

@@ -302,7 +302,7 @@ fn pass(path: &Path, from: u64, size: u64, of: &Digest) -> Result<Meter, Failure
 
 /// QEMU's word for a format.
 fn driver(format: &str) -> &str {
-    DiskFormat::named(format).map_or(format, DiskFormat::driver)
+    DiskFormat::named(format).map_or(format, |of| of.driver())
 }
 
 /// `qemu-img convert`, told what it reads: nothing is probed, and what was looked at before leads nowhere else.
