@@ -83,8 +83,8 @@ struct Said {
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
     /// As its maker counts; '' takes it away.
-    #[arg(long = "image-version", value_name = "TEXT")]
-    version: Option<String>,
+    #[arg(long, value_name = "TEXT")]
+    image_version: Option<String>,
     /// Who sees it. Only administrators make images public.
     #[arg(long, value_enum)]
     visibility: Option<Visibility>,
@@ -106,7 +106,7 @@ impl Said {
             Visibility::Shared => ImageVisibility::Shared,
             Visibility::Private => ImageVisibility::Private,
         });
-        ImageEdit { name, description: self.description, version: self.version, visibility }
+        ImageEdit { name, description: self.description, version: self.image_version, visibility }
     }
 }
 
