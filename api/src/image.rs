@@ -19,6 +19,12 @@ pub enum ImageFormat {
     Qcow2,
     /// A bootable disk. Blob `disk`.
     Raw,
+    /// A bootable disk of one file, made qcow2 once on each host. Blob `disk`.
+    Vmdk,
+    /// The same.
+    Vhd,
+    /// The same.
+    Vhdx,
     /// Blobs `kernel` and `initramfs`; the guest has no disk of its own.
     KernelInitramfs,
     /// A whole set as JSON, as `amphi set check` reads it. Blob `description`.
@@ -50,10 +56,15 @@ impl ImageFormat {
         match self {
             Self::DockerArchive => &[BlobRole::Archive],
             Self::Oci => &[BlobRole::Manifest, BlobRole::Config],
-            Self::Qcow2 | Self::Raw | Self::Other => &[BlobRole::Disk],
+            Self::Qcow2 | Self::Raw | Self::Vmdk | Self::Vhd | Self::Vhdx | Self::Other => &[BlobRole::Disk],
             Self::KernelInitramfs => &[BlobRole::Kernel, BlobRole::Initramfs],
             Self::SetDescription => &[BlobRole::Description],
         }
+    }
+
+    /// Whether it is a disk that a VM starts from and a volume begins with.
+    pub fn is_disk(self) -> bool {
+        matches!(self, Self::Qcow2 | Self::Raw | Self::Vmdk | Self::Vhd | Self::Vhdx)
     }
 
     /// Whether a member of a set can start from it (else: a VM).
@@ -103,6 +114,142 @@ pub struct Blob {
     pub sha256: String,
     /// In bytes.
     pub size: u64,
+}
+
+/// Who sees an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageVisibility {
+    /// Everybody, in the market too.
+    Public,
+    /// Everybody who knows of it; in the market for those who ask for such.
+    Community,
+    /// Its project, and those that it is shared with.
+    Shared,
+    #[default]
+    Private,
+}
+
+/// What is said of an image, beside its bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct ImageSaid {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub visibility: ImageVisibility,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Where a replicated image is from, as its peer is called here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+}
+
+/// An image with what is said of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct ImageDetail {
+    #[serde(flatten)]
+    pub image: Image,
+    #[serde(flatten)]
+    pub said: ImageSaid,
+}
+
+/// An image that everybody may start from, with the name of the project that offers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct MarketImage {
+    #[serde(flatten)]
+    pub detail: ImageDetail,
+    pub owner: String,
+    /// In bytes, as [`Image::size`].
+    pub size: u64,
+}
+
+/// What is to be said of an image from now on; what is not named stays. An empty description or version is none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageEdit {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 4000)]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 255)]
+    pub version: Option<String>,
+    /// Only administrators make images public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visibility: Option<ImageVisibility>,
+}
+
+impl ImageEdit {
+    pub fn check(&self) -> Result<(), FieldError> {
+        self.name.iter().try_for_each(|name| validate::name("name", name))?;
+        let text = |field: &str, text: &Option<String>, most: usize, lines: bool| match text {
+            Some(text) if text.chars().count() > most => {
+                Err(FieldError::new(field, format!("at most {most} characters")))
+            }
+            Some(text) if text.chars().any(|c| c.is_control() && !(lines && c == '\n')) => {
+                Err(FieldError::new(field, "must not contain control characters"))
+            }
+            _ => Ok(()),
+        };
+        text("description", &self.description, 4000, true)?;
+        text("version", &self.version, validate::NAME_MAX, false)
+    }
+}
+
+/// How much a project may have in the image store, and has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct ImageUsage {
+    /// In MiB; -1: as much as there is room.
+    pub limit_mib: i64,
+    /// Each blob once, in bytes.
+    pub used_bytes: u64,
+}
+
+/// Another limit for a project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageLimit {
+    /// In MiB; -1: none.
+    pub limit_mib: i64,
+}
+
+/// Digests of blobs that somebody would send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlobsWanted {
+    /// Lower-case hexadecimal; at most 1,000.
+    #[schema(max_items = 1000)]
+    pub sha256: Vec<String>,
+}
+
+impl BlobsWanted {
+    pub const MAX: usize = 1000;
+}
+
+/// Those of them that need not be sent: a recipe or manifest of the project may name them for a day.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct BlobsKnown {
+    pub blobs: Vec<Blob>,
+}
+
+/// A layer as an image of its own: the file system up to it. Its id is the same in every image that begins with the same
+/// layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct LayerImage {
+    pub id: ImageId,
+    /// The layer below; none of the lowest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ImageId>,
+    /// Of this layer and all below (the OCI image specification's ChainID); lower-case hexadecimal.
+    pub chain_id: String,
+    #[serde(flatten)]
+    pub layer: Layer,
+    /// The listed images whose own file system it is part of.
+    pub images: Vec<ImageId>,
 }
 
 /// How a layer's bytes are packed.

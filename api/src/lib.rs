@@ -4,6 +4,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod disk;
 pub mod error;
 pub mod events;
 pub mod failover;
@@ -18,6 +19,7 @@ pub mod looking;
 pub mod network;
 pub mod placement;
 pub mod prepull;
+pub mod recipe;
 pub mod repository;
 pub mod resize;
 pub mod rollout;

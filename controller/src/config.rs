@@ -57,7 +57,7 @@ pub struct Config {
     #[serde(default)]
     pub failover: FailoverConfig,
     #[serde(default)]
-    pub image_sweep: ImageSweepConfig,
+    pub images: ImagesConfig,
     /// Outside registries whose images are to be had as `mirror/NAME/…`.
     #[serde(default)]
     pub mirror: BTreeMap<String, MirrorConfig>,
@@ -78,45 +78,54 @@ impl Default for FailoverConfig {
     }
 }
 
-/// `[image_sweep]`: how long bytes stay that no image names.
+/// `[images]`: how long blobs stay that nothing names.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
-pub struct ImageSweepConfig {
-    /// Between two looks at all blobs.
-    pub every_seconds: u32,
-    /// From when a blob was found unnamed until it goes.
+pub struct ImagesConfig {
+    /// A blob that a project has pushed or asked for stays for it, in seconds: longer than any push takes, since what it has
+    /// brought first must be there when it ends.
+    pub push_seconds: u32,
+    /// A blob that nothing names goes after so long, in seconds.
     pub grace_seconds: u32,
-    /// How long a project keeps and sees what it has pushed, or asked for in a push: longer than any push takes.
-    pub lent_seconds: u32,
+    /// An upload to which nothing comes goes after so long, in seconds.
+    pub upload_seconds: u32,
+    /// Between two looks at all blobs, in seconds.
+    pub sweep_seconds: u32,
 }
 
-impl Default for ImageSweepConfig {
+impl Default for ImagesConfig {
     fn default() -> Self {
-        Self { every_seconds: 60, grace_seconds: 600, lent_seconds: 24 * 3600 }
+        Self { push_seconds: 24 * 3600, grace_seconds: 600, upload_seconds: 24 * 3600, sweep_seconds: 60 }
     }
 }
 
-impl ImageSweepConfig {
+impl ImagesConfig {
     fn check(&self) -> anyhow::Result<()> {
         let all = [
-            ("every_seconds", self.every_seconds),
+            ("push_seconds", self.push_seconds),
             ("grace_seconds", self.grace_seconds),
-            ("lent_seconds", self.lent_seconds),
+            ("upload_seconds", self.upload_seconds),
+            ("sweep_seconds", self.sweep_seconds),
         ];
         for (name, seconds) in all {
-            ensure!((1..=30 * 24 * 3600).contains(&seconds), "image_sweep.{name} must be 1 to 2,592,000");
+            ensure!((1..=30 * 24 * 3600).contains(&seconds), "images.{name} must be 1 to 2592000");
         }
         Ok(())
     }
 
-    pub fn every(&self) -> Duration {
-        Duration::from_secs(self.every_seconds.into())
+    pub fn terms(&self) -> BlobTerms {
+        let (usual, lent) = (BlobTerms::default(), SignedDuration::from_secs(self.push_seconds.into()));
+        BlobTerms {
+            lent,
+            brief: usual.brief.min(lent),
+            grace: Duration::from_secs(self.grace_seconds.into()),
+            upload: Duration::from_secs(self.upload_seconds.into()),
+            ..usual
+        }
     }
 
-    pub fn terms(&self) -> BlobTerms {
-        let (usual, lent) = (BlobTerms::default(), SignedDuration::from_secs(self.lent_seconds.into()));
-        let grace = Duration::from_secs(self.grace_seconds.into());
-        BlobTerms { lent, brief: usual.brief.min(lent), grace, ..usual }
+    pub fn sweep(&self) -> Duration {
+        Duration::from_secs(self.sweep_seconds.into())
     }
 }
 
@@ -148,7 +157,7 @@ impl Config {
             "memory_overcommit_percent must be 50 to 400"
         );
         config.scheduler_id()?;
-        config.image_sweep.check()?;
+        config.images.check()?;
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
         if let Some(url) = &config.public_url {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -222,7 +231,11 @@ mod tests {
         assert!(
             !Config::parse(&format!("{GOOD}\n[failover]\nautomatic = false")).unwrap().failover.automatic
         );
+        assert_eq!(config.images.terms().grace, BlobTerms::default().grace);
+        let images = Config::parse(&format!("{GOOD}\n[images]\ngrace_seconds = 5")).unwrap().images;
+        assert_eq!(images.terms().grace.as_secs(), 5);
         for (bad, word) in [
+            (format!("{GOOD}\n[images]\nsweep_seconds = 0"), "images.sweep_seconds"),
             (format!("{GOOD}\ncolour = 1"), "colour"),
             (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),
             (GOOD.replace("https://", "http://"), "hosts_url"),

@@ -80,7 +80,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         ca_sha256: ca.sha256(),
         policy: config.policy(),
         automatic_failover: config.failover.automatic,
-        blobs: config.image_sweep.terms(),
+        blobs: config.images.terms(),
     };
     let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs, settings);
     if !ops.identity_ready() {
@@ -96,7 +96,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
     let tasks: [Arc<dyn Task>; 14] = [
         Arc::new(failover),
-        Arc::new(tasks::Blobs { ops: ops.clone(), every: config.image_sweep.every() }),
+        Arc::new(tasks::Blobs { ops: ops.clone(), every: config.images.sweep() }),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),

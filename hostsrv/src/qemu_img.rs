@@ -1,7 +1,6 @@
 //! Owns the runs of `qemu-img`: sizes, overlays, growth, conversions. Each is bounded in time and memory, and every
 //! format is said, never guessed from bytes that a guest might have written. Refuses to know what a disk is for.
 
-use amphi_api::image::ImageFormat;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -15,34 +14,7 @@ const LOOK_BOUNDS: [&str; 2] = ["--as=1073741824", "--cpu=15"];
 /// A conversion takes as long as its bytes; its time is bounded by the caller.
 const CONVERT_BOUNDS: [&str; 1] = ["--as=2147483648"];
 
-/// How a disk's bytes lie in a file or on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskFormat {
-    Raw,
-    Qcow2,
-}
-
-impl DiskFormat {
-    /// Of an image's disk; none where the image is no disk.
-    pub fn of(format: ImageFormat) -> Option<Self> {
-        match format {
-            ImageFormat::Raw => Some(Self::Raw),
-            ImageFormat::Qcow2 => Some(Self::Qcow2),
-            ImageFormat::DockerArchive
-            | ImageFormat::KernelInitramfs
-            | ImageFormat::SetDescription
-            | ImageFormat::Oci
-            | ImageFormat::Other => None,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
+pub use amphi_api::disk::DiskFormat;
 
 #[derive(Debug, thiserror::Error)]
 pub enum QemuImgError {
@@ -59,7 +31,7 @@ pub async fn virtual_size(format: DiskFormat, path: &Path) -> Result<u64, QemuIm
     let doing = "look at the disk";
     let mut command = bounded(&LOOK_BOUNDS);
     // Somebody may have it open for writing; only its header is read.
-    command.args(["info", "-U", "--output=json", "-f", format.name()]).arg(path);
+    command.args(["info", "-U", "--output=json", "-f", format.driver()]).arg(path);
     let output = run(doing, command, LOOK).await?;
     let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     info["virtual-size"].as_u64().ok_or_else(|| QemuImgError::Refused {
@@ -78,7 +50,7 @@ pub async fn create_overlay(
     let doing = "create the root disk";
     let part = overlay.with_extension("part");
     let mut command = bounded(&LOOK_BOUNDS);
-    command.args(["create", "-q", "-f", "qcow2", "-F", format.name(), "-b"]).arg(base).arg(&part);
+    command.args(["create", "-q", "-f", "qcow2", "-F", format.driver(), "-b"]).arg(base).arg(&part);
     command.arg(size.to_string());
     run(doing, command, LOOK).await?;
     tokio::fs::rename(&part, overlay)
@@ -89,7 +61,7 @@ pub async fn create_overlay(
 /// Lays a qcow2 disk that nobody uses over `base`, which holds the same bytes as what it lay over before.
 pub async fn rebase(disk: &Path, format: DiskFormat, base: &Path) -> Result<(), QemuImgError> {
     let mut command = bounded(&LOOK_BOUNDS);
-    command.args(["rebase", "-q", "-u", "-f", "qcow2", "-F", format.name(), "-b"]).arg(base).arg(disk);
+    command.args(["rebase", "-q", "-u", "-f", "qcow2", "-F", format.driver(), "-b"]).arg(base).arg(disk);
     run("lay the root disk over its image", command, LOOK).await.map(drop)
 }
 
@@ -120,7 +92,7 @@ impl Convert<'_> {
             // second view, and its file system may know no other way than the cache (tmpfs).
             args.extend(["-T", "none"]);
         }
-        args.extend(["-f", self.from_format.name(), "-O", self.to_format.name()]);
+        args.extend(["-f", self.from_format.driver(), "-O", self.to_format.driver()]);
         if self.into_device {
             args.extend(["-n", "-t", "none"]);
         }
@@ -135,6 +107,29 @@ impl Convert<'_> {
         let mut command = bounded(&CONVERT_BOUNDS);
         command.args(self.arguments(from.file_type().is_block_device())).arg(self.from).arg(self.to);
         run(doing, command, self.limit).await.map(drop)
+    }
+}
+
+/// A file that somebody has brought, whose ends were looked at, written anew as a qcow2 that may become `most` bytes large.
+pub async fn rewrite(
+    format: DiskFormat,
+    from: &Path,
+    to: &Path,
+    most: u64,
+    limit: Duration,
+) -> Result<(), QemuImgError> {
+    let doing = "make a qcow2 disk of it";
+    let mut command = bounded(&[CONVERT_BOUNDS[0], &format!("--fsize={most}")]);
+    command.args(["convert", "-q", "-f", format.driver(), "-O", "qcow2"]).arg(from).arg(to);
+    match run(doing, command, limit).await {
+        // The signal of a file that would become too large leaves no word behind.
+        Err(QemuImgError::Refused { message, .. })
+            if message.is_empty() || message.contains("File too large") =>
+        {
+            let message = format!("it ended, as it does when a disk expands to more than {most} bytes");
+            Err(QemuImgError::Refused { doing: doing.to_owned(), message })
+        }
+        done => done.map(drop),
     }
 }
 

@@ -378,7 +378,7 @@ fn pushes(
 #[test]
 fn garbage_collection_takes_nothing_that_is_pushed_and_leaves_nothing() {
     let seconds = std::env::var("AMPHI_COLLECTION").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
-    let settings = "[image_sweep]\nevery_seconds = 1\ngrace_seconds = 1\nlent_seconds = 20\n";
+    let settings = "[images]\nsweep_seconds = 1\ngrace_seconds = 1\npush_seconds = 20\n";
     let (registry, docker) = (Registry::start("registry-collection", settings), Docker::start());
     done(&mut docker.login(&registry.address, &registry.password));
     let dir = tempfile::tempdir().expect("a directory");
@@ -458,7 +458,7 @@ impl Drop for SmallDisk {
 fn a_store_whose_disk_is_full_says_so_and_goes_on() {
     let folder = programs().with_file_name(format!("registry-full-{}", std::process::id()));
     let _disk = SmallDisk::mount(&folder, "state/images", 24);
-    let settings = "[image_sweep]\nevery_seconds = 1\ngrace_seconds = 1\nlent_seconds = 5\n";
+    let settings = "[images]\nsweep_seconds = 1\ngrace_seconds = 1\npush_seconds = 5\n";
     let registry = Registry::start("registry-full", settings);
     let dir = tempfile::tempdir().expect("a directory");
     let archive = |name: &str, mib: usize| {

@@ -16,7 +16,7 @@ mod wait;
 pub use error::ClientError;
 pub use find::{Named, pick};
 pub use streams::{BodyStream, Heard, Listener, Speaker};
-pub use upload::Progress;
+pub use upload::{Progress, Section};
 
 use crate::ErrorBody;
 use error::chain;

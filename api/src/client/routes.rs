@@ -4,7 +4,9 @@ use super::{Client, ClientError};
 use crate::events::EventPage;
 use crate::failover::{Failover, FailoverChange};
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
-use crate::image::{Image, ImageCreate};
+use crate::image::{
+    Image, ImageCreate, ImageDetail, ImageEdit, ImageLimit, ImageUsage, LayerImage, MarketImage,
+};
 use crate::instance::{ConsoleLog, Exchange, ExchangeCreate, Instance, InstanceCreate, MoveCreate};
 use crate::looking::{DebugCreate, Debugging, Usage};
 use crate::network::{Network, NetworkCreate, Port, RuleSpec, SecurityGroup, SecurityGroupCreate};
@@ -13,7 +15,8 @@ use crate::resize::InstanceResize;
 use crate::set::SetSpec;
 use crate::volume::{Snapshot, SnapshotCreate, Volume, VolumeCreate, VolumeExtend};
 use crate::{
-    ExchangeId, HostId, ImageId, InstanceId, NetworkId, RuleId, SecurityGroupId, SnapshotId, VolumeId,
+    ExchangeId, HostId, ImageId, InstanceId, NetworkId, ProjectId, RuleId, SecurityGroupId, SnapshotId,
+    VolumeId,
 };
 use reqwest::Method;
 use serde::{Serialize, de::DeserializeOwned};
@@ -183,6 +186,49 @@ impl Client {
 
     pub async fn image(&self, id: ImageId) -> Result<Image> {
         self.get("image", &format!("/images/{id}")).await
+    }
+
+    pub async fn image_detail(&self, id: ImageId) -> Result<ImageDetail> {
+        self.get("image", &format!("/images/{id}")).await
+    }
+
+    /// Says something else of an image; what is not named stays.
+    pub async fn edit_image(&self, id: ImageId, edit: &ImageEdit) -> Result<ImageDetail> {
+        self.call(format!("change image {id}"), Method::PATCH, &format!("/images/{id}"))
+            .json(edit)
+            .read()
+            .await
+    }
+
+    /// A container image's layers as images, the lowest first.
+    pub async fn image_layers(&self, id: ImageId) -> Result<Vec<LayerImage>> {
+        self.list("layers", &format!("/images/{id}/layers")).await
+    }
+
+    /// The layers of all container images of the project, each once.
+    pub async fn all_layers(&self) -> Result<Vec<LayerImage>> {
+        self.list("layers", "/images?layers=true").await
+    }
+
+    /// Images that everybody may start from; `query` as the route has it.
+    pub async fn market(&self, query: &[(&str, String)]) -> Result<Vec<MarketImage>> {
+        #[derive(serde::Deserialize)]
+        struct Market {
+            images: Vec<MarketImage>,
+        }
+        let call = self.call("look at the market", Method::GET, "/market").query(query);
+        Ok(call.read::<Market>().await?.images)
+    }
+
+    pub async fn image_usage(&self) -> Result<ImageUsage> {
+        self.get("the image store's usage", "/image-usage").await
+    }
+
+    pub async fn limit_images(&self, project: ProjectId, limit: ImageLimit) -> Result<ImageUsage> {
+        self.call("limit a project's images", Method::PUT, &format!("/projects/{project}/image-usage"))
+            .json(&limit)
+            .read()
+            .await
     }
 
     pub async fn create_image(&self, request: &ImageCreate) -> Result<Image> {

@@ -2,7 +2,8 @@
 
 use super::{CALL_TIMEOUT, Call, Client, ClientError};
 use crate::ImageId;
-use crate::image::BlobRole;
+use crate::image::{Blob, BlobRole, BlobsKnown, BlobsWanted};
+use crate::recipe::{self, Recipe};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use reqwest::{Method, header};
@@ -30,6 +31,36 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Called with (bytes sent, bytes in all) as an upload moves on.
 pub type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 
+/// Where bytes go that are sent so that they can go on where they stopped.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Role(ImageId, BlobRole),
+    Blob(&'a str),
+}
+
+impl Target<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Role(id, role) => format!("/images/{id}/blobs/{}", role_word(*role)),
+            Self::Blob(sha256) => format!("/blobs/{sha256}"),
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Role(id, role) => format!("the {} of image {id}", role_word(*role)),
+            Self::Blob(sha256) => format!("blob {sha256}"),
+        }
+    }
+}
+
+/// A part of a file: where it begins, and how many bytes it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Section {
+    pub at: u64,
+    pub length: u64,
+}
+
 impl Client {
     /// Uploads a file as one blob of an image. A large one goes on where it stopped when the line is cut or the controller
     /// restarts, as long as something of it arrives now and then.
@@ -40,21 +71,64 @@ impl Client {
         path: &Path,
         progress: Progress,
     ) -> Result<(), ClientError> {
-        let failed = |e: io::Error| ClientError::File {
-            operation: format!("upload {}", path.display()),
-            message: format!("cannot be read: {e}"),
-        };
-        let length = tokio::fs::metadata(path).await.map_err(failed)?.len();
+        let length = tokio::fs::metadata(path).await.map_err(unreadable(path))?.len();
         if length < IN_PARTS {
-            let file = tokio::fs::File::open(path).await.map_err(failed)?;
-            return self.upload_blob(id, role, length, chunks(file), progress).await;
+            let file = tokio::fs::File::open(path).await.map_err(unreadable(path))?;
+            return self.upload_blob(id, role, length, chunks(file, length), progress).await;
         }
+        self.upload_section(Target::Role(id, role), path, Section { at: 0, length }, progress).await
+    }
+
+    /// Uploads a part of a file as a blob of this digest, which an image's recipe or manifest may name for a day.
+    pub async fn upload_lone_blob(
+        &self,
+        sha256: &str,
+        path: &Path,
+        section: Section,
+        progress: Progress,
+    ) -> Result<(), ClientError> {
+        self.upload_section(Target::Blob(sha256), path, section, progress).await
+    }
+
+    /// Which of these digests the controller has blobs of that this project sees: they need not be sent for a day.
+    pub async fn known_blobs(&self, sha256: &[String]) -> Result<Vec<Blob>, ClientError> {
+        let (mut all, operation) = (Vec::new(), "ask which blobs are there");
+        for some in sha256.chunks(BlobsWanted::MAX) {
+            let wanted = BlobsWanted { sha256: some.to_vec() };
+            let known: BlobsKnown =
+                self.call(operation, Method::POST, "/blobs/known").json(&wanted).read().await?;
+            all.extend(known.blobs);
+        }
+        Ok(all)
+    }
+
+    /// Gives an image a blob that is put together on the other side.
+    pub async fn put_recipe(&self, id: ImageId, role: BlobRole, recipe: &Recipe) -> Result<(), ClientError> {
+        let target = Target::Role(id, role);
+        // What is put together is read and hashed there, at no less than 10 MiB/s.
+        let limit = CALL_TIMEOUT + Duration::from_secs(recipe.size() / (10 << 20));
+        self.call(format!("put together {}", target.words()), Method::PUT, &target.path())
+            .map(|request| request.header(header::CONTENT_TYPE, recipe::MEDIA_TYPE))
+            .json(recipe)
+            .limit(limit)
+            .done()
+            .await
+    }
+
+    async fn upload_section(
+        &self,
+        target: Target<'_>,
+        path: &Path,
+        section: Section,
+        progress: Progress,
+    ) -> Result<(), ClientError> {
         let progress: Arc<Progress> = Arc::new(progress);
+        let length = section.length;
         let (mut at, mut idle) = (0, 0);
         loop {
-            let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
-            file.seek(io::SeekFrom::Start(at)).await.map_err(failed)?;
-            let sent = self.append_blob(id, role, at, length, chunks(file), progress.clone()).await;
+            let mut file = tokio::fs::File::open(path).await.map_err(unreadable(path))?;
+            file.seek(io::SeekFrom::Start(section.at + at)).await.map_err(unreadable(path))?;
+            let sent = self.append(target, at, length, chunks(file, length - at), progress.clone()).await;
             let Err(error) = sent else { return Ok(()) };
             if !error.is_passing() {
                 return Err(error);
@@ -62,7 +136,7 @@ impl Client {
             // What has arrived counts, not what was sent.
             let now = loop {
                 tokio::time::sleep(PAUSE * (idle + 1)).await;
-                match self.blob_offset(id, role).await {
+                match self.offset(target).await {
                     Ok(now) => break now,
                     Err(asking) if asking.is_passing() && idle < IDLE_MAX => idle += 1,
                     Err(_) => return Err(error),
@@ -81,30 +155,28 @@ impl Client {
 
     /// How many bytes of a blob the controller has.
     pub async fn blob_offset(&self, id: ImageId, role: BlobRole) -> Result<u64, ClientError> {
-        let role = role_word(role);
-        let operation = format!("ask how far the upload of the {role} of image {id} is");
-        let call = self.call(operation.clone(), Method::HEAD, &format!("/images/{id}/blobs/{role}"));
-        let headers = call.headers().await?;
+        self.offset(Target::Role(id, role)).await
+    }
+
+    async fn offset(&self, target: Target<'_>) -> Result<u64, ClientError> {
+        let operation = format!("ask how far the upload of {} is", target.words());
+        let headers = self.call(operation.clone(), Method::HEAD, &target.path()).headers().await?;
         let offset = headers.get("upload-offset").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
         offset.ok_or(ClientError::Protocol { operation, message: "the answer has no upload-offset".into() })
     }
 
-    async fn append_blob(
+    async fn append(
         &self,
-        id: ImageId,
-        role: BlobRole,
+        target: Target<'_>,
         at: u64,
         length: u64,
         chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         progress: Arc<Progress>,
     ) -> Result<(), ClientError> {
-        let role = role_word(role);
-        let operation = format!("upload the {role} of image {id}");
+        let operation = format!("upload {}", target.words());
         let (counted, sent) = counted(chunks, move |now| progress(at + now, length));
-        let call = self
-            .call(operation.clone(), Method::PATCH, &format!("/images/{id}/blobs/{role}"))
-            .limit(Duration::MAX)
-            .map(|request| {
+        let call =
+            self.call(operation.clone(), Method::PATCH, &target.path()).limit(Duration::MAX).map(|request| {
                 request
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, length - at)
@@ -123,13 +195,11 @@ impl Client {
         chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         progress: Progress,
     ) -> Result<(), ClientError> {
-        let role = role_word(role);
-        let operation = format!("upload the {role} of image {id}");
+        let target = Target::Role(id, role);
+        let operation = format!("upload {}", target.words());
         let (counted, sent) = counted(chunks, move |now| progress(now, length));
-        let call = self
-            .call(operation.clone(), Method::PUT, &format!("/images/{id}/blobs/{role}"))
-            .limit(Duration::MAX)
-            .map(|request| {
+        let call =
+            self.call(operation.clone(), Method::PUT, &target.path()).limit(Duration::MAX).map(|request| {
                 request
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, length)
@@ -139,9 +209,16 @@ impl Client {
     }
 }
 
-/// A file's bytes from where it stands.
-fn chunks(file: tokio::fs::File) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::try_unfold(file, |mut file| async move {
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> ClientError + '_ {
+    move |e| ClientError::File {
+        operation: format!("upload {}", path.display()),
+        message: format!("cannot be read: {e}"),
+    }
+}
+
+/// So many bytes of a file, from where it stands.
+fn chunks(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    stream::try_unfold(file.take(length), |mut file| async move {
         let mut chunk = vec![0; CHUNK];
         let got = file.read(&mut chunk).await?;
         chunk.truncate(got);

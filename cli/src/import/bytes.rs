@@ -2,10 +2,11 @@
 //! of time, the check of a disk's head as it passes, and progress. Refuses bytes that are not what was said of them.
 
 use super::cloud::STALL;
-use super::disk::head;
+use super::disk;
 use super::plan::Digest;
 use crate::failure::Failure;
 use crate::progress::upload;
+use amphi_api::disk::Ends;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA512};
@@ -17,8 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 
 /// Bytes of one piece.
 pub const PIECE: usize = 256 << 10;
-/// What of a disk's beginning is looked at before any of it goes on.
-const HEAD: usize = 4096;
+/// What of a disk's beginning is looked at before any of it goes on, in bytes.
+const HEAD: usize = 64 << 10;
 
 pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
@@ -144,7 +145,11 @@ pub async fn metered(name: &str, format: &str, flow: Flow, meter: &Meter) -> Res
             }
         }
     }
-    head::check(format, &begin).map_err(refused)?;
+    // Of the others, what says the most stands at the end: the catalogue looks at them when they are there.
+    if matches!(format, "raw" | "qcow2") {
+        let ends = Ends::beginning(&begin, flow.length.unwrap_or(u64::MAX));
+        disk::check(format, &ends).map_err(refused)?;
+    }
     let rest = stream::unfold(Some(inner), |inner| async {
         let mut inner = inner?;
         match tokio::time::timeout(STALL, inner.next()).await {

@@ -1,14 +1,23 @@
 //! `amphi image`: the catalogue. `create` makes the record and uploads its blobs; a failed upload takes the record
 //! away again.
 
+mod parts;
+
 use super::prepull;
 use crate::failure::Failure;
 use crate::progress::upload;
 use crate::session::Session;
-use crate::table::{age, bytes, moment, pairs, rows, word};
-use amphi_api::image::{BlobRole, Image, ImageCreate, ImageFormat};
+use crate::table::{age, bytes, mib, moment, or_dash, pairs, rows, word};
+use amphi_api::client::Client;
+use amphi_api::disk;
+use amphi_api::image::{
+    BlobRole, Image, ImageCreate, ImageDetail, ImageEdit, ImageFormat, ImageLimit, ImageVisibility,
+    LayerImage, MarketImage,
+};
+use amphi_api::{ImageId, ProjectId};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
+use serde_json::json;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,7 +25,11 @@ use std::path::{Path, PathBuf};
 #[derive(Subcommand)]
 pub enum Command {
     /// Images, their formats and sizes.
-    List,
+    List {
+        /// Container images' layers, too: each is an image with a parent.
+        #[arg(long)]
+        layers: bool,
+    },
     /// One image with its digests.
     Show { image: String },
     /// The layers of a container image, the lowest first.
@@ -25,6 +38,19 @@ pub enum Command {
     Create(Create),
     /// Have hosts fetch an image before anything starts from it; without an order, show which hosts have it.
     Prepull(prepull::Prepull),
+    /// Say something else of an image; what is not named stays.
+    Set(Set),
+    /// Images of other projects that everybody may start from.
+    Market(Market),
+    /// How much of the image store the project may have, and has.
+    Usage {
+        /// Let a project have so many MiB; -1: any. For administrators.
+        #[arg(long, value_name = "MIB", allow_negative_numbers = true, requires = "project")]
+        limit: Option<i64>,
+        /// The project's id.
+        #[arg(long, value_name = "ID", requires = "limit")]
+        project: Option<ProjectId>,
+    },
     /// Delete an image that no instance needs.
     Delete { image: String },
 }
@@ -35,7 +61,7 @@ pub struct Create {
     /// A container image (`docker save`) or a disk.
     #[arg(required_unless_present_any = ["kernel", "disk"], conflicts_with_all = ["kernel", "disk"])]
     file: Option<PathBuf>,
-    /// A bootable disk, qcow2 or raw.
+    /// A bootable disk: qcow2, raw, vmdk of one file, vhd or vhdx.
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     disk: Option<PathBuf>,
     /// A kernel; needs --initramfs.
@@ -49,6 +75,70 @@ pub struct Create {
     /// What the file is. Default: as its first bytes say.
     #[arg(long, value_enum)]
     format: Option<Format>,
+    #[command(flatten)]
+    said: Said,
+}
+
+/// What is said of an image.
+#[derive(Args, Default)]
+struct Said {
+    /// For those who look for an image; '' takes it away.
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// As its maker counts; '' takes it away.
+    #[arg(long, value_name = "TEXT")]
+    image_version: Option<String>,
+    /// Who sees it. Only administrators make images public.
+    #[arg(long, value_enum)]
+    visibility: Option<Visibility>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Visibility {
+    Public,
+    Community,
+    Shared,
+    Private,
+}
+
+impl Said {
+    fn edit(self, name: Option<String>) -> ImageEdit {
+        let visibility = self.visibility.map(|visibility| match visibility {
+            Visibility::Public => ImageVisibility::Public,
+            Visibility::Community => ImageVisibility::Community,
+            Visibility::Shared => ImageVisibility::Shared,
+            Visibility::Private => ImageVisibility::Private,
+        });
+        ImageEdit { name, description: self.description, version: self.image_version, visibility }
+    }
+}
+
+#[derive(Args)]
+pub struct Set {
+    image: String,
+    /// Another name.
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    said: Said,
+}
+
+#[derive(Args)]
+pub struct Market {
+    /// What stands in the name or the description.
+    search: Option<String>,
+    /// The name or id of the project that offers it.
+    #[arg(long, value_name = "PROJECT")]
+    owner: Option<String>,
+    /// Images of the community, too.
+    #[arg(long)]
+    community: bool,
+    /// At most so many.
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
+    /// Only what comes after this one.
+    #[arg(long, value_name = "ID")]
+    after: Option<ImageId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -56,6 +146,9 @@ enum Format {
     DockerArchive,
     Qcow2,
     Raw,
+    Vmdk,
+    Vhd,
+    Vhdx,
     KernelInitramfs,
 }
 
@@ -65,6 +158,9 @@ impl From<Format> for ImageFormat {
             Format::DockerArchive => Self::DockerArchive,
             Format::Qcow2 => Self::Qcow2,
             Format::Raw => Self::Raw,
+            Format::Vmdk => Self::Vmdk,
+            Format::Vhd => Self::Vhd,
+            Format::Vhdx => Self::Vhdx,
             Format::KernelInitramfs => Self::KernelInitramfs,
         }
     }
@@ -76,30 +172,73 @@ type Source = (BlobRole, PathBuf, u64);
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
         match self {
-            Self::List => {
+            Self::List { layers: false } => {
                 session.list("images", &session.client()?.images().await?, |i| list(i, Timestamp::now()))
+            }
+            Self::Prepull(prepull) => prepull.run(session).await,
+            Self::List { layers: true } => {
+                let client = session.client()?;
+                let (images, below) = (client.images().await?, client.all_layers().await?);
+                match session.is_json() {
+                    true => session.show(&json!({ "images": images, "layers": below }), |_| String::new()),
+                    false => session.show(&images, |images| family(images, &below)),
+                }
             }
             Self::Show { image } => {
                 let client = session.client()?;
-                let image = client.find_image(&image).await?;
+                let id = client.find_image(&image).await?.id;
                 // Which host has what is the administrator's to see.
-                let hosts = client.image_on_hosts(image.id).await.ok();
-                session.show(&image, |image| detail(image) + &prepull::summary(hosts.as_ref()))
+                let hosts = client.image_on_hosts(id).await.ok();
+                let told = |image: &ImageDetail| detail(image) + &prepull::summary(hosts.as_ref());
+                session.show(&client.image_detail(id).await?, told)
             }
-            Self::Prepull(prepull) => prepull.run(session).await,
             Self::Layers { image } => {
-                let image = session.client()?.find_image(&image).await?;
-                session.list("layers", &image.layers, |layers| {
+                let client = session.client()?;
+                let image = client.find_image(&image).await?;
+                session.list("layers", &client.image_layers(image.id).await?, |layers| {
                     rows(
-                        &["LAYER", "SIZE", "COMPRESSION", "DIFF ID"],
-                        layers.iter().map(|layer| {
-                            let (own, diff) = (short(&layer.sha256), short(&layer.diff_id));
-                            vec![own, bytes(layer.size), word(layer.compression), diff]
+                        &["LAYER", "SIZE", "COMPRESSION", "DIFF ID", "ID", "PARENT"],
+                        layers.iter().map(|one| {
+                            let (own, diff) = (short(&one.layer.sha256), short(&one.layer.diff_id));
+                            let (id, parent) = (one.id.to_string(), or_dash(one.parent));
+                            vec![own, bytes(one.layer.size), word(one.layer.compression), diff, id, parent]
                         }),
                     )
                 })
             }
             Self::Create(create) => create.run(session).await,
+            Self::Set(set) => {
+                let client = session.client()?;
+                let image = client.find_image(&set.image).await?;
+                let edit = set.said.edit(set.name);
+                edit.check()?;
+                session.show(&client.edit_image(image.id, &edit).await?, detail)
+            }
+            Self::Market(market) => {
+                let query = [
+                    ("search", market.search),
+                    ("owner", market.owner),
+                    ("community", market.community.then(|| "true".to_owned())),
+                    ("limit", market.limit.map(|n| n.to_string())),
+                    ("marker", market.after.map(|id| id.to_string())),
+                ];
+                let query: Vec<_> =
+                    query.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+                session.list("images", &session.client()?.market(&query).await?, offered)
+            }
+            Self::Usage { limit, project } => {
+                let client = session.client()?;
+                let usage = match (limit, project) {
+                    (Some(limit_mib), Some(project)) => {
+                        client.limit_images(project, ImageLimit { limit_mib }).await?
+                    }
+                    _ => client.image_usage().await?,
+                };
+                session.show(&usage, |usage| {
+                    let most = u64::try_from(usage.limit_mib).map_or("any".to_owned(), mib);
+                    pairs(&[("Used", bytes(usage.used_bytes)), ("Limit", most)])
+                })
+            }
             Self::Delete { image } => {
                 let client = session.client()?;
                 let image = client.find_image(&image).await?;
@@ -115,20 +254,18 @@ impl Create {
         let (format, blobs) = self.blobs()?;
         let request = ImageCreate { name: self.name, format, cmdline: self.cmdline };
         request.check()?;
+        let edit = self.said.edit(None);
+        edit.check()?;
         let client = session.client()?;
         let image = client.create_image(&request).await?;
-        for (role, path, length) in blobs {
-            let progress = upload(&path.display().to_string(), length);
-            if let Err(error) = client.upload_file(image.id, role, &path, progress).await {
-                let mut failure = Failure::from(error);
-                if let Err(left) = client.delete_image(image.id).await {
-                    failure = failure
-                        .next(format!("remove what is left: amphi image delete {} ({left})", image.id));
-                }
-                return Err(failure);
+        if let Err(mut failure) = send(client, image.id, &blobs, &edit).await {
+            if let Err(left) = client.delete_image(image.id).await {
+                failure =
+                    failure.next(format!("remove what is left: amphi image delete {} ({left})", image.id));
             }
+            return Err(failure);
         }
-        session.show(&client.image(image.id).await?, detail)
+        session.show(&client.image_detail(image.id).await?, detail)
     }
 
     /// The format, and the files with their sizes. All are opened before anything is asked of the controller.
@@ -155,8 +292,10 @@ impl Create {
             (None, Some(format)) => format,
             (None, None) if self.disk.is_some() => Format::Raw,
             (None, None) => {
-                let text = format!("{}: neither a tar archive nor qcow2", path.display());
-                return Err(Failure::new(2, text).next("say what it is: --format docker-archive|qcow2|raw"));
+                let text =
+                    format!("{}: neither a tar archive nor a disk that says its format", path.display());
+                return Err(Failure::new(2, text)
+                    .next("say what it is: --format docker-archive|qcow2|raw|vmdk|vhd|vhdx"));
             }
         };
         if self.disk.is_some() && format == Format::DockerArchive {
@@ -165,6 +304,21 @@ impl Create {
         let format = ImageFormat::from(format);
         Ok((format, format.roles().iter().map(|role| (*role, path.clone(), length)).collect()))
     }
+}
+
+/// Sends an image's blobs and what is said of it.
+async fn send(client: &Client, id: ImageId, blobs: &[Source], edit: &ImageEdit) -> Result<(), Failure> {
+    for (role, path, length) in blobs {
+        if *role == BlobRole::Archive && parts::send(client, id, path).await? {
+            continue;
+        }
+        let progress = upload(&path.display().to_string(), *length);
+        client.upload_file(id, *role, path, progress).await?;
+    }
+    if *edit != ImageEdit::default() {
+        client.edit_image(id, edit).await?;
+    }
+    Ok(())
 }
 
 /// A file's first bytes and its length.
@@ -180,14 +334,14 @@ fn probe(path: &Path) -> Result<(Vec<u8>, u64), Failure> {
     Ok((head, metadata.len()))
 }
 
-/// What the first bytes say: qcow2's magic (docs/interop/qcow2.txt), or tar's `ustar` at 257.
+/// What the first bytes say: a disk's magic, or tar's `ustar` at 257.
 fn sniff(head: &[u8]) -> Option<Format> {
-    if head.starts_with(b"QFI\xfb") {
-        Some(Format::Qcow2)
-    } else if head.get(257..262) == Some(b"ustar") {
-        Some(Format::DockerArchive)
-    } else {
-        None
+    match disk::sniff(head) {
+        Some("qcow2") => Some(Format::Qcow2),
+        Some("vmdk") => Some(Format::Vmdk),
+        Some("vhd") => Some(Format::Vhd),
+        Some("vhdx") => Some(Format::Vhdx),
+        _ => (head.get(257..262) == Some(b"ustar")).then_some(Format::DockerArchive),
     }
 }
 
@@ -212,13 +366,58 @@ fn list(images: &[Image], now: Timestamp) -> String {
     )
 }
 
-fn detail(image: &Image) -> String {
+/// Images with the layers that they are made of: what has a parent is its child.
+fn family(images: &[Image], layers: &[LayerImage]) -> String {
+    let parent = |image: &Image| layers.iter().rfind(|one| one.images.contains(&image.id)).map(|one| one.id);
+    let layer = |one: &LayerImage| {
+        let used = format!("of {} image{}", one.images.len(), if one.images.len() == 1 { "" } else { "s" });
+        vec![used, "layer".to_owned(), bytes(one.layer.size), one.id.to_string(), or_dash(one.parent)]
+    };
+    let image = |i: &Image| {
+        vec![i.name.clone(), word(i.format), bytes(i.size()), i.id.to_string(), or_dash(parent(i))]
+    };
+    rows(
+        &["NAME", "FORMAT", "SIZE", "ID", "PARENT"],
+        images.iter().map(image).chain(layers.iter().map(layer)),
+    )
+}
+
+fn offered(images: &[MarketImage]) -> String {
+    rows(
+        &["NAME", "VERSION", "OWNER", "FORMAT", "SIZE", "ID", "DESCRIPTION"],
+        images.iter().map(|offer| {
+            let (image, said) = (&offer.detail.image, &offer.detail.said);
+            let first = said.description.as_deref().unwrap_or("-").lines().next().unwrap_or("-");
+            vec![
+                image.name.clone(),
+                or_dash(said.version.as_ref()),
+                offer.owner.clone(),
+                word(image.format),
+                bytes(offer.size),
+                image.id.to_string(),
+                first.chars().take(60).collect(),
+            ]
+        }),
+    )
+}
+
+fn detail(detail: &ImageDetail) -> String {
+    let (image, said) = (&detail.image, &detail.said);
     let mut lines = vec![
         ("Name", image.name.clone()),
         ("Id", image.id.to_string()),
         ("Format", word(image.format)),
         ("State", word(image.state)),
+        ("Visibility", word(said.visibility)),
     ];
+    for (name, text) in
+        [("Description", &said.description), ("Version", &said.version), ("From", &said.origin)]
+    {
+        lines.extend(text.as_ref().map(|text| (name, text.clone())));
+    }
+    if let Some(config) = image.blobs.get(&BlobRole::Config) {
+        lines.push(("Docker id", format!("sha256:{}", config.sha256)));
+    }
     if !image.cmdline.is_empty() {
         lines.push(("Cmdline", image.cmdline.clone()));
     }
@@ -245,6 +444,8 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         assert_eq!(sniff(&tar), Some(Format::DockerArchive));
         assert_eq!(sniff(b"QFI\xfb\0\0\0\x03"), Some(Format::Qcow2));
+        assert_eq!(sniff(b"# Disk DescriptorFile\n"), Some(Format::Vmdk));
+        assert_eq!(sniff(b"vhdxfile"), Some(Format::Vhdx));
         assert_eq!(sniff(b"x"), None);
         assert_eq!(sniff(b""), None);
     }

@@ -1,15 +1,14 @@
-//! Bytes of images by their digest, on the controller's file system. Owns `blobs/` and `uploads/`: a blob is there whole and
-//! verified, or not at all; an upload goes on at the byte where it stopped. Refuses to know what an image is and who may see
+//! Bytes of images by their digest, on a shelf of the controller's file system. Owns `blobs/` and
+//! `uploads/`: a blob is there whole and verified, or not at all; an upload goes on at the byte where it stopped. Refuses to know what an image is and who may see
 //! what: records name digests, and the place of each one's file.
 
 mod apart;
-pub mod disk;
 mod error;
 mod layer;
 pub mod oci;
 mod read;
-mod recipe;
 mod session;
+pub mod shelf;
 mod spool;
 mod tar;
 #[cfg(test)]
@@ -20,38 +19,30 @@ pub use tar::make as make_tar;
 pub use apart::{Apart, take_apart};
 pub use error::{BlobError, SessionError};
 pub use read::{BlobRead, Placed};
-pub use recipe::{Piece, Recipe};
 pub use session::{Owner, UploadId};
+pub use shelf::{Found, Shelf};
 pub use spool::Spooled;
 
 use crate::digest::Digest;
+use amphi_api::disk::{DiskFormat, Ends};
 use bytes::Bytes;
 use error::io;
 use futures_util::{Stream, StreamExt};
 use spool::Spool;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::SystemTime;
-use tokio::fs::File;
+use std::sync::Arc;
+use tokio::io::AsyncReadExt;
 
 /// Largest blob, in bytes: 1 TiB. An upload without end should not become a full disk without a word.
 pub const BLOB_MAX: u64 = 1 << 40;
 
 /// The store. Cheap to share behind an `Arc`.
 pub struct BlobStore {
-    blobs: PathBuf,
+    shelf: Arc<dyn Shelf>,
     uploads: PathBuf,
     limit: u64,
     sessions: session::Sessions,
-}
-
-/// A blob's file, whether a record names it or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    pub digest: Digest,
-    /// Which of the files of this digest it is; empty: the plain one.
-    pub place: String,
-    pub modified: SystemTime,
 }
 
 /// A blob's file that was just put where it belongs; nobody knows of it until a record names the place.
@@ -65,18 +56,18 @@ pub struct Stored {
 }
 
 impl BlobStore {
-    /// Opens `dir`. What a crash left of uploads that cannot go on goes; those that can stay.
+    /// Opens `dir`, with the blobs on its own file system. What a crash left of uploads that cannot go on goes; those that
+    /// can stay.
     pub async fn open(dir: &Path) -> Result<Self, BlobError> {
-        let store = Self {
-            blobs: dir.join("blobs"),
-            uploads: dir.join("uploads"),
-            limit: BLOB_MAX,
-            sessions: Default::default(),
-        };
-        for dir in [&store.blobs, &store.uploads] {
-            tokio::fs::create_dir_all(dir).await.map_err(io("make the blob store"))?;
-        }
-        Ok(store)
+        let shelf = shelf::disk::Disk::open(dir.join("blobs")).await?;
+        Self::on(Arc::new(shelf), dir).await
+    }
+
+    /// The same with the blobs elsewhere; uploads lie in `dir` until they are whole.
+    pub async fn on(shelf: Arc<dyn Shelf>, dir: &Path) -> Result<Self, BlobError> {
+        let uploads = dir.join("uploads");
+        tokio::fs::create_dir_all(&uploads).await.map_err(io("make the blob store"))?;
+        Ok(Self { shelf, uploads, limit: BLOB_MAX, sessions: Default::default() })
     }
 
     /// Takes no blob of more bytes than these.
@@ -86,12 +77,6 @@ impl BlobStore {
 
     pub fn limit(&self) -> u64 {
         self.limit
-    }
-
-    fn path(&self, digest: Digest, place: &str) -> PathBuf {
-        let name = digest.to_string();
-        let dir = self.blobs.join(&name[..2]);
-        if place.is_empty() { dir.join(name) } else { dir.join(format!("{name}.{place}")) }
     }
 
     /// A file in the making; it goes with its handle.
@@ -134,66 +119,53 @@ impl BlobStore {
     /// Puts a finished file where blobs lie.
     pub async fn keep(&self, spooled: Spooled) -> Result<Stored, BlobError> {
         let place = uuid::Uuid::new_v4().simple().to_string();
-        let path = self.path(spooled.digest, &place);
-        let dir = path.parent().unwrap_or(&self.blobs).to_owned();
-        tokio::fs::create_dir_all(&dir).await.map_err(io("keep a blob"))?;
-        tokio::fs::rename(spooled.path(), &path).await.map_err(io("keep a blob"))?;
-        for dir in [&dir, &self.blobs] {
-            let dir = File::open(dir).await.map_err(io("keep a blob"))?;
-            dir.sync_all().await.map_err(io("keep a blob"))?;
-        }
         let (digest, size) = (spooled.digest, spooled.size);
+        self.shelf.keep(spooled.path(), size, digest, &place).await?;
         Ok(Stored { digest, size, md5: spooled.md5.clone(), place })
     }
 
-    /// A blob's file and its size.
-    pub async fn open_blob(&self, digest: Digest, place: &str) -> Result<(File, u64), BlobError> {
-        let file = match File::open(self.path(digest, place)).await {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(BlobError::Unknown { sha256: digest.to_string() });
-            }
-            file => file.map_err(io("open a blob"))?,
-        };
-        let size = file.metadata().await.map_err(io("open a blob"))?.len();
-        Ok((file, size))
+    /// A blob's bytes from an offset on, and the size of the whole.
+    pub async fn read(&self, digest: Digest, place: &str, from: u64) -> Result<(BlobRead, u64), BlobError> {
+        self.shelf.read(digest, place, from).await
     }
 
     /// The size of a blob's file; none: it is not there.
     pub async fn has(&self, digest: Digest, place: &str) -> Result<Option<u64>, BlobError> {
-        match tokio::fs::metadata(self.path(digest, place)).await {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            found => Ok(Some(found.map_err(io("look for a blob"))?.len())),
-        }
+        self.shelf.size(digest, place).await
     }
 
     /// What the layer in a blob's file is once unpacked.
     pub async fn measure(&self, digest: Digest, place: &str) -> Result<crate::digest::LayerFacts, BlobError> {
-        layer::measure(self.path(digest, place), digest).await
+        if let Some(path) = self.shelf.local(digest, place) {
+            return layer::measure(path, digest).await;
+        }
+        let (read, _) = self.shelf.read(digest, place, 0).await?;
+        let here = self.spool_all(read.stream(), Some(&digest.to_string())).await?;
+        layer::measure(here.path().to_owned(), digest).await
+    }
+
+    /// A disk's first and last bytes.
+    pub async fn ends(&self, digest: Digest, place: &str, format: DiskFormat) -> Result<Ends, BlobError> {
+        let (head, size) = self.shelf.read(digest, place, 0).await?;
+        let (first, last) = Ends::lengths(format);
+        let part = async |read: BlobRead, most: usize| {
+            let mut bytes = Vec::new();
+            read.take(most as u64).read_to_end(&mut bytes).await.map_err(io("read a blob"))?;
+            Ok::<_, BlobError>(bytes)
+        };
+        let head = part(head, first).await?;
+        let (tail, _) = self.shelf.read(digest, place, size.saturating_sub(last as u64)).await?;
+        Ok(Ends { head, tail: part(tail, last).await?, size })
     }
 
     /// Removes a blob's file; one that is not there is no error. The caller knows that no record names it.
     pub async fn remove(&self, digest: Digest, place: &str) -> Result<(), BlobError> {
-        match tokio::fs::remove_file(self.path(digest, place)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove a blob")(error)),
-            _ => Ok(()),
-        }
+        self.shelf.remove(digest, place).await
     }
 
-    /// All blobs' files. What has another name is left alone.
+    /// All blobs' files.
     pub async fn list(&self) -> Result<Vec<Found>, BlobError> {
-        let mut found = Vec::new();
-        let mut dirs = tokio::fs::read_dir(&self.blobs).await.map_err(io("list blobs"))?;
-        while let Some(dir) = dirs.next_entry().await.map_err(io("list blobs"))? {
-            let mut files = tokio::fs::read_dir(dir.path()).await.map_err(io("list blobs"))?;
-            while let Some(file) = files.next_entry().await.map_err(io("list blobs"))? {
-                let name = file.file_name().into_string().unwrap_or_default();
-                let (digest, place) = name.split_once('.').unwrap_or((&name, ""));
-                // One may go while it is looked at.
-                let (Ok(digest), Ok(metadata)) = (digest.parse(), file.metadata().await) else { continue };
-                let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                found.push(Found { digest, place: place.to_owned(), modified });
-            }
-        }
+        let mut found = self.shelf.list().await?;
         found.sort_by(|a, b| (a.digest, &a.place).cmp(&(b.digest, &b.place)));
         Ok(found)
     }

@@ -1,14 +1,13 @@
 //! A blob's bytes on their way out: a file, or an archive that is put together while it is read.
 
 use super::BlobStore;
-use super::error::BlobError;
 use crate::digest::Digest;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 /// Read ahead, in bytes.
@@ -28,6 +27,10 @@ impl AsyncRead for BlobRead {
 }
 
 impl BlobRead {
+    pub(super) fn new(read: impl AsyncRead + Send + 'static) -> Self {
+        Self(Box::pin(read))
+    }
+
     /// In pieces as a face sends them.
     pub fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
         ReaderStream::with_capacity(self, CHUNK)
@@ -51,15 +54,6 @@ impl Placed {
 }
 
 impl BlobStore {
-    /// A blob's bytes from an offset on, and the size of the whole.
-    pub async fn read(&self, digest: Digest, place: &str, from: u64) -> Result<(BlobRead, u64), BlobError> {
-        let (mut file, size) = self.open_blob(digest, place).await?;
-        if from > 0 {
-            file.seek(io::SeekFrom::Start(from)).await.map_err(super::error::io("read a blob"))?;
-        }
-        Ok((BlobRead(Box::pin(file)), size))
-    }
-
     /// The parts' bytes one after the other, from an offset on. A part that is missing breaks the stream where it begins.
     pub fn read_parts(self: &std::sync::Arc<Self>, parts: Vec<Placed>, from: u64) -> BlobRead {
         let mut skip = from;
@@ -84,15 +78,14 @@ impl BlobStore {
                         Ok(futures_util::stream::iter([Ok::<_, io::Error>(bytes)]).left_stream())
                     }
                     Placed::Blob { digest, place, size } => {
-                        let (mut file, there) =
-                            store.open_blob(digest, &place).await.map_err(io::Error::other)?;
+                        let (read, there) =
+                            store.read(digest, &place, skip).await.map_err(io::Error::other)?;
                         if there != size {
                             return Err(io::Error::other(format!(
                                 "blob {digest} has {there} bytes, not {size}"
                             )));
                         }
-                        file.seek(io::SeekFrom::Start(skip)).await?;
-                        Ok(ReaderStream::with_capacity(file.take(size - skip), CHUNK).right_stream())
+                        Ok(ReaderStream::with_capacity(read.take(size - skip), CHUNK).right_stream())
                     }
                 }
             }

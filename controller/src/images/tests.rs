@@ -5,6 +5,7 @@ use super::*;
 use crate::digest::Digest;
 use amphi_api::ProjectId;
 use amphi_api::image::Compression;
+use amphi_api::recipe::{Piece, Recipe};
 use serde_json::json;
 use sha2::Digest as _;
 use std::sync::Arc;
@@ -179,7 +180,8 @@ async fn put_together(store: &Arc<BlobStore>, apart: Apart) -> Vec<u8> {
         recipe.pieces.into_iter().map(|piece| match piece {
             Piece::Bytes(bytes) => Placed::Bytes(bytes.into()),
             Piece::Blob { sha256, size } => {
-                Placed::Blob { digest: sha256, place: places[&sha256].clone(), size }
+                let digest: Digest = sha256.parse().unwrap();
+                Placed::Blob { digest, place: places[&digest].clone(), size }
             }
         })
     };

@@ -113,6 +113,9 @@ pub fn format_of(container: Option<&str>, disk: Option<&str>) -> ImageFormat {
         (Some("amphi-set"), _) => ImageFormat::SetDescription,
         (None | Some("bare"), Some("qcow2")) => ImageFormat::Qcow2,
         (None | Some("bare"), Some("raw")) => ImageFormat::Raw,
+        (None | Some("bare"), Some("vmdk")) => ImageFormat::Vmdk,
+        (None | Some("bare"), Some("vhd")) => ImageFormat::Vhd,
+        (None | Some("bare"), Some("vhdx")) => ImageFormat::Vhdx,
         _ => ImageFormat::Other,
     }
 }
@@ -129,6 +132,9 @@ impl ImageRecord {
             ImageFormat::SetDescription => (Some("amphi-set"), Some("raw")),
             ImageFormat::Qcow2 => (Some("bare"), Some("qcow2")),
             ImageFormat::Raw => (Some("bare"), Some("raw")),
+            ImageFormat::Vmdk => (Some("bare"), Some("vmdk")),
+            ImageFormat::Vhd => (Some("bare"), Some("vhd")),
+            ImageFormat::Vhdx => (Some("bare"), Some("vhdx")),
             // A kernel with its initramfs is what Amazon's formats tell of.
             ImageFormat::KernelInitramfs => (Some("ami"), Some("ami")),
             ImageFormat::Other => (None, None),
@@ -159,7 +165,11 @@ mod tests {
             (Some("docker"), Some("raw"), DockerArchive),
             (Some("docker"), None, DockerArchive),
             (Some("amphi-set"), Some("raw"), SetDescription),
+            (Some("bare"), Some("vmdk"), Vmdk),
+            (None, Some("vhd"), Vhd),
+            (Some("bare"), Some("vhdx"), Vhdx),
             (Some("bare"), Some("iso"), Other),
+            (Some("bare"), Some("vdi"), Other),
             (Some("ova"), Some("qcow2"), Other),
             (None, None, Other),
         ] {

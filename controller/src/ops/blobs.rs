@@ -4,10 +4,11 @@
 
 use super::named::Namer;
 use super::{BlobStream, Draft, Ops, OpsError, View};
-use crate::images::{BlobError, BlobRead, Owner, Placed, Recipe, SessionError, Spooled, Stored};
+use crate::images::{BlobError, BlobRead, Owner, Placed, SessionError, Spooled, Stored};
 use crate::model::{BlobRecord, Digest, LayerFacts};
 use amphi_api::ProjectId;
 use amphi_api::image::Blob;
+use amphi_api::recipe::{Piece, Recipe};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -202,19 +203,22 @@ impl Ops {
         let recipe = self.document(&parts.recipe.sha256).await?;
         let recipe: Recipe = serde_json::from_slice(&recipe)
             .map_err(|e| OpsError::Internal(format!("the recipe of archive {sha256}: {e}")))?;
-        let (placed, size) = {
-            let view = self.world().read();
-            let place = |digest| view.blobs.get(digest).map_or(String::new(), |row| row.place.clone());
-            let size = recipe.size();
-            let placed = recipe.pieces.into_iter().map(|piece| match piece {
-                crate::images::Piece::Bytes(bytes) => Placed::Bytes(bytes.into()),
-                crate::images::Piece::Blob { sha256, size } => {
-                    Placed::Blob { digest: sha256, place: place(sha256), size }
-                }
-            });
-            (placed.collect(), size)
+        let size = recipe.size();
+        Ok((self.blobs.read_parts(self.placed(recipe)?, from), size))
+    }
+
+    /// Where a recipe's pieces lie.
+    pub(super) fn placed(&self, recipe: Recipe) -> Result<Vec<Placed>, BlobError> {
+        let view = self.world().read();
+        let place = |piece| match piece {
+            Piece::Bytes(bytes) => Ok(Placed::Bytes(bytes.into())),
+            Piece::Blob { sha256, size } => {
+                let digest = digest_of(&sha256)?;
+                let place = view.blobs.get(digest).map_or(String::new(), |row| row.place.clone());
+                Ok(Placed::Blob { digest, place, size })
+            }
         };
-        Ok((self.blobs.read_parts(placed, from), size))
+        recipe.pieces.into_iter().map(place).collect()
     }
 
     /// All bytes of a blob that is known to be small.

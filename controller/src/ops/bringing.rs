@@ -5,14 +5,14 @@ use super::blobs::{blank, digest_of, hold, lend};
 use super::container_images::Checked;
 use super::{BlobStream, Draft, Ops, OpsError, View, image_bytes};
 use crate::images::oci::{self, Manifest, manifest};
-use crate::images::{Apart, BlobError, Spooled, disk, take_apart};
+use crate::images::{Apart, BlobError, Spooled, take_apart};
 use crate::model::{ArchiveParts, BlobRecord, ImageRecord};
+use amphi_api::disk::{self, DiskFormat, Ends};
 use amphi_api::image::{Blob, BlobRole, ImageFormat};
 use amphi_api::{ImageId, ProjectId};
 use bytes::BytesMut;
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
-use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 /// Read at a time, in bytes.
@@ -92,16 +92,16 @@ impl Ops {
         lent: SignedDuration,
     ) -> Result<Brought, OpsError> {
         image_bytes::check(&self.world().read(), scope, spooled.size)?;
-        let virtual_size = match role {
-            BlobRole::Disk => {
-                let failed = |e: std::io::Error| OpsError::Unavailable(format!("cannot read the disk: {e}"));
-                let file = tokio::fs::File::open(spooled.path()).await.map_err(failed)?;
-                let mut head = Vec::new();
-                file.take(disk::HEAD as u64).read_to_end(&mut head).await.map_err(failed)?;
-                let looked = disk::virtual_size(format, &head, spooled.size);
-                looked.map_err(|why| OpsError::field(word(role), why))?
+        let virtual_size = match DiskFormat::of(format).filter(|_| role == BlobRole::Disk) {
+            Some(disk) => {
+                let (path, size) = (spooled.path().to_owned(), spooled.size);
+                let ends = move || Ends::read(disk, &mut std::fs::File::open(path)?, 0, size);
+                let ends =
+                    tokio::task::spawn_blocking(ends).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+                let ends = ends.map_err(|e| OpsError::Unavailable(format!("cannot read the disk: {e}")))?;
+                Some(disk::look(disk, &ends).map_err(|why| OpsError::field(word(role), why))?)
             }
-            _ => None,
+            None => None,
         };
         let md5 = spooled.md5.clone();
         let blob = self.keep(scope, lent, spooled, None).await?;

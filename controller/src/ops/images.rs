@@ -7,8 +7,8 @@ use super::list::find;
 use super::{Draft, ListQuery, Ops, OpsError, View};
 use crate::images::BlobError;
 use crate::model::{
-    ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, ManifestKind,
-    ManifestRecord, Record, StagedBlob, change_image, format_of,
+    ChangeRefused, ImageChange, ImageExport, ImageRecord, ImageTraits, InstanceRecord, Intent, ManifestKind,
+    ManifestRecord, Record, StagedBlob, VolumeRecord, change_image, format_of,
 };
 use amphi_api::image::{BlobRole, Image, ImageCreate, ImageFormat, ImageState};
 use amphi_api::set::SetSpec;
@@ -395,8 +395,15 @@ fn refuse_used(view: &View, id: ImageId) -> Result<(), OpsError> {
     if let Some(rollout) = view.rollouts.iter().find(|r| !r.ended() && super::updates::uses(view, r, id)) {
         return Err(OpsError::conflict(format!("the update of instance {} uses it", rollout.instance)));
     }
-    match view.exchanges.iter().find(|e| !e.ended() && uses(&e.body.images)) {
-        Some(user) => Err(OpsError::conflict(format!("exchange {} uses it", user.id))),
+    if let Some(user) = view.exchanges.iter().find(|e| !e.ended() && uses(&e.body.images)) {
+        return Err(OpsError::conflict(format!("exchange {} uses it", user.id)));
+    }
+    // Until its host has said that it is there, what it begins with must be.
+    let begins = |v: &VolumeRecord| v.source_image == Some(id) && !v.made && v.intent == Intent::Live;
+    match view.volumes.iter().find(|v| begins(v)) {
+        Some(user) => {
+            Err(OpsError::conflict(format!("volume {} ('{}') is being made of it", user.id, user.name)))
+        }
         None => Ok(()),
     }
 }

@@ -46,9 +46,7 @@ pub(super) fn image<'a>(
     let wanted = if kind == BodyKind::Set { "a container image" } else { "a disk or kernel image" };
     let fits = match kind {
         BodyKind::Set => row.format.is_container(),
-        BodyKind::Vm => {
-            matches!(row.format, ImageFormat::Qcow2 | ImageFormat::Raw | ImageFormat::KernelInitramfs)
-        }
+        BodyKind::Vm => row.format.is_disk() || row.format == ImageFormat::KernelInitramfs,
     };
     if !fits {
         return Err(OpsError::field(place, format!("image '{text}' is not {wanted}")));

@@ -4,7 +4,7 @@ use super::blobs::digest_of;
 use super::bringing::word;
 use super::list::find;
 use super::{BlobStream, DIGEST_HEADER, Ops, OpsError, PushRefused, UploadId};
-use crate::images::{Owner, SessionError};
+use crate::images::{Owner, SessionError, Spooled};
 use amphi_api::image::{BlobRole, Image};
 use amphi_api::{ImageId, ProjectId};
 use uuid::Uuid;
@@ -23,6 +23,12 @@ pub enum Appended {
     /// So many bytes are here; the rest is awaited.
     More(u64),
     Whole(Box<Image>),
+}
+
+/// What has become of an upload's bytes.
+pub(super) enum Arrived {
+    More(u64),
+    Whole(Spooled),
 }
 
 /// The same for everybody who sends this image's blob.
@@ -63,35 +69,53 @@ impl Ops {
         expected: Option<&str>,
     ) -> Result<Appended, OpsError> {
         let format = self.taker(scope, id, role)?;
+        let (upload, owner) = session(scope, id, role);
+        match self.append_session(scope, upload, &owner, range, bytes, expected).await? {
+            Arrived::More(here) => Ok(Appended::More(here)),
+            Arrived::Whole(spooled) => {
+                let brought = self.bring_file(scope, format, role, spooled).await?;
+                Ok(Appended::Whole(Box::new(self.name_brought(scope, id, role, &brought).await?)))
+            }
+        }
+    }
+
+    /// Takes bytes of an upload that begins with its first.
+    pub(super) async fn append_session(
+        &self,
+        scope: ProjectId,
+        upload: UploadId,
+        owner: &Owner,
+        range: ByteRange,
+        bytes: BlobStream,
+        expected: Option<&str>,
+    ) -> Result<Arrived, OpsError> {
         expected.map(digest_of).transpose()?;
         if range.total > self.blobs.limit() {
             return Err(OpsError::TooLarge(self.blobs.limit()));
         }
         super::image_bytes::check(&self.world().read(), scope, range.total)?;
-        let (upload, owner) = session(scope, id, role);
-        self.blobs.begin(upload, &owner).await?;
-        let here = self.blobs.append(upload, &owner, Some(range.from), bytes).await;
+        self.blobs.begin(upload, owner).await?;
+        let here = self.blobs.append(upload, owner, Some(range.from), bytes).await;
         let here = here.map_err(|e| refused(upload, e))?;
         if here < range.total {
-            return Ok(Appended::More(here));
+            return Ok(Arrived::More(here));
         }
         if here > range.total {
             self.blobs.cancel(upload).await;
             let text = format!("{here} bytes have come, more than the {} that were announced", range.total);
             return Err(OpsError::field("content-range", text));
         }
-        let spooled = self.blobs.conclude(upload, &owner).await.map_err(|e| refused(upload, e))?;
+        let spooled = self.blobs.conclude(upload, owner).await.map_err(|e| refused(upload, e))?;
         if let Some(expected) = expected.filter(|e| *e != spooled.digest.to_string()) {
             let text =
                 format!("the bytes are of digest {}, not {expected}; nothing was kept", spooled.digest);
             return Err(OpsError::field(DIGEST_HEADER, text));
         }
-        let brought = self.bring_file(scope, format, role, spooled).await?;
-        Ok(Appended::Whole(Box::new(self.name_brought(scope, id, role, &brought).await?)))
+        Ok(Arrived::Whole(spooled))
     }
 }
 
-fn refused(upload: UploadId, error: SessionError) -> OpsError {
+pub(super) fn refused(upload: UploadId, error: SessionError) -> OpsError {
     match error {
         SessionError::Unknown => PushRefused::NoUpload(upload).into(),
         SessionError::Blob(error) => error.into(),

@@ -5,7 +5,7 @@ use super::list::find;
 use super::{Draft, Ops, OpsError, Row, View, quotas, resolve, sights, volume_groups, volume_types};
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
-use amphi_api::image::{ImageFormat, ImageState};
+use amphi_api::image::ImageState;
 use amphi_api::volume::{Volume, VolumeCreate};
 use amphi_api::{HostId, ImageId, ProjectId, SnapshotId, UserId, VolumeId, VolumeTypeId, validate};
 use jiff::Timestamp;
@@ -240,9 +240,9 @@ fn usable_image(view: &View, scope: ProjectId, id: ImageId) -> Result<&Row<Image
     if row.state() != ImageState::Active || row.traits.deactivated {
         return Err(wrong("is not active."));
     }
-    match row.format {
-        ImageFormat::Raw | ImageFormat::Qcow2 => Ok(row),
-        _ => Err(wrong("is no disk: a volume cannot begin with it.")),
+    match row.format.is_disk() {
+        true => Ok(row),
+        false => Err(wrong("is no disk: a volume cannot begin with it.")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! byte whose digest it has not seen, and to evict what is in use. A container image's layers are not fetched with it: its
 //! own engine asks for those that it lacks, by the registry here.
 
+pub mod bases;
 mod coming;
 pub mod evict;
 mod facts;
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 use tokio::sync::{Notify, Semaphore};
 
+use bases::Bases;
 pub use evict::Evicted;
 pub use handing::Bytestream;
 pub use trouble::Trouble;
@@ -59,17 +61,20 @@ pub struct ImageCache {
     asked: Mutex<BTreeMap<String, Weak<Coming>>>,
     /// Other hosts that are served at once.
     guests: Semaphore,
+    bases: Bases,
 }
 
 impl ImageCache {
     /// `folder` is made when the first blob comes.
     pub fn new(folder: impl Into<PathBuf>, fetcher: Arc<dyn BlobFetcher>) -> Self {
         let shelf = Arc::new(Shelf { folder: folder.into(), grown: Notify::new() });
-        Self { shelf, fetcher, asked: Mutex::default(), guests: Semaphore::new(peers::GUESTS) }
+        let bases = Bases::new(shelf.folder.join("bases"));
+        Self { shelf, fetcher, asked: Mutex::default(), guests: Semaphore::new(peers::GUESTS), bases }
     }
 
     /// What a body needs of an image before its driver sees it, fetched if it is not here: of a container image that comes
-    /// by layer the manifest and the configuration, of any other all its blobs.
+    /// by layer the manifest and the configuration, of any other all its blobs; of a disk in a foreign format the base that
+    /// was made of it.
     pub async fn ensure(&self, image: &Image) -> Result<CachedImage, DriverError> {
         let mut blobs = BTreeMap::new();
         for role in roles(image) {
@@ -77,7 +82,11 @@ impl ImageCache {
                 image: image.id,
                 message: format!("its {role:?} has not been uploaded"),
             })?;
-            blobs.insert(*role, self.ensure_blob(image.id, blob).await?);
+            let path = match bases::foreign(image.format).filter(|_| *role == BlobRole::Disk) {
+                Some(of) => self.bases.ensure(image.id, of, blob, self.ensure_blob(image.id, blob)).await?,
+                None => self.ensure_blob(image.id, blob).await?,
+            };
+            blobs.insert(*role, path);
         }
         Ok(CachedImage { image: image.clone(), blobs })
     }
@@ -197,7 +206,11 @@ impl ImageCache {
             asked.retain(|_, coming| coming.strong_count() > 0);
             keep.extend(asked.keys().cloned());
         }
-        let sweep = move || evict::sweep(&folder, &keep, max_bytes);
+        let bases = self.bases.clone();
+        let sweep = move || {
+            bases.sweep(&keep)?;
+            evict::sweep(&folder, &keep, max_bytes)
+        };
         let swept = tokio::task::spawn_blocking(sweep).await.unwrap_or_else(|e| Err(io::Error::other(e)));
         swept.map_err(|source| DriverError::Io { doing: "sweep the image cache".into(), source })
     }

@@ -4,6 +4,7 @@
 use super::Reconciler;
 use super::execute::{WorkError, user_of};
 use super::exports::Workplace;
+use crate::images::bases;
 use crate::instance::vm::image_check;
 use crate::instance::{Adjustment, BodyDriver, ExportPart, ExportPlan};
 use crate::qemu_img::DiskFormat;
@@ -50,15 +51,12 @@ impl Reconciler {
     /// An image's disk out of the cache, its header looked at: it must point at no file of this host.
     async fn disk_of(&self, image: &Image) -> Result<Source, WorkError> {
         let no_disk = |message: String| WorkError::NoDisk { image: image.id, message };
-        let format = DiskFormat::of(image.format)
-            .ok_or_else(|| no_disk("it has no disk: only raw and qcow2 images do".to_owned()))?;
+        let format = bases::lies(image.format).ok_or_else(|| no_disk("it is no disk".to_owned()))?;
         let cached = self.drivers.images.ensure(image).await?;
         let file = cached.blobs.get(&BlobRole::Disk).cloned();
         let file = file.ok_or_else(|| no_disk("its disk has not been uploaded".to_owned()))?;
         let (path, of) = (file.clone(), image.format);
-        let look = tokio::task::spawn_blocking(move || {
-            image_check::head(&path).map(|head| image_check::check(of, BlobRole::Disk, &head))
-        });
+        let look = tokio::task::spawn_blocking(move || image_check::check(of, BlobRole::Disk, &path));
         let looked = look.await.map_err(std::io::Error::other).and_then(|looked| looked);
         looked.map_err(|e| no_disk(e.to_string()))?.map_err(no_disk)?;
         Ok(Source::Disk { file, format })
@@ -136,7 +134,7 @@ impl Reconciler {
 
 fn disk_format(image: ImageId, format: ImageFormat) -> Result<DiskFormat, WorkError> {
     let no_disk = || WorkError::NoDisk { image, message: "a volume becomes a raw or qcow2 image".to_owned() };
-    DiskFormat::of(format).ok_or_else(no_disk)
+    DiskFormat::of(format).filter(|f| matches!(f, DiskFormat::Raw | DiskFormat::Qcow2)).ok_or_else(no_disk)
 }
 
 struct PauseGuest {

@@ -3,8 +3,9 @@
 
 use super::Reconciler;
 use crate::crossing::{Medium, Part, Pass, take_pass};
+use crate::images::bases;
 use crate::instance::folders;
-use crate::qemu_img::{self, DiskFormat};
+use crate::qemu_img;
 use crate::storage::{Attach, Filesystem};
 use amphi_api::image::BlobRole;
 use amphi_api::wire::{HostDesired, InstanceDesired, VolumeSource};
@@ -120,7 +121,7 @@ impl Reconciler {
             }
             Part::Root => {
                 let image = instance.body.images().first().ok_or("its body has no image")?;
-                let format = DiskFormat::of(image.format).ok_or("its image is no disk")?;
+                let format = bases::lies(image.format).ok_or("its image is no disk")?;
                 let cached = self.drivers.images.ensure(image).await.map_err(|e| e.to_string())?;
                 let base = cached.blobs.get(&BlobRole::Disk).ok_or("its image has no disk")?;
                 let part = part_of(path);

@@ -1,13 +1,13 @@
 //! Files of this machine as sources: a disk, or an OVA with its descriptor, disks and manifest. Owns the reading of the
 //! archive and the runs of `qemu-img`. Refuses whatever leads out of the file.
 
-pub mod head;
 pub mod ovf;
 
 use super::bytes::{Flow, Meter, PIECE, part};
 use super::machine::{Card, Disk, Machine};
 use super::plan::{Bytes, Digest, Fate, Finding};
 use crate::failure::Failure;
+use amphi_api::disk::{self, DiskFormat, Ends};
 use ring::digest::{SHA256, digest};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -44,28 +44,44 @@ pub fn disk(path: &Path, format: Option<&str>) -> Result<Disk, Failure> {
     if !metadata.is_file() || metadata.len() == 0 {
         return Err(refused(path, "is no file, or empty"));
     }
-    let mut begin = vec![0; 4096];
-    let got = file.read(&mut begin).map_err(unreadable(path))?;
-    begin.truncate(got);
-    let format = match (format, head::sniff(&begin)) {
-        (Some(said), _) => said.to_owned(),
-        (None, Some(seen)) => seen.to_owned(),
-        (None, None) => {
-            return Err(refused(path, "does not begin as a disk does")
-                .next("say what it is: --format raw|qcow2|vmdk|vhd|vhdx|vdi"));
-        }
+    let format = match format {
+        Some(said) => said.to_owned(),
+        None => sniff(&mut file, 0, metadata.len()).map_err(unreadable(path))?.ok_or_else(|| {
+            refused(path, "does not begin as a disk does")
+                .next("say what it is: --format raw|qcow2|vmdk|vhd|vhdx|vdi")
+        })?,
     };
-    head::check(&format, &begin).map_err(|why| refused(path, why))?;
-    let capacity = match format.as_str() {
-        "qcow2" => head::qcow2(&begin),
-        "vmdk" => head::vmdk(&begin),
-        "raw" => Ok(metadata.len()),
-        // Known when it has been converted: the image's own size is the disk's then.
-        _ => Ok(0),
-    };
+    let capacity = look(&format, &mut file, 0, metadata.len()).map_err(unreadable(path))?;
     let capacity = capacity.map_err(|why| refused(path, why))?;
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(Disk { name, bytes: Bytes::File { path: full, format: format.clone() }, format, capacity })
+}
+
+/// What the first of `size` bytes from `at` on tell, or the last: a fixed vhd begins as its guest likes.
+fn sniff(file: &mut File, at: u64, size: u64) -> std::io::Result<Option<String>> {
+    let ends = Ends::read(DiskFormat::Vhd, file, at, size)?;
+    let fixed = disk::look(DiskFormat::Vhd, &ends).ok().map(|_| "vhd");
+    Ok(disk::sniff(&ends.head).or(fixed).map(str::to_owned))
+}
+
+/// The size of the disk in `size` bytes from `at` on; 0 where it is known only when it has been converted: the image's own
+/// size is the disk's then. The inner error says why it is not taken.
+fn look(format: &str, file: &mut File, at: u64, size: u64) -> std::io::Result<Result<u64, String>> {
+    let of = DiskFormat::named(format);
+    let ends = Ends::read(of.unwrap_or(DiskFormat::Raw), file, at, size)?;
+    Ok(check(format, &ends))
+}
+
+/// Whether bytes may be taken as a disk of this format, and how large it is. Anything may stand in a raw disk, but what looks
+/// like another format would be taken for it by somebody.
+pub fn check(format: &str, ends: &Ends) -> Result<u64, String> {
+    match (DiskFormat::named(format), disk::sniff(&ends.head)) {
+        (Some(DiskFormat::Raw), Some(other)) if other != "vhd" => {
+            Err(format!("it is said to be raw, and begins as {other} does"))
+        }
+        (Some(format), _) => disk::look(format, ends),
+        (None, _) => Ok(0),
+    }
 }
 
 /// What lies where in an OVA: offset and size.
@@ -169,15 +185,11 @@ pub fn ova(path: &Path) -> Result<Machine, Failure> {
         if digest.is_none() && !digests.is_empty() {
             return Err(refused(path, format!("{} is missing in the manifest", disk.file)));
         }
-        let begin = small(&full, (offset, size.min(4096)), 4096)?;
-        let format = head::sniff(&begin).unwrap_or("raw").to_owned();
-        head::check(&format, &begin).map_err(|why| refused(path, format!("{} {why}", disk.file)))?;
-        let seen = match format.as_str() {
-            "qcow2" => head::qcow2(&begin),
-            "vmdk" => head::vmdk(&begin),
-            _ => Ok(disk.capacity),
-        };
-        let seen = seen.map_err(|why| refused(path, format!("{} {why}", disk.file)))?;
+        let mut file = File::open(&full).map_err(unreadable(path))?;
+        let format = sniff(&mut file, offset, size).map_err(unreadable(path))?;
+        let format = format.unwrap_or_else(|| "raw".to_owned());
+        let seen = look(&format, &mut file, offset, size).map_err(unreadable(path))?;
+        let seen = seen.map_err(|why| refused(path, format!("{}: {why}", disk.file)))?;
         if seen > disk.capacity.saturating_add(1 << 20) {
             let why =
                 format!("{} says {seen} bytes of itself, and the descriptor {}", disk.file, disk.capacity);
@@ -265,8 +277,9 @@ pub async fn flow(bytes: &Bytes, work: &Path) -> Result<Flow, Failure> {
                 let meter = read.map_err(|e| Failure::new(1, e.to_string()))??;
                 meter.passed().check(digest).map_err(|why| refused(archive, format!("{name}: {why}")))?;
             }
-            let begin = small(archive, (*offset, (*size).min(4096)), 4096)?;
-            head::check(format, &begin).map_err(|why| refused(archive, format!("{name} {why}")))?;
+            let mut file = File::open(archive).map_err(unreadable(archive))?;
+            let looked = look(format, &mut file, *offset, *size).map_err(unreadable(archive))?;
+            looked.map_err(|why| refused(archive, format!("{name}: {why}")))?;
             let file = json!({ "driver": "file", "filename": archive });
             let part = json!({ "driver": "raw", "offset": offset, "size": size, "file": file });
             converted(&json!({ "driver": driver(format), "file": part }), work).await
@@ -289,7 +302,7 @@ fn pass(path: &Path, from: u64, size: u64, of: &Digest) -> Result<Meter, Failure
 
 /// QEMU's word for a format.
 fn driver(format: &str) -> &str {
-    if format == "vhd" { "vpc" } else { format }
+    DiskFormat::named(format).map_or(format, |of| of.driver())
 }
 
 /// `qemu-img convert`, told what it reads: nothing is probed, and what was looked at before leads nowhere else.
@@ -331,6 +344,10 @@ mod tests {
         head[..5].copy_from_slice(b"KDMV\x03");
         head[12..20].copy_from_slice(&((8u64 << 30) / 512).to_le_bytes());
         head[20..28].copy_from_slice(&128u64.to_le_bytes());
+        head[28] = 1;
+        head[36] = 2;
+        let text = b"# Disk DescriptorFile\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW 16777216 SPARSE \"d\"\n";
+        head[512..512 + text.len()].copy_from_slice(text);
         head[44..48].copy_from_slice(&512u32.to_le_bytes());
         head
     }
@@ -414,5 +431,6 @@ mod tests {
         assert!(disk(&path, Some("qcow2")).unwrap_err().what.contains("no qcow2"));
         std::fs::write(&path, vmdk()).unwrap();
         assert_eq!(disk(&path, None).unwrap().format, "vmdk");
+        assert!(disk(&path, Some("raw")).unwrap_err().what.contains("begins as vmdk"));
     }
 }

@@ -1,7 +1,7 @@
 //! An OVF descriptor (DMTF DSP0243) as a machine: name, CPUs, memory, cards, disks. Pure. Owns what VMware's and VirtualBox's
 //! exports have in common. Refuses document types (and so entities), files elsewhere, sizes that cannot be.
 
-use super::head::DISK_MAX;
+use amphi_api::disk::SIZE_MAX;
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeMap;
 
@@ -197,9 +197,9 @@ fn disks(root: &Node) -> Result<BTreeMap<String, Disk>, String> {
         let unit =
             unit(units).ok_or_else(|| format!("DiskSection: {id}: sizes in '{units}' are not understood"))?;
         let capacity = attribute(&disk, "capacity").and_then(|t| t.parse::<u64>().ok()?.checked_mul(unit));
-        let capacity = capacity.filter(|c| (1..=DISK_MAX).contains(c));
+        let capacity = capacity.filter(|c| (1..=SIZE_MAX).contains(c));
         let capacity = capacity.ok_or_else(|| {
-            format!("DiskSection: the capacity of {id} is not within 1 to {DISK_MAX} bytes")
+            format!("DiskSection: the capacity of {id} is not within 1 to {SIZE_MAX} bytes")
         })?;
         let Some(reference) = attribute(&disk, "fileRef") else {
             return Err(format!(

@@ -154,8 +154,10 @@ fn images(draft: &mut Draft) {
             );
             continue;
         }
-        let starts =
-            matches!((container, disk), ("bare", "raw" | "qcow2") | ("docker", _) | ("amphi-set", _));
+        let starts = matches!(
+            (container, disk),
+            ("bare", "raw" | "qcow2" | "vmdk" | "vhd" | "vhdx") | ("docker", _) | ("amphi-set", _)
+        );
         if !starts {
             let why = format!("{container}/{disk}: it is kept and handed out, nothing starts from it");
             draft.found(Fate::Changed, "image", &name, why);

@@ -78,7 +78,7 @@ fn need(method: &Method, path: &str) -> &'static str {
     let below = path.strip_prefix("/v1/").unwrap_or_default();
     let noun = below.split('/').next().unwrap_or_default();
     match noun {
-        "hosts" | "join-tokens" | "placements" | "failovers" => "admin",
+        "hosts" | "join-tokens" | "placements" | "failovers" | "projects" => "admin",
         // Which host runs what is the operator's business.
         _ if path.ends_with("/moves") => "admin",
         "images" if below.split('/').nth(2) == Some("hosts") => "admin",
@@ -161,6 +161,9 @@ mod tests {
             (Method::GET, "/v1/hosts", "admin"),
             (Method::POST, "/v1/hosts/x/evacuate", "admin"),
             (Method::POST, "/v1/join-tokens", "admin"),
+            (Method::PUT, "/v1/projects/x/image-usage", "admin"),
+            (Method::GET, "/v1/market", "reader"),
+            (Method::POST, "/v1/blobs/known", "member"),
             (Method::POST, "/v1/placements/explain", "admin"),
             (Method::POST, "/v1/instances/x/moves", "admin"),
             (Method::GET, "/v1/hosts-of-mine", "reader"),

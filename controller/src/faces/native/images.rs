@@ -2,37 +2,139 @@
 
 use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
-use super::extract::{Body, Id, ListParams, Params, id};
+use super::extract::{Body, Id, Params, id, parse};
 use super::guard::Scope;
-use crate::ops::{Appended, ByteRange, DIGEST_HEADER};
-use amphi_api::image::{BlobRole, Image, ImageCreate};
-use amphi_api::{ErrorCode, ImageId};
-use axum::Json;
+use crate::ops::identity::Caller;
+use crate::ops::{Appended, ByteRange, DIGEST_HEADER, ListQuery, MarketQuery};
+use amphi_api::image::{
+    BlobRole, Image, ImageCreate, ImageDetail, ImageEdit, ImageFormat, ImageLimit, ImageUsage, LayerImage,
+    MarketImage,
+};
+use amphi_api::recipe::{self, LITERAL_MAX, Recipe};
+use amphi_api::{ErrorCode, ImageId, ProjectId};
 use axum::extract::{Path, Request, State};
-use axum::http::header::CONTENT_RANGE;
+use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::TryStreamExt;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 /// Where an upload goes on.
-const OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+pub(super) const OFFSET: HeaderName = HeaderName::from_static("upload-offset");
+/// Largest recipe, in bytes: its literal ones as base64, and what names the rest.
+const RECIPE_MAX: usize = LITERAL_MAX as usize / 3 * 4 + (2 << 20);
 
 #[derive(Serialize, ToSchema)]
 pub struct ImageList {
     images: Vec<Image>,
+    /// Of the listed images, each once; where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<LayerImage>>,
+}
+
+/// Which of a project's images, and whether with their layers.
+#[derive(Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ImageParams {
+    /// Exactly this name.
+    name: Option<String>,
+    /// 1 to 1,000 entries. Default: all.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Only what comes after this id.
+    marker: Option<String>,
+    /// Container images' layers, too, as images with a parent.
+    #[serde(default)]
+    layers: bool,
 }
 
 /// List images.
-#[utoipa::path(get, path = "/images", tag = "images", params(ListParams),
+#[utoipa::path(get, path = "/images", tag = "images", params(ImageParams),
     responses((status = 200, body = ImageList), ReadRefusals))]
 pub async fn list(
     State(native): State<Native>,
     Scope(scope): Scope,
-    Params(params): Params<ListParams>,
+    Params(params): Params<ImageParams>,
 ) -> Result<Json<ImageList>, Failure> {
-    Ok(Json(ImageList { images: native.ops.images(scope, &params.into())? }))
+    let query = ListQuery { name: params.name, limit: params.limit, marker: params.marker };
+    let images = native.ops.images(scope, &query)?;
+    let layers = params.layers.then(|| native.ops.layers_of(&images));
+    Ok(Json(ImageList { images, layers }))
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LayerList {
+    layers: Vec<LayerImage>,
+}
+
+/// A container image's layers, the lowest first, each as an image with a parent.
+#[utoipa::path(get, path = "/images/{id}/layers", tag = "images", params(("id" = Uuid, Path)),
+    responses((status = 200, body = LayerList), ReadRefusals))]
+pub async fn layers(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ImageId>,
+) -> Result<Json<LayerList>, Failure> {
+    Ok(Json(LayerList { layers: native.ops.image_layers(scope, id)? }))
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Market {
+    images: Vec<MarketImage>,
+}
+
+/// What is looked for in the market.
+#[derive(Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct MarketParams {
+    /// Exactly this name.
+    name: Option<String>,
+    /// In the name or the description, whatever the case.
+    search: Option<String>,
+    /// The name or id of the project that offers it.
+    owner: Option<String>,
+    format: Option<ImageFormat>,
+    /// Images of the community, too.
+    #[serde(default)]
+    community: bool,
+    /// 1 to 1,000 entries. Default: all.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// Only what comes after this id.
+    marker: Option<ImageId>,
+}
+
+/// List images that everybody may start from: public ones, those in public repositories, on request the community's.
+#[utoipa::path(get, path = "/market", tag = "images", params(MarketParams),
+    responses((status = 200, body = Market), ReadRefusals))]
+pub async fn market(
+    State(native): State<Native>,
+    Params(params): Params<MarketParams>,
+) -> Result<Json<Market>, Failure> {
+    let MarketParams { name, search, owner, format, community, limit, marker } = params;
+    let query = MarketQuery { name, search, owner, format, community, limit, marker };
+    Ok(Json(Market { images: native.ops.market(&query)? }))
+}
+
+/// How much of the image store the project may have, and has.
+#[utoipa::path(get, path = "/image-usage", tag = "images", responses((status = 200, body = ImageUsage), ReadRefusals))]
+pub async fn usage(State(native): State<Native>, Scope(scope): Scope) -> Json<ImageUsage> {
+    Json(native.ops.image_usage(scope))
+}
+
+/// Set how much of the image store a project may have. An administrator's.
+#[utoipa::path(put, path = "/projects/{id}/image-usage", tag = "images", params(("id" = Uuid, Path)),
+    request_body = ImageLimit, responses((status = 200, body = ImageUsage), WriteRefusals))]
+pub async fn limit(
+    State(native): State<Native>,
+    Id(project): Id<ProjectId>,
+    Body(limit): Body<ImageLimit>,
+) -> Result<Json<ImageUsage>, Failure> {
+    Ok(Json(native.ops.limit_images(project, limit).await?))
 }
 
 /// Make an image; its blobs are uploaded next.
@@ -48,13 +150,26 @@ pub async fn create(
 
 /// Show an image.
 #[utoipa::path(get, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)),
-    responses((status = 200, body = Image), ReadRefusals))]
+    responses((status = 200, body = ImageDetail), ReadRefusals))]
 pub async fn show(
     State(native): State<Native>,
     Scope(scope): Scope,
     Id(id): Id<ImageId>,
-) -> Result<Json<Image>, Failure> {
-    Ok(Json(native.ops.image(scope, id)?))
+) -> Result<Json<ImageDetail>, Failure> {
+    Ok(Json(native.ops.image_detail(scope, id)?))
+}
+
+/// Say something else of an image: its name, description, version, who sees it.
+#[utoipa::path(patch, path = "/images/{id}", tag = "images", params(("id" = Uuid, Path)), request_body = ImageEdit,
+    responses((status = 200, body = ImageDetail), WriteRefusals))]
+pub async fn edit(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Extension(caller): Extension<Caller>,
+    Id(id): Id<ImageId>,
+    Body(edit): Body<ImageEdit>,
+) -> Result<Json<ImageDetail>, Failure> {
+    Ok(Json(native.ops.edit_image(&caller, scope, id, &edit).await?))
 }
 
 /// Delete an image that no body uses.
@@ -69,11 +184,12 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Upload one blob. The image is active once it has all its format needs.
+/// Upload one blob. The image is active once it has all its format needs. A body of the type
+/// `application/vnd.amphi.recipe+json` is no blob but says how it is put together of blobs that are here.
 #[utoipa::path(put, path = "/images/{id}/blobs/{role}", tag = "images",
     params(("id" = Uuid, Path), ("role" = BlobRole, Path),
         ("x-amphi-sha256" = Option<String>, Header, description = "Refuse bytes of another SHA-256 digest")),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content((Vec<u8> = "application/octet-stream"), (Recipe = "application/vnd.amphi.recipe+json"))),
     responses((status = 200, body = Image), WriteRefusals))]
 pub async fn put_blob(
     State(native): State<Native>,
@@ -83,6 +199,13 @@ pub async fn put_blob(
 ) -> Result<Json<Image>, Failure> {
     let (image, role) = (id(image)?, role_of(&role)?);
     let expected = expected(request.headers());
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if kind == recipe::MEDIA_TYPE {
+        let body = axum::body::to_bytes(request.into_body(), RECIPE_MAX).await;
+        let body = body.map_err(|e| Failure::new(ErrorCode::TooLarge, format!("the recipe: {e}")))?;
+        let recipe = parse(&body)?;
+        return Ok(Json(native.ops.put_recipe(scope, image, role, recipe, expected.as_deref()).await?));
+    }
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
     Ok(Json(native.ops.put_blob(scope, image, role, Box::pin(bytes), expected).await?))
 }
@@ -126,11 +249,7 @@ pub async fn append_blob(
     request: Request,
 ) -> Result<Response, Failure> {
     let (image, role) = (id(image)?, role_of(&role)?);
-    let range = request.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(range);
-    let range = range.ok_or_else(|| {
-        let text = "must be there, as bytes FIRST-LAST/SIZE, and SIZE more than LAST";
-        Failure::new(ErrorCode::InvalidField, text).at("content-range")
-    })?;
+    let range = content_range(request.headers())?;
     let expected = expected(request.headers());
     let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let appended =
@@ -138,6 +257,14 @@ pub async fn append_blob(
     Ok(match appended {
         Appended::More(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
         Appended::Whole(image) => Json(*image).into_response(),
+    })
+}
+
+/// Which bytes a body has.
+pub(super) fn content_range(headers: &HeaderMap) -> Result<ByteRange, Failure> {
+    headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(range).ok_or_else(|| {
+        let text = "must be there, as bytes FIRST-LAST/SIZE, and SIZE more than LAST";
+        Failure::new(ErrorCode::InvalidField, text).at("content-range")
     })
 }
 

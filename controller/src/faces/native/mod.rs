@@ -2,6 +2,7 @@
 //! is said in `ops`. Every answer that is no success carries an `ErrorBody`, whatever went wrong.
 
 mod answers;
+mod blobs;
 mod debug;
 mod endpoints;
 mod events;
@@ -94,7 +95,11 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(groups::add_rule))
         .routes(routes!(groups::remove_rule))
         .routes(routes!(images::list, images::create))
-        .routes(routes!(images::show, images::delete))
+        .routes(routes!(images::show, images::edit, images::delete))
+        .routes(routes!(images::layers))
+        .routes(routes!(images::market))
+        .routes(routes!(images::usage))
+        .routes(routes!(images::limit))
         .routes(routes!(prepulls::show, prepulls::order, prepulls::cancel))
         .routes(routes!(prepulls::keep, prepulls::release))
         .routes(routes!(repositories::list))
@@ -102,6 +107,8 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(repositories::tags))
         .routes(routes!(repositories::untag))
         .routes(routes!(images::put_blob, images::blob_offset, images::append_blob))
+        .routes(routes!(blobs::known))
+        .routes(routes!(blobs::read, blobs::offset, blobs::append))
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::show, instances::delete))
         .routes(routes!(instances::start))

@@ -168,7 +168,10 @@ pub(in crate::ops) fn take_volume(
             )));
         }
     } else if record.host != host {
-        if !record.untouched || record.snapshots > 0 || record.source_volume.is_some() {
+        // Made anew there as long as what it began with is there: else its bytes travel.
+        let image = record.source_image.map(|id| view.images.get(id).filter(|image| !image.closing));
+        let copied = record.snapshots > 0 || record.source_volume.is_some();
+        if !record.untouched || copied || image.is_some_and(|image| image.is_none()) {
             set_out(view, draft, &mut record, host, policy, now)?;
             record.untouched = false;
             draft.update(volume, &record);
@@ -181,6 +184,9 @@ pub(in crate::ops) fn take_volume(
             ..Request::default()
         };
         place(&sights(view), &asked, policy)?;
+        if let Some(image) = image.flatten() {
+            draft.guard(image);
+        }
         entomb(view, draft, record.host, Tombstone::Volume { id: volume.id }, now);
         draft.unclaim(record.host, room(record.size_gib));
         draft.claim(host, room(record.size_gib));

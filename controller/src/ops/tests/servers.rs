@@ -5,6 +5,7 @@ use amphi_api::ErrorCode;
 use amphi_api::InstanceId;
 use amphi_api::instance::BodyKind;
 use amphi_api::volume::{VolumeCreate, VolumeState};
+use amphi_api::wire::VolumeSource;
 use std::collections::BTreeMap;
 
 pub(super) fn origin() -> Origin {
@@ -416,4 +417,36 @@ async fn many_at_once_take_what_there_is_and_no_more() {
     }
     let addresses: HashSet<_> = view.ports.iter().flat_map(|p| p.addresses().collect::<Vec<_>>()).collect();
     assert_eq!(addresses.len(), 28);
+}
+
+#[tokio::test]
+async fn an_image_stays_until_the_volume_is_made_that_begins_with_it() {
+    let (cloud, h1, h2) = Cloud::furnished().await;
+    let id = cloud.server(|_| ()).await;
+    cloud.settle().await;
+    let home = cloud.record(id).host.unwrap();
+    let (away, far) = if home == h1 { ("h2", h2) } else { ("h1", h1) };
+    let image = cloud.image("disk", ImageFormat::Vmdk).await;
+    let wish = VolumeWish {
+        name: "v".into(),
+        origin: VolumeOrigin::Image(image),
+        host: Some(away.into()),
+        movable: true,
+        ..VolumeWish::default()
+    };
+    let volume = cloud.ops.make_volume(P, &wish).await.unwrap();
+    let begins =
+        |host: HostId| cloud.ops.desired(host).volumes.iter().find(|v| v.id == volume)?.source.clone();
+    assert!(matches!(begins(far), Some(VolumeSource::Image(of)) if of.id == image), "{:?}", begins(far));
+    let error = cloud.ops.delete_image(P, image).await.unwrap_err();
+    assert!(error.to_string().contains("is being made of it"), "{error}");
+    assert!(!cloud.ops.world().read().images.get(image).unwrap().closing, "and may be used as before");
+    cloud.settle().await;
+    cloud.ops.delete_image(P, image).await.unwrap();
+
+    // It could be made again on another host as long as there was an image: now its bytes travel.
+    let attach = AttachWish { volume: Some(volume), ..AttachWish::default() };
+    cloud.ops.attach_volume(&origin(), id, &attach).await.unwrap();
+    let record = cloud.ops.world().read().volumes.get(volume).unwrap().record.clone();
+    assert!(record.journey.is_some() && record.made, "made anew, of nothing: {record:?}");
 }

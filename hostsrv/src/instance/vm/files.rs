@@ -3,6 +3,7 @@
 
 use super::disks::{self, VolumeIo};
 use super::{drive_image, image_check, xml};
+use crate::images::bases;
 use crate::instance::folders::{self, blocking};
 use crate::instance::{BodyPlan, DriverError, config_drive};
 use crate::qemu_img::{self, DiskFormat, QemuImgError};
@@ -153,8 +154,8 @@ async fn check(plan: &BodyPlan, body: &BodyDesired, image: &Image) -> Result<(),
         let path = xml::blob(plan, body, *role)?.to_owned();
         let format = image.format;
         let role = *role;
-        let head = blocking("read the image", move || image_check::head(&path)).await?;
-        image_check::check(format, role, &head)
+        blocking("read the image", move || image_check::check(format, role, &path))
+            .await?
             .map_err(|message| DriverError::ImageBroken { image: image.id, message })?;
     }
     Ok(())
@@ -172,7 +173,7 @@ async fn ensure_disk(
         return Ok(());
     }
     let base = xml::blob(plan, body, BlobRole::Disk)?;
-    let format = DiskFormat::of(image.format).unwrap_or(DiskFormat::Raw);
+    let format = bases::lies(image.format).unwrap_or(DiskFormat::Raw);
     let size = match qemu_img::virtual_size(format, base).await {
         Err(QemuImgError::Refused { message, .. }) => {
             return Err(DriverError::ImageBroken { image: image.id, message });

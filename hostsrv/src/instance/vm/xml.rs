@@ -120,12 +120,10 @@ fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError
         // The BIOS speaks on the serial line too: a disk that does not boot says so in the console log. Where nothing
         // boots it tries again: what was attached meanwhile is found, and what was to be unplugged goes with the reset,
         // since QEMU waits for a guest to let go of a device, and here there is none.
-        ImageFormat::Qcow2 | ImageFormat::Raw => Ok(os
+        format if format.is_disk() => Ok(os
             .child(Element::new("boot").attr("dev", "hd"))
             .child(Element::new("bios").attr("useserial", "yes").attr("rebootTimeout", BOOT_RETRY_MS))),
-        ImageFormat::DockerArchive | ImageFormat::Oci | ImageFormat::SetDescription | ImageFormat::Other => {
-            Err(refused(plan, "a VM starts from a qcow2 or raw disk, or from a kernel with its initramfs"))
-        }
+        _ => Err(refused(plan, "a VM starts from a disk, or from a kernel with its initramfs")),
     }
 }
 

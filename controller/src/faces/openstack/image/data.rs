@@ -132,3 +132,10 @@ pub async fn import_methods() -> Json<Value> {
 pub async fn stores() -> Json<Value> {
     Json(json!({"stores": [{"id": "amphi", "default": "true"}]}))
 }
+
+/// What glance counts of a project, with its limits (glance/quota/keystone.py's words); of these one is limited here.
+pub async fn usage(State(state): State<OpenStack>, caller: Caller) -> Result<Json<Value>, Refusal> {
+    let usage = state.ops.image_usage(caller.project()?);
+    let used = usage.used_bytes.div_ceil(1 << 20);
+    Ok(Json(json!({"usage": {"image_size_total": {"limit": usage.limit_mib, "usage": used}}})))
+}

@@ -46,6 +46,7 @@ pub(super) fn routes() -> Routes {
         .delete("/v2/images/{id}/members/{member}", Need::Member, members::remove)
         .get("/v2/info/import", Need::Reader, data::import_methods)
         .get("/v2/info/stores", Need::Reader, data::stores)
+        .get("/v2/info/usage", Need::Reader, data::usage)
         .get("/v2/schemas/{name}", Need::Reader, schemas::show)
 }
 
