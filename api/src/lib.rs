@@ -4,6 +4,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod conversion;
 pub mod error;
 pub mod events;
 pub mod failover;

@@ -22,6 +22,10 @@ pub enum Command {
     Layers { image: String },
     /// Make an image out of files.
     Create(Create),
+    /// Make a container image of a disk, or a disk of a container image.
+    Convert(super::convert::Convert),
+    /// How an image was made of another one, and what was found.
+    Conversion { image: String },
     /// Delete an image that no instance needs.
     Delete { image: String },
 }
@@ -90,6 +94,12 @@ impl Command {
                 })
             }
             Self::Create(create) => create.run(session).await,
+            Self::Convert(convert) => convert.run(session).await,
+            Self::Conversion { image } => {
+                let client = session.client()?;
+                let image = client.find_image(&image).await?;
+                session.show(&client.conversion(image.id).await?, super::convert::detail)
+            }
             Self::Delete { image } => {
                 let client = session.client()?;
                 let image = client.find_image(&image).await?;

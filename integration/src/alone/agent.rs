@@ -6,6 +6,7 @@ use amphi_api::group::InstanceFigures;
 use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivation};
 use amphi_api::instance::BodyKind;
 use amphi_hostsrv::blobs::ControllerBlobs;
+use amphi_hostsrv::convert::Converter;
 use amphi_hostsrv::facts::ledger_in_trouble;
 use amphi_hostsrv::images::ImageCache;
 use amphi_hostsrv::instance::gauge::Gauge;
@@ -117,6 +118,7 @@ impl Agent {
             volumes: Arc::new(MemoryVolumes { port: port.clone() }),
             images: Arc::new(ImageCache::new(home.state.join("images"), blobs.clone())),
             exports: Arc::new(Exporter::new(home.state.join("exports"), blobs)),
+            converter: Arc::new(Converter::new(None)),
         };
         let reconciler = Reconciler::new(drivers, ledger, Bell::default());
         let well = Troubles::default();

@@ -94,6 +94,8 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(groups::remove_rule))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::show, images::delete))
+        .routes(routes!(images::convert))
+        .routes(routes!(images::conversion))
         .routes(routes!(repositories::list))
         .routes(routes!(repositories::show, repositories::change, repositories::delete))
         .routes(routes!(repositories::tags))
