@@ -9,7 +9,7 @@ packages=(
   openvswitch-switch ovn-central ovn-host               # network
   lvm2 xfsprogs e2fsprogs dosfstools                    # volumes, the lab's disks, config drives, what guests write on
   squashfs-tools                                        # root file systems of sets that run as VMs
-  busybox-static cpio kmod xz-utils mtools syslinux syslinux-common   # images
+  busybox-static cpio kmod xz-utils mtools syslinux syslinux-common debootstrap   # images
   user-mode-linux                                       # the device-mapper lane
   skopeo                                                # container images, in and out of the registry
   iproute2 ethtool iperf3 iputils-ping curl jq openssh-client   # the lab and its tests

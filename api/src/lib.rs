@@ -4,6 +4,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod conversion;
 pub mod disk;
 pub mod error;
 pub mod events;

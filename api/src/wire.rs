@@ -2,6 +2,7 @@
 //! whole desired states, stamped with a generation, up go statuses. Refuses deltas of desire: a host always knows all
 //! that it should hold, and destroys only what a tombstone or a higher epoch orders.
 
+use crate::conversion::{ConversionProgress, ConversionReport, ConvertTo};
 use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
 use crate::instance::{BodyKind, Fault, MemberStatus, Power};
@@ -22,10 +23,13 @@ use std::net::{IpAddr, SocketAddr};
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
 pub const PROTOCOL: u32 = 1;
 /// How much of the words an agent knows; it says so in its facts, and one that says nothing knows 0. Raised with an optional
-/// field that an older agent would pass over in silence. 1: a VM's probes. 2: images to fetch beforehand.
-pub const WIRE: u32 = 2;
+/// field that an older agent would pass over in silence. 1: a VM's probes. 2: images to fetch beforehand. 3: conversions of
+/// images.
+pub const WIRE: u32 = 3;
 /// From this on an agent fetches images beforehand.
 pub const WIRE_PREPULL: u32 = 2;
+/// From this on an agent makes images of other images.
+pub const WIRE_CONVERT: u32 = 3;
 /// How often a host says that it is there, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 2;
 /// After this long without a word the controller takes the link for gone, in seconds.
@@ -433,7 +437,7 @@ pub struct ExportDesired {
     pub source: ExportSource,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExportSource {
     /// A VM's root disk, as `qcow2` or `raw`.
@@ -444,6 +448,9 @@ pub enum ExportSource {
     Volume(VolumeId),
     /// A volume's snapshot, as `qcow2` or `raw`.
     Snapshot(SnapshotId),
+    /// Another image's bytes, converted: a disk as `docker-archive`, a container image as `qcow2`. For agents that know
+    /// [`WIRE_CONVERT`].
+    Conversion { of: Box<Image>, to: ConvertTo },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -616,6 +623,17 @@ pub struct ExportStatus {
     pub image: ImageId,
     pub blob: Option<Blob>,
     pub fault: Option<Fault>,
+    /// Of a conversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversion: Option<ConversionStatus>,
+}
+
+/// How far a conversion is, and at its end what was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConversionStatus {
+    pub progress: ConversionProgress,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<ConversionReport>,
 }
 
 /// On a request for a blob: its sender can take it from another host, and hands on what it has. The answer may then be 300

@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_orders_of_pages_are_orders() {
-        for (page, least) in [("groups", 15), ("images", 3), ("import", 9), ("registry", 5)] {
+        for (page, least) in [("convert", 5), ("groups", 15), ("images", 3), ("import", 9), ("registry", 5)] {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/{page}.md"));
             let text = std::fs::read_to_string(path).unwrap();
             let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());

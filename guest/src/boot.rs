@@ -33,7 +33,9 @@ pub fn settle() -> io::Result<()> {
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     fs::create_dir_all("/new")?;
     mount("root", "/new", "tmpfs", MsFlags::empty(), "mode=0755,size=64m")?;
-    for folder in ["proc", "sys", "dev", "run", "scratch", "volume", "further", "config", "images"] {
+    for folder in
+        ["proc", "sys", "dev", "run", "scratch", "volume", "further", "config", "images", "disk", "from"]
+    {
         fs::create_dir_all(format!("/new/{folder}"))?;
     }
     fs::copy("/init", "/new/init")?;

@@ -90,3 +90,98 @@ pub fn grow_xfs(file: impl AsFd, bytes: u64) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Names of extended attributes are separated by NULs; more than this the kernel does not tell.
+const XATTRS_MAX: usize = 64 << 10;
+
+/// All extended attributes of a file, or of a link itself.
+pub fn xattrs(path: &std::path::Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut names = vec![0_u8; XATTRS_MAX];
+    // SAFETY: the path is NUL-terminated and outlives the call; the kernel writes at most so many bytes as are there.
+    let got = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let got = match usize::try_from(got) {
+        Ok(got) => got,
+        Err(_) => {
+            let error = io::Error::last_os_error();
+            // A file system without any.
+            return if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Ok(Vec::new()) } else { Err(error) };
+        }
+    };
+    let mut all = Vec::new();
+    for name in names[..got].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        let key = std::ffi::CString::new(name)?;
+        let mut value = vec![0_u8; XATTRS_MAX];
+        // SAFETY: both texts are NUL-terminated and outlive the call; the kernel writes at most so many bytes as are there.
+        let got =
+            unsafe { libc::lgetxattr(path.as_ptr(), key.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        value.truncate(usize::try_from(got).map_err(|_| io::Error::last_os_error())?);
+        all.push((name.to_vec(), value));
+    }
+    Ok(all)
+}
+
+/// Sets one, of a file or of a link itself.
+pub fn set_xattr(path: &std::path::Path, name: &[u8], value: &[u8]) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: both texts are NUL-terminated; the kernel reads so many bytes as are there; all outlive the call.
+    let done =
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// struct dm_ioctl of linux/dm-ioctl.h, and behind it what a call brings along.
+const DM_HEADER: usize = 312;
+const DM_DATA: usize = 64 << 10;
+
+/// One call of device-mapper. `data` goes behind the header; answers the header's device number.
+pub fn device_mapper(
+    control: impl AsFd,
+    command: u64,
+    name: &str,
+    flags: u32,
+    targets: u32,
+    data: &[u8],
+) -> io::Result<u64> {
+    if data.len() > DM_DATA || name.len() > 120 {
+        return Err(io::Error::other("too much for device-mapper"));
+    }
+    // As 64-bit words: the kernel's structures are aligned so.
+    let mut words = vec![0_u64; (DM_HEADER + DM_DATA) / 8];
+    {
+        let mut put = |at: usize, bytes: &[u8]| {
+            for (n, byte) in bytes.iter().enumerate() {
+                let at = at + n;
+                words[at / 8] |= u64::from(*byte) << (at % 8 * 8);
+            }
+        };
+        for (at, number) in [
+            (0, 4_u32),
+            (12, (DM_HEADER + DM_DATA) as u32),
+            (16, DM_HEADER as u32),
+            (20, targets),
+            (28, flags),
+        ] {
+            put(at, &number.to_le_bytes());
+        }
+        put(48, name.as_bytes());
+        put(DM_HEADER, data);
+    }
+    // _IOWR(0xfd, command, struct dm_ioctl)
+    let number = (3 << 30) | ((DM_HEADER as u64) << 16) | (0xfd << 8) | command;
+    // SAFETY: the kernel reads and writes so many bytes as the header's data_size says, which are there and outlive the call.
+    if unsafe { libc::ioctl(control.as_fd().as_raw_fd(), number, words.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(words[5])
+}
+
+/// Fills it with the kernel's random bytes.
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes at most so many bytes as are there; up to 256 come whole.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(got) == Ok(bytes.len()) { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

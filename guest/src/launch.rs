@@ -4,7 +4,7 @@
 
 use crate::boot::told;
 use crate::processes::SELF;
-use crate::{calls, cgroup, rootfs, user};
+use crate::{calls, cgroup, own_disk, rootfs, user};
 use amphi_guest::config::{Guest, Member};
 use amphi_guest::words::Exec;
 use nix::mount::MsFlags;
@@ -53,6 +53,7 @@ pub fn run(role: &str, name: &str) -> ExitCode {
         "enter" => failed(become_member(name)),
         "exec" => hold_exec(name),
         "within" => failed(become_command(name)),
+        "service" => failed(own_disk::become_service().map_err(|error| (FAILED, error)).and_then(exec)),
         _ => Err(io::Error::other("no such role")),
     };
     match ended {
@@ -159,7 +160,7 @@ fn exec(mut command: Command) -> Result<Infallible, (u8, io::Error)> {
 }
 
 /// Limits, capabilities, user and directory, in the member's root. The command is what is left to run.
-fn become_user(
+pub fn become_user(
     member: &Member,
     user: &str,
     directory: &str,

@@ -2,6 +2,7 @@
 //! ([`config`]) and the lines over its serial port ([`words`]). Refuses to know how either side carries it out.
 
 pub mod config;
+pub mod conversion;
 pub mod words;
 
 /// Raised when a description or a line changes its meaning; each side refuses another one by name.

@@ -5,10 +5,13 @@ mod boot;
 mod calls;
 mod cgroup;
 mod channel;
+mod convert;
+mod dhcp;
 mod launch;
 mod logs;
 mod members;
 mod network;
+mod own_disk;
 mod power;
 mod probes;
 mod processes;
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     // A member's first process has the number 1 too, in its own namespace; the kernel starts no init with these words.
     if let [role, name] = words.as_slice()
-        && matches!(role.as_str(), "member" | "enter" | "exec" | "within")
+        && matches!(role.as_str(), "member" | "enter" | "exec" | "within" | "service")
     {
         return launch::run(role, name);
     }
@@ -64,6 +67,12 @@ fn main() -> ExitCode {
 fn run() -> io::Result<Arc<Members>> {
     boot::settle()?;
     say("init");
+    if let Some(what) = convert::wanted() {
+        convert::run(&what)?;
+    }
+    if let Some(root) = own_disk::wanted() {
+        own_disk::run(&root)?;
+    }
     processes::reap();
     let guest = told("the description", boot::description())?;
     fs::write(launch::DESCRIPTION, serde_json::to_vec(&guest)?)?;
@@ -77,7 +86,8 @@ fn run() -> io::Result<Arc<Members>> {
         members.change(|table| table.trouble = Some(text));
     }
     channel::Channel::open(&members)?;
-    power::listen(&members);
+    let ends = members.clone();
+    power::listen(move || power::off(&ends));
     // Members without the volume or the network that they are promised would do harm.
     if trouble.is_empty() {
         members.begin();

@@ -173,24 +173,42 @@ pub fn bring_up(interfaces: &[Interface]) -> io::Result<()> {
         // The name while it is down, then up.
         kernel.order(&format!("{name} named"), libc::RTM_NEWLINK, 0, &link(*index, false, &attributes))?;
         kernel.order(&format!("{name} up"), libc::RTM_NEWLINK, 0, &link(*index, true, &[]))?;
-        let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        for (ip, prefix) in &interface.addresses {
-            kernel.order(
-                &format!("{ip}/{prefix} on {name}"),
-                libc::RTM_NEWADDR,
-                create,
-                &address(*index, *ip, *prefix),
-            )?;
-        }
         // Only the first interface's default route counts.
         let metric = if at == 0 { 0 } else { *index };
-        let none = |ip: &IpAddr| if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u8; 16]) };
-        let defaults =
-            interface.gateways.iter().map(|via| Route { to: none(via), prefix: 0, via: Some(*via) });
-        for Route { to, prefix, via } in interface.routes.iter().cloned().chain(defaults) {
-            let body = route(*index, metric, to, prefix, via);
-            kernel.order(&format!("the route to {to}/{prefix}"), libc::RTM_NEWROUTE, create, &body)?;
-        }
+        dress(&mut kernel, &name, (*index, metric), interface)?;
+    }
+    Ok(())
+}
+
+/// Gives an interface that is up, and was named, its addresses and routes.
+pub fn add(interface: &Interface) -> io::Result<()> {
+    let (name, index) = by_mac(&interface.mac)?;
+    let mut kernel = Kernel::open()?;
+    let mtu = [(IFLA_MTU, interface.mtu.to_ne_bytes().to_vec())];
+    kernel.order(&format!("{name} up"), libc::RTM_NEWLINK, 0, &link(index, true, &mtu))?;
+    dress(&mut kernel, &name, (index, 0), interface)
+}
+
+fn dress(
+    kernel: &mut Kernel,
+    name: &str,
+    (index, metric): (u32, u32),
+    interface: &Interface,
+) -> io::Result<()> {
+    let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    for (ip, prefix) in &interface.addresses {
+        kernel.order(
+            &format!("{ip}/{prefix} on {name}"),
+            libc::RTM_NEWADDR,
+            create,
+            &address(index, *ip, *prefix),
+        )?;
+    }
+    let none = |ip: &IpAddr| if ip.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u8; 16]) };
+    let defaults = interface.gateways.iter().map(|via| Route { to: none(via), prefix: 0, via: Some(*via) });
+    for Route { to, prefix, via } in interface.routes.iter().cloned().chain(defaults) {
+        let body = route(index, metric, to, prefix, via);
+        kernel.order(&format!("the route to {to}/{prefix}"), libc::RTM_NEWROUTE, create, &body)?;
     }
     Ok(())
 }

@@ -11,18 +11,18 @@ use std::sync::Arc;
 const KEY: u16 = 1;
 const POWER: u16 = 116;
 
-/// Listens to every button; one that is pressed ends the members and the machine.
-pub fn listen(members: &Arc<Members>) {
+/// Listens to every button.
+pub fn listen(pressed: impl Fn() + Clone + Send + 'static) {
     for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
         let Ok(mut device) = File::open(entry.path()) else { continue };
-        let members = members.clone();
+        let pressed = pressed.clone();
         std::thread::spawn(move || {
             // struct input_event of a 64-bit machine: two 64-bit times, type, code, value.
             let mut event = [0; 24];
             while device.read_exact(&mut event).is_ok() {
                 if is_press(&event) {
                     crate::say("power button");
-                    off(&members);
+                    pressed();
                 }
             }
         });
@@ -36,13 +36,20 @@ fn is_press(event: &[u8; 24]) -> bool {
 
 /// Ends all members, leaves the volumes clean and switches off.
 pub fn off(members: &Arc<Members>) {
-    members.stop_all();
-    nix::unistd::sync();
-    let further = members.guest.further.iter().map(|(name, _)| format!("/further/{name}"));
-    for path in further.chain(["/volume".to_owned()]) {
-        // What a process still holds was synced above.
-        let _held = umount2(path.as_str(), MntFlags::empty());
-    }
+    off_with(|| {
+        members.stop_all();
+        nix::unistd::sync();
+        let further = members.guest.further.iter().map(|(name, _)| format!("/further/{name}"));
+        for path in further.chain(["/volume".to_owned()]) {
+            // What a process still holds was synced above.
+            let _held = umount2(path.as_str(), MntFlags::empty());
+        }
+    });
+}
+
+/// Does what is left to do, and switches off.
+pub fn off_with(before: impl FnOnce()) {
+    before();
     nix::unistd::sync();
     crate::say("down");
     // It comes back only where the kernel refuses.

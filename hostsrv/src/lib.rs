@@ -6,6 +6,7 @@
 
 pub mod blobs;
 pub mod config;
+pub mod convert;
 pub mod credentials;
 pub mod crossing;
 pub mod docker_plugin;

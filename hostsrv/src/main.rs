@@ -5,6 +5,7 @@ use amphi_api::instance::BodyKind;
 use amphi_api::lean;
 use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
+use amphi_hostsrv::convert::Converter;
 use amphi_hostsrv::facts::{Facts, Sources};
 use amphi_hostsrv::images::registry::Registry;
 use amphi_hostsrv::images::{ImageCache, prepull};
@@ -139,6 +140,8 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         .inspect_err(|why| tracing::warn!("no set can run as a VM here: {why}"))
         .ok();
     let guest_kit = kit.is_some();
+    let converts = kit.as_ref().and_then(|kit| kit.converts(acceleration));
+    let converter = Arc::new(Converter::new(converts.map(|guest| (guest, vms.roots()))));
     let vms = Arc::new(vms.with_passages(passages).with_gate(gate).with_kit(kit));
     let meters: Vec<Arc<dyn Meter>> = vec![Arc::new(SetMeter::new(&config.docker_root)), vms.clone()];
     let gauge = Gauge::new(meters.clone());
@@ -149,6 +152,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
         volumes: volumes(&config, true).await?,
         images,
         exports,
+        converter,
     };
     let sources = Sources {
         config: config.clone(),

@@ -58,6 +58,13 @@ pub async fn create_overlay(
         .map_err(|source| QemuImgError::Io { doing: doing.to_owned(), source })
 }
 
+/// An empty qcow2 disk over nothing.
+pub async fn create_empty(path: &Path, size: u64) -> Result<(), QemuImgError> {
+    let mut command = bounded(&LOOK_BOUNDS);
+    command.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size.to_string());
+    run("create an empty disk", command, LOOK).await.map(drop)
+}
+
 /// Lays a qcow2 disk that nobody uses over `base`, which holds the same bytes as what it lay over before.
 pub async fn rebase(disk: &Path, format: DiskFormat, base: &Path) -> Result<(), QemuImgError> {
     let mut command = bounded(&LOOK_BOUNDS);

@@ -10,6 +10,7 @@ use amphi_api::wire::{
     InstanceDesired, PrepullDesired, Tombstone, VolumeDesired,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
+use amphi_hostsrv::convert::Converter;
 use amphi_hostsrv::images::{BlobFetcher, ImageCache, Incoming};
 use amphi_hostsrv::instance::moves::{BodyMoves, Departure};
 use amphi_hostsrv::instance::sizing::BodySizing;
@@ -405,6 +406,7 @@ fn start(
         volumes: volumes.clone(),
         images: Arc::new(ImageCache::new(state.join("images"), Arc::new(NoBlobs))),
         exports: Arc::new(Exporter::new(state.join("exports"), sink.clone())),
+        converter: Arc::new(Converter::new(None)),
     };
     let reconciler = Reconciler::new(drivers, Ledger::open(state, run).unwrap(), Bell::default());
     let task = tokio::spawn(reconciler.clone().run(|| {}));

@@ -1,6 +1,7 @@
 //! One method per route, noun by noun. Lists come out of their envelope (`{"instances": […]}`).
 
 use super::{Client, ClientError};
+use crate::conversion::{Conversion, ConvertCreate};
 use crate::events::EventPage;
 use crate::failover::{Failover, FailoverChange};
 use crate::host::{Evacuation, Host, HostChange, JoinToken, JoinTokenCreate, MaintenanceCreate};
@@ -237,6 +238,16 @@ impl Client {
 
     pub async fn delete_image(&self, id: ImageId) -> Result<()> {
         self.delete(format!("delete image {id}"), &format!("/images/{id}")).await
+    }
+
+    /// Orders the conversion of an image; the answer names the one that comes out.
+    pub async fn convert_image(&self, id: ImageId, request: &ConvertCreate) -> Result<Conversion> {
+        self.post(format!("convert image {id}"), &format!("/images/{id}/convert"), request).await
+    }
+
+    /// The conversion that an image comes from.
+    pub async fn conversion(&self, id: ImageId) -> Result<Conversion> {
+        self.get("conversion to image", &format!("/images/{id}/conversion")).await
     }
 }
 

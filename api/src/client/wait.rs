@@ -1,10 +1,11 @@
 //! Waiting by polling, every 200 ms until a deadline. A controller that is away for a moment does not end a wait.
 
 use super::{Client, ClientError};
+use crate::conversion::{Conversion, ConversionState};
 use crate::instance::{Exchange, ExchangePhase, Fault, Instance};
 use crate::rollout::Rollout;
 use crate::volume::{Snapshot, Volume};
-use crate::{ExchangeId, InstanceId, SnapshotId, VolumeId};
+use crate::{ExchangeId, ImageId, InstanceId, SnapshotId, VolumeId};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -83,6 +84,12 @@ impl Brief for Instance {
 impl Brief for Exchange {
     fn brief(&self) -> String {
         brief(self.phase, reason(&self.fault))
+    }
+}
+
+impl Brief for Conversion {
+    fn brief(&self) -> String {
+        brief(self.state, reason(&self.fault))
     }
 }
 
@@ -174,6 +181,19 @@ impl Client {
         let operation = format!("wait for the update of {id}");
         let ended = |v: Option<&Rollout>| v.is_some_and(|r| r.ended() || enough(r));
         let seen = until(operation.clone(), deadline, || self.rollout(id), ended, on_change);
+        seen.await?.ok_or_else(|| gone(&operation))
+    }
+
+    /// Waits until the conversion that an image comes from is `done` or `failed`.
+    pub async fn wait_conversion(
+        &self,
+        image: ImageId,
+        deadline: Duration,
+        on_change: impl FnMut(&Conversion),
+    ) -> Result<Conversion, ClientError> {
+        let operation = format!("wait for the conversion to image {image}");
+        let ended = |v: Option<&Conversion>| v.is_some_and(|c| c.state != ConversionState::Running);
+        let seen = until(operation.clone(), deadline, || self.conversion(image), ended, on_change);
         seen.await?.ok_or_else(|| gone(&operation))
     }
 

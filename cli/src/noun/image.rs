@@ -51,6 +51,10 @@ pub enum Command {
         #[arg(long, value_name = "ID", requires = "limit")]
         project: Option<ProjectId>,
     },
+    /// Make a container image of a disk, or a disk of a container image.
+    Convert(super::convert::Convert),
+    /// How an image was made of another one, and what was found.
+    Conversion { image: String },
     /// Delete an image that no instance needs.
     Delete { image: String },
 }
@@ -238,6 +242,11 @@ impl Command {
                     let most = u64::try_from(usage.limit_mib).map_or("any".to_owned(), mib);
                     pairs(&[("Used", bytes(usage.used_bytes)), ("Limit", most)])
                 })
+            Self::Convert(convert) => convert.run(session).await,
+            Self::Conversion { image } => {
+                let client = session.client()?;
+                let image = client.find_image(&image).await?;
+                session.show(&client.conversion(image.id).await?, super::convert::detail)
             }
             Self::Delete { image } => {
                 let client = session.client()?;

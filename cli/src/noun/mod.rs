@@ -1,5 +1,6 @@
 //! One file per noun: its verbs, its columns.
 
+pub mod convert;
 pub mod copying;
 pub mod debug;
 pub mod events;

@@ -1,6 +1,6 @@
 //! What is said of an image beside its bytes: who sees it, its formats in glance's words, its properties.
 
-use super::ImageRecord;
+use super::{ConversionRecord, ImageRecord};
 use amphi_api::ProjectId;
 use amphi_api::image::{Blob, ImageFormat};
 use jiff::Timestamp;
@@ -35,6 +35,8 @@ pub struct ImageTraits {
     pub deactivated: bool,
     /// Bytes that wait for an import.
     pub staged: Option<StagedBlob>,
+    /// It is made of another image.
+    pub conversion: Option<ConversionRecord>,
     pub updated_at: Option<Timestamp>,
 }
 

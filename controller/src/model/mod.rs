@@ -5,6 +5,7 @@ mod action;
 mod aggregate;
 mod blob;
 mod claim;
+mod conversion;
 mod crossing;
 mod exchange;
 mod failover;
@@ -42,6 +43,7 @@ pub use action::{ACTIONS_KEPT, ActionEvent, ActionKey, ActionRecord, MigrationKi
 pub use aggregate::{AggregateId, AggregateRecord, DEFAULT_ZONE, INTERNAL_ZONE, ZONE_KEY};
 pub use blob::{ArchiveParts, BlobRecord, BlobSight, BlobStep, blob_step};
 pub use claim::ClaimRecord;
+pub use conversion::{ConversionRecord, ends_conversion};
 pub use exchange::{
     ExchangeRecord, ExchangeSight, ExchangeStep, FAULT_PATIENCE, PREPARE_DEADLINE, SWITCH_DEADLINE,
     exchange_step,

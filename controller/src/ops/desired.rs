@@ -64,7 +64,9 @@ impl Ops {
             || view
                 .volumes_to(host)
                 .any(|v| v.journey.as_ref().and_then(|j| j.image.as_ref()).is_some_and(has));
+        let converts = |row: &Row<ImageRecord>| row.traits.conversion.as_ref().is_some_and(|c| has(&c.of));
         coming
+            || view.exports_on(host).any(converts)
             || bodies.any(|body| body.images.iter().any(has))
             || view
                 .kept_by(host)

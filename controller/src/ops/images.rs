@@ -395,6 +395,9 @@ fn refuse_used(view: &View, id: ImageId) -> Result<(), OpsError> {
     if let Some(rollout) = view.rollouts.iter().find(|r| !r.ended() && super::updates::uses(view, r, id)) {
         return Err(OpsError::conflict(format!("the update of instance {} uses it", rollout.instance)));
     }
+    if let Some(image) = super::conversions::being_converted(view, id) {
+        return Err(OpsError::conflict(format!("image {image} is being made of it")));
+    }
     if let Some(user) = view.exchanges.iter().find(|e| !e.ended() && uses(&e.body.images)) {
         return Err(OpsError::conflict(format!("exchange {} uses it", user.id)));
     }

@@ -12,6 +12,7 @@ pub mod blobs;
 mod boot_log;
 mod bringing;
 pub mod container_images;
+mod conversions;
 pub mod desired;
 mod draft;
 mod error;

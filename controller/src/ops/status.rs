@@ -258,13 +258,31 @@ fn exported(
             }
             record.blobs.insert(*role, blob.clone());
             record.export = None;
+            record.traits.conversion = told(&record, seen);
+            None
+        }
+        // Nothing that its host could try would change it.
+        (None, Some(fault)) if record.traits.conversion.is_some() && ends_conversion(fault) => {
+            record.export = None;
+            if let Some(conversion) = &mut record.traits.conversion {
+                conversion.failed = Some(fault.clone());
+            }
             None
         }
         (None, Some(fault)) if export.fault.as_ref().map(|f| &f.message) != Some(&fault.message) => {
             record.export = Some(ImageExport { fault: Some(fault.clone()), ..export.clone() });
             Some(fault.message.as_str())
         }
-        (None, _) => return false,
+        (None, _) => {
+            let now = told(&record, seen);
+            if now == record.traits.conversion {
+                return false;
+            }
+            record.traits.conversion = now;
+            // It goes on: what went wrong before is past.
+            record.export = Some(ImageExport { fault: seen.fault.clone(), ..export.clone() });
+            None
+        }
     };
     draft.update(row, &record);
     let instance = export.instance.and_then(|id| view.instances.get(id));
@@ -274,6 +292,12 @@ fn exported(
         draft.update(instance, &InstanceRecord { task: None, updated_at: now, ..(*instance.record).clone() });
     }
     true
+}
+
+/// An image's conversion with what its host says of it.
+fn told(record: &ImageRecord, seen: &ExportStatus) -> Option<ConversionRecord> {
+    let kept = record.traits.conversion.as_ref()?;
+    Some(seen.conversion.as_ref().map_or_else(|| kept.clone(), |status| kept.told(status)))
 }
 
 /// A tombstone is carried out: it goes, and with it the record of what was deleted.

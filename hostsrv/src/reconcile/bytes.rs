@@ -89,6 +89,7 @@ impl Reconciler {
         let Some(order) = desired.exports.iter().find(|e| e.image == image) else { return Ok(()) };
         let place = self.drivers.exports.begin(image)?;
         match &order.source {
+            ExportSource::Conversion { of, to } => return self.convert(image, of, *to, &place).await,
             ExportSource::Volume(id) => self.export_volume(desired, *id, order.format, image, &place).await?,
             ExportSource::Snapshot(id) => {
                 let format = disk_format(image, order.format)?;

@@ -5,6 +5,7 @@ use super::Reconciler;
 use super::exports::ExportError;
 use super::memory::{Memory, Order};
 use super::plan::{self, Item, Step};
+use crate::convert::ConvertError;
 use crate::crossing::PassError;
 use crate::instance::{
     Adjustment, BodyDriver, BodyPlan, DriverError, ExtraVolume, ObservedBody, ObservedState, PortAttachment,
@@ -48,6 +49,8 @@ pub enum WorkError {
     Pass(#[from] PassError),
     #[error("cannot read {0}")]
     Unreadable(String),
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
 }
 
 impl WorkError {
@@ -62,6 +65,7 @@ impl WorkError {
             ) => "volume_group_full",
             Self::Storage(StorageError::Busy { .. }) => "volume_busy",
             Self::Storage(_) => "volume_failed",
+            Self::Convert(error) => error.code(),
             Self::Missing(_) => "volume_missing",
             Self::Export(ExportError::Refused(_)) => "upload_failed",
             Self::NoInstance(_) => "not_here",

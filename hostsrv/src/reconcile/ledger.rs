@@ -7,6 +7,7 @@
 use crate::lease::clock;
 use crate::lease::memo::Files;
 use crate::storage::shared;
+use amphi_api::conversion::ConversionReport;
 use amphi_api::image::Blob;
 use amphi_api::instance::BodyKind;
 use amphi_api::wire::HostDesired;
@@ -29,6 +30,9 @@ pub struct Pages {
     /// Exports that the controller has, as long as they are desired.
     #[serde(default)]
     pub exported: BTreeMap<ImageId, Blob>,
+    /// What was found by those of them that are conversions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reports: BTreeMap<ImageId, ConversionReport>,
 }
 
 /// What was begun for an instance.
@@ -143,6 +147,7 @@ impl Ledger {
         }
         let before = (self.pages.clone(), self.behind);
         self.pages.exported.retain(|image, _| desired.exports.iter().any(|export| export.image == *image));
+        self.pages.reports.retain(|image, _| self.pages.exported.contains_key(image));
         // Of what was removed whole, and is not ordered here any more, there is nothing to remember.
         let ordered = |id| desired.instances.iter().chain(&desired.expected).any(|i| i.id == id);
         self.pages.begun.retain(|id, begun| !begun.kinds.is_empty() || ordered(*id));
@@ -190,6 +195,22 @@ impl Ledger {
     pub fn note_export(&mut self, image: ImageId, blob: Blob) -> Result<(), LedgerError> {
         self.pages.exported.insert(image, blob);
         self.save()
+    }
+
+    /// What the conversion to an image has found, once the controller has its bytes.
+    pub fn report(&self, image: ImageId) -> Option<&ConversionReport> {
+        self.pages.reports.get(&image)
+    }
+
+    /// [`Self::note_export`] of a conversion.
+    pub fn note_conversion(
+        &mut self,
+        image: ImageId,
+        blob: Blob,
+        report: ConversionReport,
+    ) -> Result<(), LedgerError> {
+        self.pages.reports.insert(image, report);
+        self.note_export(image, blob)
     }
 
     fn save(&mut self) -> Result<(), LedgerError> {

@@ -9,6 +9,7 @@
 //! the controller has confirmed what this host should hold, or without a lease where the host keeps one.
 
 mod bytes;
+mod converting;
 mod copying;
 mod crossing;
 pub mod execute;
@@ -26,11 +27,14 @@ mod taking;
 mod turns;
 mod unread;
 
+use crate::convert::Converter;
 use crate::images::ImageCache;
 use crate::instance::{Bell, BodyDriver};
 use crate::storage::VolumeDriver;
+use amphi_api::ImageId;
+use amphi_api::conversion::ConversionProgress;
 use amphi_api::instance::BodyKind;
-use amphi_api::wire::{HostDesired, HostStatus, VolumeSource};
+use amphi_api::wire::{ExportSource, HostDesired, HostStatus, VolumeSource};
 use copying::Copying;
 use exports::Exporter;
 use flip::AbortOnDrop;
@@ -54,6 +58,7 @@ pub struct Drivers {
     pub volumes: Arc<dyn VolumeDriver>,
     pub images: Arc<ImageCache>,
     pub exports: Arc<Exporter>,
+    pub converter: Arc<Converter>,
 }
 
 /// Without any bell, the world is looked at this often: an engine that hangs tells nobody.
@@ -77,6 +82,8 @@ pub struct Reconciler {
     /// A desired state that could not be written down, with the boot of its link; and why.
     unwritten: Mutex<Option<(Uuid, HostDesired, String)>>,
     copying: Copying,
+    /// How far conversions are that are under way.
+    converting: Mutex<BTreeMap<ImageId, ConversionProgress>>,
     turns: Arc<Turns>,
     guests: guests::Guests,
     /// What could not be read of the newest desired state.
@@ -115,6 +122,7 @@ impl Reconciler {
             troubles: watch::Sender::new(Arc::default()),
             unwritten: Mutex::default(),
             copying: Copying::default(),
+            converting: Mutex::default(),
             turns: Arc::default(),
             guests: guests::Guests::default(),
             unread: Mutex::default(),
@@ -202,12 +210,17 @@ impl Reconciler {
             Some(VolumeSource::Image(image) | VolumeSource::Moved { image, .. }) => Some(&**image),
             _ => None,
         });
-        let kept = ledger.desired().map(|d| d.images.as_slice()).unwrap_or_default();
+        let (kept, exports) = ledger.desired().map(|d| (d.images.as_slice(), d.exports.as_slice())).unwrap_or_default();
         let kept = kept.iter().filter(|one| one.kept).map(|one| &one.image);
+        let converted = exports.iter().filter_map(|export| match &export.source {
+            ExportSource::Conversion { of, .. } => Some(&**of),
+            _ => None,
+        });
         bodies
             .flat_map(|b| b.images())
             .chain(written)
             .chain(kept)
+            .chain(converted)
             .flat_map(|i| i.blobs.values())
             .map(|blob| blob.sha256.clone())
             .collect()
@@ -495,6 +508,7 @@ impl Reconciler {
             let mut next =
                 status::render(ledger.desired(), world, &memory, &under_way, |id| ledger.begun(id), exported);
             self.copying.tell(ledger.desired(), &memory, &mut next);
+            self.tell_conversions(|image| ledger.report(image).cloned(), &mut next);
             self.tell_guests(ledger.desired(), |id| ledger.begun(id).restarts, &mut next);
             self.tell_unread(&mut next);
             next

@@ -197,7 +197,7 @@ fn snapshot(id: amphi_api::SnapshotId, world: &World, memory: &BTreeMap<Item, Me
 
 fn export(image: ImageId, memory: &BTreeMap<Item, Memory>, blob: Option<Blob>) -> ExportStatus {
     let fault = memory.get(&Item::Export(image)).and_then(|m| m.fault.clone());
-    ExportStatus { image, fault: fault.filter(|_| blob.is_none()), blob }
+    ExportStatus { image, fault: fault.filter(|_| blob.is_none()), blob, conversion: None }
 }
 
 /// What is here and known to nobody: shown, never touched.

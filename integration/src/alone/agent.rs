@@ -7,6 +7,7 @@ use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivati
 use amphi_api::instance::BodyKind;
 use amphi_api::prepull::HostImages;
 use amphi_hostsrv::blobs::ControllerBlobs;
+use amphi_hostsrv::convert::Converter;
 use amphi_hostsrv::crossing;
 use amphi_hostsrv::facts::ledger_in_trouble;
 use amphi_hostsrv::images::ImageCache;
@@ -133,6 +134,7 @@ impl Agent {
             volumes: Arc::new(MemoryVolumes { port: port.clone() }),
             images: Arc::new(ImageCache::new(home.state.join("images"), blobs.clone())),
             exports: Arc::new(Exporter::new(home.state.join("exports"), blobs)),
+            converter: Arc::new(Converter::new(None)),
         };
         let reconciler = Reconciler::new(drivers, ledger, Bell::default());
         let well = Troubles::default();

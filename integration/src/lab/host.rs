@@ -162,7 +162,7 @@ fn install_kit(from: &Path) -> Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(KIT).context("the guest kit's folder")?;
-    for name in ["kernel", "initramfs"] {
+    for name in ["kernel", "initramfs", "convert-initramfs", "boot.img", "mbr.bin"] {
         std::fs::copy(from.join(name), Path::new(KIT).join(name))
             .with_context(|| format!("the guest kit's {name}"))?;
     }

@@ -6,6 +6,7 @@ use super::extract::{Body, Id, Params, id, parse};
 use super::guard::Scope;
 use crate::ops::identity::Caller;
 use crate::ops::{Appended, ByteRange, DIGEST_HEADER, ListQuery, MarketQuery};
+use amphi_api::conversion::{Conversion, ConvertCreate};
 use amphi_api::image::{
     BlobRole, Image, ImageCreate, ImageDetail, ImageEdit, ImageFormat, ImageLimit, ImageUsage, LayerImage,
     MarketImage,
@@ -182,6 +183,30 @@ pub async fn delete(
 ) -> Result<StatusCode, Failure> {
     native.ops.delete_image(scope, id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Make another image of this one: a container image of a disk's root file system, or a disk of a container image. A host does
+/// it; deleting what comes out calls it off.
+#[utoipa::path(post, path = "/images/{id}/convert", tag = "images", params(("id" = Uuid, Path)),
+    request_body = ConvertCreate, responses((status = 202, body = Conversion), WriteRefusals))]
+pub async fn convert(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ImageId>,
+    Body(request): Body<ConvertCreate>,
+) -> Result<(StatusCode, Json<Conversion>), Failure> {
+    Ok((StatusCode::ACCEPTED, Json(native.ops.convert_image(scope, id, &request).await?)))
+}
+
+/// Show how an image is made of another one, and what was found.
+#[utoipa::path(get, path = "/images/{id}/conversion", tag = "images", params(("id" = Uuid, Path)),
+    responses((status = 200, body = Conversion), ReadRefusals))]
+pub async fn conversion(
+    State(native): State<Native>,
+    Scope(scope): Scope,
+    Id(id): Id<ImageId>,
+) -> Result<Json<Conversion>, Failure> {
+    Ok(Json(native.ops.conversion(scope, id)?))
 }
 
 /// Upload one blob. The image is active once it has all its format needs. A body of the type

@@ -102,6 +102,8 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(images::limit))
         .routes(routes!(prepulls::show, prepulls::order, prepulls::cancel))
         .routes(routes!(prepulls::keep, prepulls::release))
+        .routes(routes!(images::convert))
+        .routes(routes!(images::conversion))
         .routes(routes!(repositories::list))
         .routes(routes!(repositories::show, repositories::change, repositories::delete))
         .routes(routes!(repositories::tags))

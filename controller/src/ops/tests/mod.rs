@@ -1,6 +1,7 @@
 //! Operations on the real embedded store, with hosts that are played: what a host would say is made of what it is told.
 
 mod catalogue;
+mod conversions;
 mod create;
 mod evacuation;
 mod exchange;
@@ -308,6 +309,7 @@ impl Cloud {
             image: e.image,
             blob: Some(Blob { sha256: "cd".repeat(32), size: 2 }),
             fault: None,
+            conversion: None,
         });
         let expected = desired.expected.iter().map(|i| amphi_api::wire::ExpectedStatus {
             id: i.id,

@@ -14,7 +14,7 @@ mod drive_image;
 mod events;
 mod export;
 mod files;
-mod guest;
+pub mod guest;
 pub mod image_check;
 mod landing;
 mod link;
@@ -132,6 +132,11 @@ impl VmDriver {
     }
 
     /// With what sets start from that run as VMs.
+    /// Where root file systems of container images are made, for whoever needs one, too.
+    pub fn roots(&self) -> Roots {
+        self.roots.clone()
+    }
+
     pub fn with_kit(self, kit: Option<Kit>) -> Self {
         Self { kit, ..self }
     }

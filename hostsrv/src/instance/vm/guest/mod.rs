@@ -6,6 +6,7 @@ mod render;
 mod streams;
 
 pub use line::Guests;
+pub use render::start;
 pub use streams::{open, tail, target};
 
 use super::disks::Disk;
@@ -14,6 +15,7 @@ use crate::images::roots::{self, Root, Roots};
 use crate::instance::folders::blocking;
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::ImageId;
+use amphi_api::host::Acceleration;
 use amphi_api::image::Image;
 use amphi_api::set::SetSpec;
 use amphi_api::wire::BodyDesired;
@@ -54,6 +56,19 @@ impl Kit {
             }
         }
         Ok(kit)
+    }
+
+    /// What the machine starts from that converts images; none: the kit is one of before there were such.
+    pub fn converts(&self, acceleration: Acceleration) -> Option<crate::convert::Guest> {
+        let initramfs = self.initramfs.with_file_name("convert-initramfs");
+        let there = initramfs.exists();
+        there.then(|| crate::convert::Guest {
+            kernel: self.kernel.clone(),
+            boot: self.initramfs.with_file_name("boot.img"),
+            mbr: self.initramfs.with_file_name("mbr.bin"),
+            initramfs,
+            acceleration,
+        })
     }
 }
 

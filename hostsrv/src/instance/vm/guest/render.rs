@@ -13,6 +13,7 @@ use amphi_guest::VERSION;
 use amphi_guest::config::{
     self, Ask, Command, Disk, File, Guest, Interface, Member, Next, Part, Restart, Route, Tmpfs,
 };
+use amphi_guest::conversion::Start;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -134,6 +135,28 @@ pub fn guest(
         config_drive: "config-2".to_owned(),
         members,
         grace_s: GRACE_S,
+    })
+}
+
+/// How a disk starts that is made of an image with this configuration: as Docker starts a container of it. What machines call
+/// their init is the machine's first process.
+pub fn start(config: &[u8]) -> Result<Start, String> {
+    const INITS: [&str; 5] =
+        ["/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/bin/init"];
+    let config: Config =
+        serde_json::from_slice(config).map_err(|error| format!("its configuration: {error}"))?;
+    let config = config.config.unwrap_or_default();
+    let argv = [config.entrypoint.unwrap_or_default(), config.cmd.unwrap_or_default()].concat();
+    let Some(program) = argv.first().filter(|program| !program.is_empty()) else {
+        return Err("it names no program to start".to_owned());
+    };
+    Ok(Start {
+        init: Some(program.clone()).filter(|program| argv.len() == 1 && INITS.contains(&program.as_str())),
+        argv,
+        env: config.env.unwrap_or_default(),
+        directory: config.working_dir.unwrap_or_default(),
+        user: config.user.unwrap_or_default(),
+        stop_signal: number(&config.stop_signal.unwrap_or_default()).unwrap_or(15),
     })
 }
 
@@ -417,6 +440,20 @@ mod tests {
         assert_eq!(none.code(), "image_broken");
         assert!(none.to_string().contains("names no program"), "{none}");
         assert!(argv(json!({"command": ["x"]}), json!(null)).is_ok());
+    }
+
+    #[test]
+    fn what_a_disk_starts_with() {
+        let of = |config: serde_json::Value| start(json!({ "config": config }).to_string().as_bytes());
+        let web = of(
+            json!({"Entrypoint": ["/web"], "Cmd": ["-v"], "Env": ["A=1"], "User": "www", "StopSignal": "SIGQUIT"}),
+        );
+        let web = web.unwrap();
+        assert_eq!((web.init, web.argv.join(" "), web.stop_signal), (None, "/web -v".into(), 3));
+        assert_eq!((web.env.join(" "), web.user.as_str()), ("A=1".into(), "www"));
+        assert_eq!(of(json!({"Cmd": ["/sbin/init"]})).unwrap().init.as_deref(), Some("/sbin/init"));
+        assert_eq!(of(json!({"Cmd": ["/sbin/init", "3"]})).unwrap().init, None);
+        assert!(of(json!({})).is_err() && start(b"x").is_err());
     }
 
     #[test]
