@@ -94,7 +94,7 @@ impl Stage {
         self.image(json!({"name": "vm", "format": "kernel-initramfs"}), &vm)
     }
 
-    fn image(&self, request: serde_json::Value, blobs: &[(&str, std::path::PathBuf)]) -> Result<()> {
+    pub fn image(&self, request: serde_json::Value, blobs: &[(&str, std::path::PathBuf)]) -> Result<()> {
         let image = self.ask(self.client.create_image(&serde_json::from_value(request)?))?;
         for (role, path) in blobs {
             let role = serde_json::from_value(json!(role))?;

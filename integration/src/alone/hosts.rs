@@ -219,6 +219,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         kind: wanted.body.kind(),
         state,
         members,
+        agent: None,
         ready: None,
         reason: None,
         restarts: wanted.restarts,
