@@ -68,7 +68,8 @@ impl Story {
     fn answers(&self, vm: &Instance) -> Result<Instance> {
         self.stage.until(vm.id, "one whose agent answers", |i| {
             let told = i.agent.clone().unwrap_or_default();
-            told.answers && told.addresses.contains(&i.addresses[0].address)
+            let named = told.host_name.as_deref() == Some("amphi-vm");
+            told.answers && named && told.addresses.contains(&i.addresses[0].address)
         })
     }
 }
@@ -109,10 +110,10 @@ fn a_vm_with_a_guest_agent_is_looked_into() -> Result<()> {
 
 fn shown(s: &Story, told: &Instance) -> Result<()> {
     let agent = told.agent.clone().context("no agent")?;
-    ensure!(agent.host_name.as_deref() == Some("guest") && agent.os.is_some(), "{agent:?}");
+    ensure!(agent.host_name.as_deref() == Some("amphi-vm") && agent.os.is_some(), "{agent:?}");
     let page = text(&s.well(&["instance", "show", "guest"])?);
     ensure!(
-        page.lines().any(|line| line.starts_with("VM agent") && line.contains("answers: guest")),
+        page.lines().any(|line| line.starts_with("VM agent") && line.contains("answers: amphi-vm")),
         "{page}"
     );
     let events = text(&s.well(&["events", "--kind", "guest_agent"])?);

@@ -124,6 +124,8 @@ async fn ask_on(agent: Agent, told: Arc<Mutex<GuestAgent>>, bell: Bell) {
         };
         if changed {
             bell.notify_one();
+            // More may follow: a guest that boots, or is resumed.
+            pause = FIRST;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(EACH);
