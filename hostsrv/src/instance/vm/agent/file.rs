@@ -7,8 +7,10 @@ use super::{AGAIN, Agent, PATIENCE};
 use crate::instance::DriverError;
 use tokio::time::Instant;
 
-/// Read or written at once: 256 KiB are some 350 KiB of text, of which libvirt takes 4 MiB.
+/// Read at once: 256 KiB are some 350 KiB of text, of which libvirt takes 4 MiB.
 pub const PIECE: usize = 256 << 10;
+/// Written at once: 64 KiB of text; see [`super::talk::SAID_MAX`].
+const WRITTEN: usize = 48 << 10;
 
 pub struct GuestFile {
     handle: i64,
@@ -35,7 +37,7 @@ impl GuestFile {
 
     pub async fn write(&mut self, agent: &Agent, mut bytes: &[u8]) -> Result<(), DriverError> {
         while !bytes.is_empty() {
-            let piece = &bytes[..bytes.len().min(PIECE)];
+            let piece = &bytes[..bytes.len().min(WRITTEN)];
             let answer = self.say(agent, words::write(self.handle, piece)).await?;
             let written = words::written(&answer).filter(|written| (1..=piece.len()).contains(written));
             let written = written.ok_or_else(|| agent.failed(nonsense("how much was written")))?;

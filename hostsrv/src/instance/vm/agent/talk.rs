@@ -18,6 +18,9 @@ pub const AGENT: &str = "the guest agent";
 const ANSWER_SECONDS: i32 = 10;
 /// The same altogether: libvirt waits for its turn with the guest (30 s) and for a sign of life (5 s) before.
 const LIMIT: Duration = Duration::from_secs(50);
+/// Longest thing that is said, in bytes: what does not fit into the socket to QEMU at once, libvirt begins anew in the middle
+/// (its qemuAgentIOWrite takes a write that is short for none), and the guest's agent hears nonsense.
+pub const SAID_MAX: usize = 128 << 10;
 /// Guests that are spoken with at once: libvirt's calls are for others, too.
 pub const TURNS: usize = 2;
 
@@ -50,6 +53,11 @@ impl Talk for Libvirt {
         let instance = self.instance;
         let doing = format!("speak with the guest agent of {instance}");
         let text = command.to_string();
+        if text.len() > SAID_MAX {
+            let why =
+                format!("{} bytes are too long for a guest's agent, which takes {SAID_MAX}", text.len());
+            return Err(Unsaid::Refused(why));
+        }
         // Never closed: it lives as long as somebody speaks.
         let _turn = self.turns.acquire().await.map_err(|error| Unsaid::Silent(error.to_string()))?;
         let say = move |c: &Connect| {
