@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the lab's images out of Debian's packages alone: two container images of busybox-static; a virtual machine's kernel
-# and initramfs of linux-image-cloud-amd64 and busybox; and the same guest on a disk that a BIOS boots by syslinux. The kernel
-# package is unpacked, never installed; nothing is mounted.
+# and initramfs of linux-image-cloud-amd64 and busybox, the same initramfs with qemu-guest-agent in it, and the same guest on a
+# disk that a BIOS boots by syslinux. The packages are unpacked, never installed; nothing is mounted.
 # Cached by this script and the version of busybox-static; the second run is instant. Archives are the same bytes every time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ exec 9>"$cache/lock"
 flock 9
 
 stamp="$(sha256sum <scripts/make-images.sh | cut -d' ' -f1) $(dpkg-query --show --showformat='${Version}' busybox-static)"
-all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs,vm-disk.qcow2} "$cache/kernel/.complete")
+all=("$images"/{busybox.tar,web.tar,vm-kernel,vm-initramfs,vm-agent-initramfs,vm-disk.qcow2} "$cache/kernel/.complete")
 if [ "$(cat "$images/.stamp" 2>/dev/null || true)" = "$stamp" ] && ls "${all[@]}" >/dev/null 2>&1; then
   exit 0
 fi
@@ -285,6 +285,11 @@ keys() {
 }
 [ "$source" = /run/metadata ] || keys
 httpd -p 80 -h /data
+# Where the image has one: the guest agent, at its port, again whenever it ends.
+for port in /sys/class/virtio-ports/*; do
+  [ -x /usr/sbin/qemu-ga ] && [ "$(cat "$port/name" 2>/dev/null)" = org.qemu.guest_agent.0 ] || continue
+  while :; do /usr/sbin/qemu-ga -p "/dev/${port##*/}" -t /run; sleep 1; done >/run/qemu-ga.log 2>&1 &
+done
 
 address=-
 if [ -e /sys/class/net/eth0 ]; then
@@ -313,6 +318,23 @@ find "$vm" -exec touch --no-dereference --date=@0 {} +
 # Not compressed: an emulated processor would spend longer on unpacking than the disk on reading.
 (cd "$vm" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible >"$work/vm-initramfs")
 
+echo "virtual machine: guest agent"
+# A second archive behind the first: the kernel unpacks both.
+agent=$work/agent
+(cd "$work" && apt-get -q -o APT::Sandbox::User=root download qemu-guest-agent || { apt-get -q update && apt-get -q -o APT::Sandbox::User=root download qemu-guest-agent; })
+dpkg-deb -x "$work"/qemu-guest-agent_*.deb "$work/qemu-guest-agent"
+mkdir -p "$agent/usr/sbin"
+cp "$work/qemu-guest-agent/usr/sbin/qemu-ga" "$agent/usr/sbin/"
+for file in $(ldd "$agent/usr/sbin/qemu-ga" | grep -o '/[^ ]*'); do
+  # What the first archive has already stays its.
+  [ ! -e "$vm$file" ] || continue
+  mkdir -p "$agent$(dirname "$file")"
+  cp -L "$file" "$agent$file"
+done
+! ldd "$agent/usr/sbin/qemu-ga" | grep 'not found'
+find "$agent" -exec touch --no-dereference --date=@0 {} +
+(cd "$agent" && find . -mindepth 1 -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible) | cat "$work/vm-initramfs" - >"$work/vm-agent-initramfs"
+
 echo "virtual machine: disk"
 # One active FAT partition from 1 MiB to the end, all of it under a BIOS's old limits. Written by hand: sfdisk may be missing.
 disk=$work/vm-disk.raw mib=64
@@ -331,7 +353,7 @@ done
 syslinux --install --offset $((1 << 20)) "$disk"
 qemu-img convert -O qcow2 "$disk" "$work/vm-disk.qcow2"
 
-mv "$work/vm-kernel" "$work/vm-initramfs" "$work/vm-disk.qcow2" "$images/"
+mv "$work/vm-kernel" "$work/vm-initramfs" "$work/vm-agent-initramfs" "$work/vm-disk.qcow2" "$images/"
 chmod 644 "${all[@]}"
 echo "$stamp" >"$images/.stamp"
 ls -l "${all[@]}" | awk '{print $5, $9}'

@@ -32,6 +32,8 @@ pub enum EventKind {
     /// A member's probes hold.
     Ready,
     NotReady,
+    /// The agent in a VM's guest answers, or does no longer.
+    GuestAgent,
     /// A step of an exchange or a move.
     Exchange,
     HostUp,

@@ -465,6 +465,22 @@ fn is_none_yet(count: &u32) -> bool {
     *count == 0
 }
 
+/// What the agent in a VM's guest says, as far as it says it. It comes out of the guest, and is its word alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct GuestAgent {
+    /// Else `exec` and `cp` do not work in it.
+    pub answers: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<String>,
+    /// The operating system's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// At which it can be reached, as it sees it: those that Amphi gave it and others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+}
+
 /// The address of an instance on one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct InstanceAddress {
@@ -515,6 +531,9 @@ pub struct Instance {
     pub volume: Option<VolumeId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
+    /// What the agent in a VM's guest (qemu-guest-agent) says; none: it does not run, or is a set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<GuestAgent>,
     /// What a VM's probes say; none: nobody asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,

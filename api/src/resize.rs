@@ -139,30 +139,37 @@ pub struct MemberUsage {
     pub root_bytes: Option<u64>,
 }
 
+/// What is used more of than there would be, with the figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// The option of the member that says how much there is.
+    pub option: &'static str,
+    pub why: String,
+}
+
 /// Bytes as the MiB that hold them.
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
 impl MemberUsage {
-    /// What of these limits is less than what it uses, with the figures. 0: no limit.
-    pub fn beyond(&self, memory_bytes: u64, pids: u64, root_mib: u64) -> Option<String> {
+    /// What of these limits is less than what it uses. 0: no limit.
+    pub fn beyond(&self, memory_bytes: u64, pids: u64, root_mib: u64) -> Option<Beyond> {
         let name = &self.name;
+        let beyond = |option, why| Some(Beyond { option, why });
         if self.memory_bytes > memory_bytes {
-            let used = mib(self.memory_bytes);
-            return Some(format!(
-                "member {name} uses {used} MiB of memory, more than {} MiB",
-                memory_bytes >> 20
-            ));
+            let (used, limit) = (mib(self.memory_bytes), memory_bytes >> 20);
+            return beyond("mem", format!("member {name} uses {used} MiB of memory, more than {limit} MiB"));
         }
         if pids > 0 && self.pids > pids {
-            return Some(format!("member {name} has {} processes and threads, more than {pids}", self.pids));
+            let why = format!("member {name} has {} processes and threads, more than {pids}", self.pids);
+            return beyond("pids", why);
         }
-        match self.root_bytes {
-            Some(bytes) if root_mib > 0 && bytes > root_mib << 20 => Some(format!(
-                "member {name} has {} MiB in its root file system, more than {root_mib} MiB",
-                mib(bytes)
-            )),
+        match self.root_bytes.map(mib) {
+            Some(used) if root_mib > 0 && used > root_mib => beyond(
+                "root_mib",
+                format!("member {name} has {used} MiB in its root file system, more than {root_mib} MiB"),
+            ),
             _ => None,
         }
     }
@@ -245,13 +252,16 @@ mod tests {
         for (memory, pids, root, beyond) in [
             (131, 0, 0, None),
             (131, 12, 9, None),
-            (129, 0, 0, Some("uses 130 MiB of memory, more than 129 MiB")),
-            (131, 11, 0, Some("has 12 processes and threads, more than 11")),
-            (131, 0, 8, Some("has 9 MiB in its root file system, more than 8 MiB")),
+            (129, 0, 0, Some(("mem", "uses 130 MiB of memory, more than 129 MiB"))),
+            (131, 11, 0, Some(("pids", "has 12 processes and threads, more than 11"))),
+            (131, 0, 8, Some(("root_mib", "has 9 MiB in its root file system, more than 8 MiB"))),
         ] {
             let told = usage.beyond(memory << 20, pids, root);
-            assert_eq!(told.is_some(), beyond.is_some(), "{told:?}");
-            assert!(told.unwrap_or_default().contains(beyond.unwrap_or_default()));
+            let same = match (&told, beyond) {
+                (Some(told), Some((option, why))) => told.option == option && told.why.contains(why),
+                (told, beyond) => told.is_none() && beyond.is_none(),
+            };
+            assert!(same, "{told:?}");
         }
     }
 }

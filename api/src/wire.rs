@@ -5,7 +5,7 @@
 use crate::conversion::{ConversionProgress, ConversionReport, ConvertTo};
 use crate::host::{Engine, HostSpec};
 use crate::image::{Blob, Image, ImageFormat};
-use crate::instance::{BodyKind, Fault, MemberStatus, Power};
+use crate::instance::{BodyKind, Fault, GuestAgent, MemberStatus, Power};
 use crate::looking::UseRow;
 use crate::resize::{MemberUsage, SizeStatus};
 use crate::set::{Probes, SetSpec};
@@ -542,6 +542,9 @@ pub struct InstanceStatus {
     pub kind: BodyKind,
     pub state: BodyState,
     pub members: Vec<MemberStatus>,
+    /// What the agent in a VM's guest says; none: it does not run, or is a set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<GuestAgent>,
     /// What a VM's probes say; none: nobody asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,

@@ -99,13 +99,13 @@ enum Noun {
     /// Hosts that were taken for dead, and what became of their instances.
     #[command(alias = "failover")]
     Failovers(noun::failovers::Arguments),
-    /// Run a command in a set's member.
+    /// Run a command in a set's member, or in a VM whose guest agent answers.
     Exec(noun::looking_in::Exec),
     /// A VM's serial console, or a shell in a set's member.
     Console(noun::looking_in::Console),
     /// A member's output, or what a VM wrote on its console.
     Logs(noun::logs::Logs),
-    /// Copy files out of a set's member, or into it.
+    /// Copy files out of a set's member or a VM, or into it.
     Cp(noun::copying::Copy),
     /// What has happened: orders, states, faults, restarts, failovers.
     Events(noun::events::Events),

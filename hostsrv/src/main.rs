@@ -183,7 +183,7 @@ async fn run(config: Arc<Config>) -> anyhow::Result<()> {
     let (remote, remotes) = watch::channel(String::new());
     tokio::spawn(upkeep::keep_chassis(config.clone(), switch.clone(), remotes));
     let places = metadata::Places::default();
-    reconciler.ask_from(places.clone());
+    reconciler.ask_from(places.clone(), &config.run_dir);
     tokio::spawn(metadata::keep(switch.clone(), reconciler.orders(), places));
     let (file, host) = (config.monitoring.clone(), config.name.as_str().into());
     tokio::spawn(Monitoring { file, host, meters, orders: reconciler.orders() }.run());

@@ -113,6 +113,7 @@ impl BodyDriver for Bodies {
             volumes: plan.attachments.iter().map(|extra| extra.volume.id).collect(),
             rescued: plan.rescue.is_some(),
             members: vec![],
+            agent: None,
             held: Default::default(),
             away: false,
             trouble: None,

@@ -2,6 +2,7 @@
 //! in; in and out of its group's endpoints as it says; stopped and started again when it is not worth keeping.
 
 use amphi_api::group::{Group, GroupCreate};
+use amphi_api::host::HostState;
 use amphi_api::instance::{Instance, InstanceState};
 use amphi_integration::failing::{PATIENCE, Stage, address, request, set};
 use amphi_integration::lab::Layout;
@@ -115,7 +116,18 @@ fn a_vm_says_whether_it_works() -> Result<()> {
     let before = boot(&at)?;
     // An agent that starts anew asks on, and ends nobody for its own absence.
     story.stage.lab.kill(H1, "hostsrv", nix::sys::signal::Signal::SIGKILL)?;
+    story.stage.host_in(H1, |h| h.state == HostState::Down)?;
     story.stage.lab.start(H1, "hostsrv")?;
+    // Nor does it leave the endpoints for that, while the agent has yet to ask it, and when it has.
+    let mut back = None;
+    until("the agent has been back for five periods of its probes", PATIENCE, || {
+        let shown = story.stage.show(vm.id)?;
+        ensure!(shown.ready == Some(true), "it is out of the endpoints: {shown:?}");
+        if story.stage.host(H1)?.state == HostState::Up {
+            back.get_or_insert_with(Instant::now);
+        }
+        Ok(seen(back.is_some_and(|back| back.elapsed().as_secs() >= 5), || format!("{back:?}")))
+    })?;
     // What it says now is its own word, and the startup probe is behind it.
     story.in_guest(&at, "rm /data/ready")?;
     story.ready(&group, false, "GET /ready answers 404")?;

@@ -2,7 +2,7 @@
 //! in whole sentences, then the rest. Pure.
 
 use crate::table::{age, mib, moment, or_dash, pairs, rows, word};
-use amphi_api::instance::{BodySpec, Instance, InstanceState, MemberStatus};
+use amphi_api::instance::{BodySpec, GuestAgent, Instance, InstanceState, MemberStatus};
 use amphi_api::resize::Bandwidth;
 use jiff::Timestamp;
 
@@ -66,6 +66,9 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
                 let why = reason.map(|why| format!(" ({why})")).unwrap_or_default();
                 text += &pairs(&[("VM ready ", format!("{}{why}", if ready { "yes" } else { "no" }))]);
             }
+            if let Some(agent) = &i.agent {
+                text += &pairs(&[("VM agent ", guest_agent(agent))]);
+            }
         }
     }
     if !i.members.is_empty() {
@@ -78,6 +81,16 @@ pub fn detail(i: &Instance, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// What the guest says of itself, through its agent.
+fn guest_agent(agent: &GuestAgent) -> String {
+    if !agent.answers {
+        return "does not answer (qemu-guest-agent in the guest)".to_owned();
+    }
+    let addresses = agent.addresses.iter().map(ToString::to_string);
+    let told: Vec<_> = agent.host_name.iter().chain(&agent.os).cloned().chain(addresses).collect();
+    crate::table::clean(&format!("answers: {}", told.join(", "))).trim_end_matches([':', ' ']).to_owned()
 }
 
 /// `, at most 10000 kbit/s in, 5000 kbit/s out`.
@@ -250,6 +263,22 @@ INDEX  NAME  STATE    READY  RESTARTS  LAST EXIT  STARTED
 "
             )
         );
+    }
+
+    #[test]
+    fn a_guest_that_answers_is_told_of() {
+        let told = |agent: serde_json::Value| {
+            let shown = detail(&instance(json!({"body": "vm", "members": [], "agent": agent})), now());
+            shown.lines().find(|line| line.starts_with("VM agent")).map(str::to_owned)
+        };
+        assert_eq!(
+            told(json!({"answers": true, "host_name": "web", "os": "Debian", "addresses": ["10.1.0.5"]}))
+                .as_deref(),
+            Some("VM agent   answers: web, Debian, 10.1.0.5")
+        );
+        assert_eq!(told(json!({"answers": true})).as_deref(), Some("VM agent   answers"));
+        assert!(told(json!({"answers": false})).unwrap().contains("qemu-guest-agent"));
+        assert_eq!(told(json!(null)), None);
     }
 
     #[test]

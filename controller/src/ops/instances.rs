@@ -225,6 +225,7 @@ pub(super) fn instance_view(view: &View, record: &InstanceRecord) -> Instance {
         security_groups: record.security_groups.clone(),
         volume: record.volume,
         members: current.map(|o| o.members.clone()).unwrap_or_default(),
+        agent: current.and_then(|o| o.agent.clone()),
         ready: current.and_then(|o| o.ready),
         reason: current.and_then(|o| o.reason.clone()),
         metadata: record.metadata.clone(),

@@ -141,9 +141,15 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
     let machine = row.body == BodyKind::Vm;
     let vm = machine && !set;
     let member = match what {
-        StreamTarget::Exec(_) if vm => {
+        StreamTarget::Exec(spec) if vm && spec.tty => {
             return Err(OpsError::conflict(
-                "commands are run in sets: a vm has no agent inside; use its console, or ssh",
+                "a vm's guest agent gives no terminal: use its console (amphi console), or run it without one",
+            ));
+        }
+        StreamTarget::Exec(spec) if vm && spec.user.is_some() => {
+            return Err(OpsError::field(
+                "user",
+                "a vm's guest agent runs commands as root alone; use su in it",
             ));
         }
         StreamTarget::Exec(spec) => {
@@ -160,9 +166,9 @@ fn place(row: &InstanceRecord, what: &StreamTarget) -> Result<HostId, OpsError> 
             return Err(OpsError::field(field, "a vm's console has no times"));
         }
         StreamTarget::Logs(spec) => &spec.member,
-        StreamTarget::Copy(_) if machine => {
+        StreamTarget::Copy(_) if machine && !vm => {
             return Err(OpsError::conflict(
-                "files are copied in sets: no guest agent answers in a vm; use scp, or a volume",
+                "a set that runs as a vm takes no files: use exec with tar, or a volume",
             ));
         }
         StreamTarget::Copy(spec) => {
@@ -189,6 +195,7 @@ mod tests {
     use crate::ops::tests::{Cloud, P};
     use amphi_api::ErrorCode;
     use amphi_api::instance::Instance;
+    use amphi_api::looking::{CopySpec, CopyWay};
     use amphi_api::streams::{ExecSpec, LogsSpec};
     use serde_json::json;
 
@@ -204,6 +211,15 @@ mod tests {
     fn exec(member: Option<&str>) -> StreamTarget {
         let command = vec!["ls".to_owned()];
         StreamTarget::Exec(ExecSpec { member: member.map(str::to_owned), command, ..ExecSpec::default() })
+    }
+
+    fn as_other(user: Option<&str>, tty: bool) -> StreamTarget {
+        let command = vec!["ls".to_owned()];
+        StreamTarget::Exec(ExecSpec { user: user.map(str::to_owned), tty, command, ..ExecSpec::default() })
+    }
+
+    fn files() -> StreamTarget {
+        StreamTarget::Copy(CopySpec { member: None, path: "/etc".into(), way: CopyWay::Out })
     }
 
     fn console(member: Option<&str>) -> StreamTarget {
@@ -224,7 +240,12 @@ mod tests {
             (logs("anchor"), set.id, Some(ErrorCode::InvalidField)),
             (StreamTarget::Screen, set.id, Some(ErrorCode::Conflict)),
             (StreamTarget::Exec(ExecSpec::default()), set.id, Some(ErrorCode::InvalidField)),
-            (exec(None), vm.id, Some(ErrorCode::Conflict)),
+            (exec(None), vm.id, None),
+            (exec(Some("x")), vm.id, Some(ErrorCode::InvalidField)),
+            (as_other(None, true), vm.id, Some(ErrorCode::Conflict)),
+            (as_other(Some("nobody"), false), vm.id, Some(ErrorCode::InvalidField)),
+            (files(), vm.id, None),
+            (files(), set.id, None),
             (console(None), vm.id, None),
             (console(Some("x")), vm.id, Some(ErrorCode::InvalidField)),
             (StreamTarget::Screen, vm.id, None),

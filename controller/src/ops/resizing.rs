@@ -11,8 +11,8 @@ use super::{AskError, Draft, Ops, OpsError, Row, View, networks, quotas, sights,
 use crate::model::*;
 use crate::scheduler::{Policy, Request, place};
 use amphi_api::instance::{BodyKind, BodySpec, Instance, Power};
-use amphi_api::resize::{InstanceResize, MemberUsage, NetworkBandwidth};
-use amphi_api::set::SetSpec;
+use amphi_api::resize::{Beyond, InstanceResize, NetworkBandwidth};
+use amphi_api::set::{MemberOptions, SetSpec};
 use amphi_api::wire::{Answer, Ask, BodyState};
 use amphi_api::{HostId, InstanceId, ProjectId};
 use jiff::Timestamp;
@@ -39,7 +39,7 @@ impl Ops {
         let measure =
             decide(&self.world().read(), scope, id, request, self.policy(), Timestamp::now())?.measure;
         if let Some((host, ceilings)) = measure {
-            self.refuse_below_use(host, id, &ceilings).await?;
+            self.refuse_below_use(host, id, request, &ceilings).await?;
         }
         self.transact_room(|view| {
             Ok((decide(view, scope, id, request, self.policy(), Timestamp::now())?.draft, ()))
@@ -53,6 +53,7 @@ impl Ops {
         &self,
         host: HostId,
         instance: InstanceId,
+        request: &InstanceResize,
         ceilings: &Ceilings,
     ) -> Result<(), OpsError> {
         let members = match self.links.ask(host, Ask::Usage { instance }).await {
@@ -63,15 +64,24 @@ impl Ops {
                 return Err(OpsError::Unavailable(format!("what is in use cannot be known: {error}")));
             }
         };
-        beyond(&members, ceilings).map_or(Ok(()), |why| Err(OpsError::taken("memory_mib", why)))
+        let beyond = members.iter().find_map(|used| {
+            let (memory, pids, root_mib) = *ceilings.get(&used.name)?;
+            Some((&used.name, used.beyond(memory, pids, root_mib)?))
+        });
+        beyond.map_or(Ok(()), |(member, beyond)| {
+            Err(OpsError::taken(at_fault(request, member, &beyond), beyond.why))
+        })
     }
 }
 
-fn beyond(members: &[MemberUsage], ceilings: &Ceilings) -> Option<String> {
-    members.iter().find_map(|used| {
-        let (memory, pids, root_mib) = *ceilings.get(&used.name)?;
-        used.beyond(memory, pids, root_mib)
-    })
+/// The field of the order that takes too much away. A member's memory is its share of the set's: less of either is less of it.
+fn at_fault(request: &InstanceResize, member: &str, beyond: &Beyond) -> String {
+    let shared = |options: &MemberOptions| options.mem.is_none() && options.heap_mib.is_none();
+    let whole = request.memory_mib.is_some() && request.members.get(member).is_none_or(shared);
+    match beyond.option {
+        "mem" if whole => "memory_mib".to_owned(),
+        option => format!("members.{member}.{option}"),
+    }
 }
 
 fn decide(

@@ -10,8 +10,9 @@ pub use rules::{Kind, Verdict, Watch};
 
 use amphi_api::set::{Probe, Probes};
 use async_trait::async_trait;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -40,15 +41,21 @@ pub struct Outlook {
     pub reason: Option<String>,
 }
 
-/// Who is asked, and what came of it. Nothing is kept on disk: after a start of the agent all is asked anew.
+/// Who is asked, and what came of it. After a start of the agent all is asked anew, but where a file says which runs had come
+/// up, and whether they were ready: those are so until they say otherwise.
 #[derive(Default)]
-pub struct Health(Mutex<Known>);
+pub struct Health {
+    known: Mutex<Known>,
+    file: OnceLock<PathBuf>,
+}
 
 #[derive(Default)]
 struct Known {
     watched: HashMap<Run, Watched>,
     /// Why a thing was ended last, by its id; outlives the run.
     ended: HashMap<String, String>,
+    /// Of runs that have come up, by their ids: when they started, and whether they are ready.
+    up: BTreeMap<String, (i64, bool)>,
 }
 
 struct Watched {
@@ -57,6 +64,27 @@ struct Watched {
 }
 
 impl Health {
+    /// Remembers over this process's end in a file, which has to be gone when the host starts anew. Before anybody is asked.
+    pub fn remember(&self, file: PathBuf) {
+        let text = std::fs::read(&file).unwrap_or_default();
+        // One that is not there, or half a one, costs no more than that all are asked anew.
+        self.lock().up = serde_json::from_slice(&text).unwrap_or_default();
+        let _first = self.file.set(file);
+    }
+
+    /// Writes down which runs are up, where that has changed.
+    fn write(&self, before: &BTreeMap<String, (i64, bool)>, known: &Known) {
+        let Some(file) = self.file.get().filter(|_| *before != known.up) else { return };
+        let part = file.with_extension("part");
+        let written = serde_json::to_vec(&known.up)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| std::fs::write(&part, bytes))
+            .and_then(|()| std::fs::rename(&part, file));
+        if let Err(error) = written {
+            tracing::warn!(%error, file = %file.display(), "who is up is not written down");
+        }
+    }
+
     /// Begins to ask where nobody does. `ran`: how long the run is under way. Must be called inside a runtime.
     pub fn watch(
         self: &Arc<Self>,
@@ -69,7 +97,11 @@ impl Health {
         if *probes == Probes::default() || known.watched.contains_key(run) {
             return;
         }
-        let watch = Watch::new(probes.clone());
+        let ready = known.up.get(&run.0).filter(|(began, _)| *began == run.1).map(|(_, ready)| *ready);
+        let watch = match ready {
+            Some(ready) => Watch::resumed(probes.clone(), ready),
+            None => Watch::new(probes.clone()),
+        };
         let outlook = Outlook { ready: watch.ready(), reason: None };
         let task = tokio::spawn(follow(self.clone(), run.clone(), ran, watch, subject())).abort_handle();
         known.watched.insert(run.clone(), Watched { task, outlook });
@@ -86,6 +118,9 @@ impl Health {
             stays
         });
         known.ended.retain(|id, _| exists(id));
+        let before = known.up.clone();
+        known.up.retain(|id, (began, _)| runs(&(id.clone(), *began)));
+        self.write(&before, &known);
     }
 
     pub fn outlook(&self, run: &Run) -> Outlook {
@@ -97,21 +132,31 @@ impl Health {
 
     /// Says why a thing is ended.
     pub fn note_end(&self, id: &str, reason: &str) {
-        self.lock().ended.insert(id.to_owned(), reason.to_owned());
+        let mut known = self.lock();
+        known.ended.insert(id.to_owned(), reason.to_owned());
+        let before = known.up.clone();
+        known.up.remove(id);
+        self.write(&before, &known);
     }
 
     /// True: whether it is ready has changed.
-    fn note(&self, run: &Run, outlook: Outlook) -> bool {
+    fn note(&self, run: &Run, outlook: Outlook, up: bool) -> bool {
         let mut known = self.lock();
         let Some(watched) = known.watched.get_mut(run) else { return false };
+        let ready = outlook.ready == Some(true);
         let turned = watched.outlook != outlook;
         watched.outlook = outlook;
+        if up && known.up.get(&run.0) != Some(&(run.1, ready)) {
+            let before = known.up.clone();
+            known.up.insert(run.0.clone(), (run.1, ready));
+            self.write(&before, &known);
+        }
         turned
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // Every change is a single insert or removal: a panic elsewhere leaves the maps whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,7 +172,7 @@ async fn follow(health: Arc<Health>, run: Run, ran: Duration, mut watch: Watch, 
         let answer = subject.ask(&probe).await;
         let verdict = watch.take(kind, answer);
         let outlook = Outlook { ready: watch.ready(), reason: watch.reason() };
-        if health.note(&run, outlook) {
+        if health.note(&run, outlook, watch.is_up()) {
             subject.turned();
         }
         if let Verdict::End(reason) = verdict {

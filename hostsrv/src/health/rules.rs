@@ -67,6 +67,16 @@ impl Watch {
         Self { probes, up, startup: fresh(), readiness: fresh(), liveness: fresh() }
     }
 
+    /// Of a run that had come up when it was asked before, and was ready then or not: so it is until it says otherwise.
+    pub fn resumed(probes: Probes, ready: bool) -> Self {
+        let readiness = Streak { holds: ready, ..Streak::default() };
+        Self { up: true, readiness, ..Self::new(probes) }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
     pub fn probe(&self, kind: Kind) -> Option<&Probe> {
         match kind {
             Kind::Startup => self.probes.startup.as_ref(),

@@ -102,3 +102,70 @@ async fn what_fails_is_ended_and_the_reason_outlives_it() {
     health.keep(|_| false, |_| false);
     assert_eq!(health.outlook(&run), Outlook::default());
 }
+
+struct Silent;
+
+#[async_trait]
+impl Subject for Silent {
+    async fn ask(&self, _: &Probe) -> Asked {
+        std::future::pending().await
+    }
+
+    fn turned(&self) {}
+
+    async fn end(&self, _: &str) {}
+}
+
+#[tokio::test]
+async fn who_has_come_up_is_up_when_the_agent_starts_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("up");
+    let probe = json!({"tcp": {"port": 1}, "period_s": 1, "failures": 2});
+    let probes: Probes = serde_json::from_value(json!({"startup": probe, "readiness": probe})).unwrap();
+    let agent = || {
+        let health = Arc::new(Health::default());
+        health.remember(file.clone());
+        health
+    };
+    let (shop, other) = (("shop".to_owned(), 7), ("other".to_owned(), 7));
+    let ready = |health: &Arc<Health>, run: &Run| {
+        health.watch(run, Duration::ZERO, &probes, || Arc::new(Silent));
+        health.outlook(run).ready
+    };
+    let health = agent();
+    for run in [&shop, &other] {
+        assert_eq!(ready(&health, run), Some(false), "nobody has been asked yet");
+    }
+    let told = |ready| Outlook { ready: Some(ready), reason: None };
+    assert!(health.note(&shop, told(true), true));
+    assert!(!health.note(&other, told(false), false), "it is not up");
+    let health = agent();
+    assert_eq!((ready(&health, &shop), ready(&health, &other)), (Some(true), Some(false)));
+    assert_eq!(ready(&agent(), &("shop".to_owned(), 8)), Some(false), "it has started again since");
+    // One that was not ready is not; one that does not run is forgotten, and so is one that was ended.
+    health.note(&shop, told(false), true);
+    assert_eq!(ready(&agent(), &shop), Some(false));
+    health.note(&shop, told(true), true);
+    agent().note_end("shop", "its liveness probe failed");
+    assert_eq!(ready(&agent(), &shop), Some(false));
+    let health = agent();
+    ready(&health, &shop);
+    health.note(&shop, told(true), true);
+    agent().keep(|_| false, |_| true);
+    assert_eq!(ready(&agent(), &shop), Some(false));
+    std::fs::write(&file, "{").unwrap();
+    assert_eq!(ready(&agent(), &shop), Some(false), "half a file");
+}
+
+#[test]
+fn one_that_was_ready_stays_so_until_it_fails_as_often_as_it_may() {
+    let probe = json!({"tcp": {"port": 1}, "failures": 2});
+    let probes: Probes = serde_json::from_value(json!({"startup": probe, "readiness": probe})).unwrap();
+    let mut watch = Watch::resumed(probes, true);
+    assert!(watch.is_up() && watch.ready() == Some(true));
+    watch.take(Kind::Readiness, Unknown);
+    watch.take(Kind::Readiness, Fails("no".to_owned()));
+    assert_eq!(watch.ready(), Some(true));
+    watch.take(Kind::Readiness, Fails("no".to_owned()));
+    assert_eq!(watch.ready(), Some(false));
+}

@@ -13,11 +13,12 @@ pub mod moves;
 pub mod set;
 pub mod sizing;
 pub mod streams;
+pub(crate) mod tar_gate;
 pub mod vm;
 
 use crate::qemu_img::QemuImgError;
 use amphi_api::image::{BlobRole, Image, ImageFormat};
-use amphi_api::instance::{BodyKind, MemberStatus, Power};
+use amphi_api::instance::{BodyKind, GuestAgent, MemberStatus, Power};
 use amphi_api::wire::{AddressDesired, BodyDesired, MemberDesired, PortDesired, RouteDesired};
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
@@ -172,6 +173,8 @@ pub struct ObservedBody {
     pub rescued: bool,
     /// Empty for VMs.
     pub members: Vec<MemberStatus>,
+    /// Of a VM that runs: what the agent in its guest says. None: it has no such agent, or does not run.
+    pub agent: Option<GuestAgent>,
     /// What its members, by name, or a VM ([`limits::WHOLE`]) are held to now, as far as the engine tells.
     pub held: BTreeMap<String, limits::Held>,
     /// It ended here because it went to another host, whole.

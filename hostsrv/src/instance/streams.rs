@@ -7,8 +7,12 @@ use amphi_api::streams::{ExecSpec, StreamTarget, TerminalSize};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use std::io;
 use std::pin::Pin;
-use tokio::io::AsyncWrite;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncWrite, DuplexStream};
 
 /// Looks into bodies of one kind.
 #[async_trait]
@@ -67,3 +71,48 @@ pub trait Inside: Send + Sync {
 pub struct Bare;
 
 impl Inside for Bare {}
+
+/// Input for something that has to know whether its end was said, or the client has only left; at most `ahead` bytes wait.
+pub fn input(ahead: usize) -> (Input, Fed) {
+    let (to, pipe) = tokio::io::duplex(ahead);
+    let whole = Arc::new(AtomicBool::new(false));
+    (Input { pipe: to, whole: whole.clone() }, Fed { pipe, whole })
+}
+
+/// The client's bytes; whole when it has said that no more come.
+pub struct Input {
+    pipe: DuplexStream,
+    whole: Arc<AtomicBool>,
+}
+
+/// The end at which they come out.
+pub struct Fed {
+    pub pipe: DuplexStream,
+    whole: Arc<AtomicBool>,
+}
+
+impl Fed {
+    /// At the end of the bytes: it was said, too.
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+}
+
+impl AsyncWrite for Input {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.pipe).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.whole.store(true, Ordering::Release);
+        Pin::new(&mut self.pipe).poll_shutdown(context)
+    }
+}

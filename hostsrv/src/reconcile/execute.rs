@@ -239,9 +239,11 @@ impl Reconciler {
             (Step::Resize, _, Some(instance)) => self.resize(item, instance, desired).await,
             (Step::Depart, _, Some(instance)) => self.depart(instance).await,
             (Step::NoteRestarts { restarts }, Item::Instance(id), _) => {
+                // In the order in which a status takes them.
                 let mut ledger = self.ledger();
-                let begun = super::ledger::Begun { restarts: *restarts, ..ledger.begun(id) };
-                Ok(ledger.note(id, begun)?)
+                let before = ledger.begun(id);
+                self.memory().entry(item).or_default().restarts_before.get_or_insert(before.restarts);
+                Ok(ledger.note(id, super::ledger::Begun { restarts: *restarts, ..before })?)
             }
             (Step::EnsureVolume { volume }, ..) => {
                 // The ledger's sync, due before the body, passes while LVM works.

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -31,8 +31,10 @@ pub(super) struct Guests {
 }
 
 impl Reconciler {
-    /// Has VMs with probes asked from these places. Without, nobody asks them.
-    pub fn ask_from(&self, places: Places) {
+    /// Has VMs with probes asked from these places. Without, nobody asks them. `run_dir` is gone when the host starts anew, as
+    /// its guests are.
+    pub fn ask_from(&self, places: Places, run_dir: &Path) {
+        self.guests.health.remember(run_dir.join("guests-up.json"));
         // Called once, by the composition root.
         let _first = self.guests.places.set(places);
     }

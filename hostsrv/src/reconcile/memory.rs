@@ -28,6 +28,8 @@ pub struct Memory {
     pub switching_since: Option<Instant>,
     /// What runs could not take on its size, of this order.
     pub refused: Option<Refused>,
+    /// The ordered restarts that were carried out before this task noted more: what they lead to is still to come.
+    pub restarts_before: Option<u64>,
     order: Order,
     failures: u32,
     /// Tasks in a row that went well and yet left something to do: a member that waits for its next restart.
@@ -70,6 +72,7 @@ impl Memory {
             self.fault = None;
         }
         self.order = order;
+        self.restarts_before = None;
         self.busy = true;
         self.retry_at = None;
     }

@@ -84,9 +84,14 @@ fn instance(
             state => state,
         },
         members: current.map(|b| b.members.clone()).unwrap_or_default(),
+        agent: current.and_then(|b| b.agent.clone()),
         ready: None,
         reason: None,
-        restarts,
+        // What was seen may be from before the restart as long as it is under way.
+        restarts: match memory.restarts_before {
+            Some(before) if under_way.contains(&Item::Instance(desired.id)) => before,
+            _ => restarts,
+        },
         plugged_ports: current.map(|b| b.ports.clone()).unwrap_or_default(),
         plugged_volumes: current
             .map(|b| b.volumes.iter().copied().filter(further).collect())

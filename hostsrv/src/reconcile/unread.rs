@@ -6,10 +6,13 @@ use super::ledger::LedgerError;
 use amphi_api::instance::{BodyKind, Fault};
 use amphi_api::resize::SizeStatus;
 use amphi_api::unread::{NEEDS_NEWER_AGENT, Unread};
-use amphi_api::wire::{BodyState, HostDesired, HostStatus, InstanceStatus};
+use amphi_api::wire::{BodyState, ExpectedStatus, HostDesired, HostStatus, InstanceStatus};
 use jiff::Timestamp;
 use std::sync::PoisonError;
 use uuid::Uuid;
+
+/// The list of instances that come here next, as its field is called.
+const EXPECTED: &str = "expected";
 
 impl Reconciler {
     /// As [`Reconciler::accept_in`], with the former orders in the place of those that could not be read.
@@ -39,9 +42,13 @@ impl Reconciler {
 }
 
 fn with_former(mut desired: HostDesired, former: Option<&HostDesired>, unread: &[Unread]) -> HostDesired {
-    let named = |id| unread.iter().any(|one| one.id == id);
-    let all = former.map(|former| former.instances.as_slice()).unwrap_or_default();
-    desired.instances.extend(all.iter().filter(|i| named(i.id)).cloned());
+    let named = |list: &str, id| unread.iter().any(|one| one.id == id && one.why.field == list);
+    if let Some(former) = former {
+        let kept = former.instances.iter().filter(|i| named("instances", i.id));
+        desired.instances.extend(kept.cloned());
+        let kept = former.expected.iter().filter(|i| named(EXPECTED, i.id));
+        desired.expected.extend(kept.cloned());
+    }
     desired
 }
 
@@ -51,6 +58,13 @@ fn tell(status: &mut HostStatus, one: &Unread) {
         message: format!("this host's agent is older than the order: upgrade it ({})", one.why.message),
         since: Timestamp::UNIX_EPOCH,
     };
+    if one.why.field == EXPECTED {
+        // Under the epoch of the order that it is about: whatever was made ready for a former one is not what is asked.
+        status.expected.retain(|told| told.id != one.id);
+        let (id, epoch) = (one.id, one.epoch);
+        status.expected.push(ExpectedStatus { id, epoch, ready: false, fault: Some(fault), landed: false });
+        return;
+    }
     if let Some(told) = status.instances.iter_mut().find(|told| told.id == one.id) {
         told.fault = Some(fault);
         return;
@@ -62,6 +76,7 @@ fn tell(status: &mut HostStatus, one: &Unread) {
         kind: BodyKind::Set,
         state: BodyState::Absent,
         members: Vec::new(),
+        agent: None,
         ready: None,
         reason: None,
         restarts: 0,
@@ -116,5 +131,29 @@ mod tests {
         assert_eq!((status.instances.len(), told.epoch, told.state), (1, 3, BodyState::Absent));
         let fault = told.fault.as_ref().unwrap();
         assert!(fault.code == NEEDS_NEWER_AGENT && fault.message.contains("teleport"), "{fault:?}");
+    }
+
+    #[test]
+    fn what_comes_here_and_cannot_be_read_is_told() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../api/testdata/wire/2026-11-desired.json");
+        let mut text: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut coming = text["instances"][0].clone();
+        let id: amphi_api::InstanceId = amphi_api::InstanceId::new();
+        coming["id"] = serde_json::to_value(id).unwrap();
+        text["expected"] = Value::Array(vec![coming]);
+        let (before, unread) = read(&text);
+        assert_eq!((before.expected.len(), unread.len()), (1, 0));
+        text["expected"][0]["epoch"] = 9.into();
+        text["expected"][0]["body"]["set"]["set"]["teleport"] = true.into();
+        let (after, unread) = read(&text);
+        assert_eq!((after.expected.len(), unread.len()), (0, 1));
+        let taken = with_former(after, Some(&before), &unread);
+        assert_eq!((taken.instances.len(), &taken.expected), (2, &before.expected));
+        let ready = ExpectedStatus { id, epoch: 3, ready: true, fault: None, landed: false };
+        let mut status = HostStatus { expected: vec![ready], ..HostStatus::default() };
+        tell(&mut status, &unread[0]);
+        let [told] = status.expected.as_slice() else { panic!("{:?}", status.expected) };
+        assert_eq!((told.id, told.epoch, told.ready, status.instances.len()), (id, 9, false, 0));
+        assert_eq!(told.fault.as_ref().unwrap().code, NEEDS_NEWER_AGENT);
     }
 }

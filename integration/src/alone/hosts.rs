@@ -220,6 +220,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         kind: wanted.body.kind(),
         state,
         members,
+        agent: None,
         ready: None,
         reason: None,
         restarts: wanted.restarts,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use amphi_api::host::HostState;
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
 
 use super::rest::Process;
@@ -35,16 +36,16 @@ const REQUEST: &[u8] = b" HTTP/1.1\r\n";
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let asked = count_requests(bench)?;
     let began = Instant::now();
-    bench.runtime.block_on(async {
+    let ordered = bench.runtime.block_on(async {
         let mut ordered = Vec::new();
         for at in 0..SETS {
             ordered.push(bench.client.create_instance(&set(&format!("figures-{at}"), false, 32)?).await?.id);
         }
-        for id in ordered {
+        for id in &ordered {
             let left = LIMIT.saturating_sub(began.elapsed());
-            bench.client.wait_instance(id, runs, left, |_| ()).await.context("a set should run")?;
+            bench.client.wait_instance(*id, runs, left, |_| ()).await.context("a set should run")?;
         }
-        anyhow::Ok(())
+        anyhow::Ok(ordered)
     })?;
     println!("  {} containers run after {:.1} s", SETS * 3, began.elapsed().as_secs_f32());
     std::thread::sleep(Duration::from_secs(15));
@@ -70,7 +71,11 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
          dockerd was asked {rest_requests} and {requests} times in {} s",
         WATCHED.as_secs()
     );
-    (0..SETS).try_for_each(|at| bench.delete(&format!("figures-{at}"), false))?;
+    // All at once: they have no volumes, and nothing is measured any more.
+    bench.runtime.block_on(try_join_all(ordered.iter().map(async |id| {
+        bench.client.delete_instance(*id, false).await?;
+        bench.client.wait_instance_gone(*id, |_| false, LIMIT, |_| ()).await
+    })))?;
     let share = (measuring - rest).max(0.0) / PROMISED.as_secs_f64();
     let more = requests.saturating_sub(rest_requests) as f64;
     Ok(vec![

@@ -127,6 +127,7 @@ fn observed(body: Body) -> ObservedBody {
         rescued: body.rescued,
         away: false,
         held: Default::default(),
+        agent: None,
         members: body.members.into_iter().map(|m| MemberStatus { running: live, ..m }).collect(),
         trouble: None,
     }

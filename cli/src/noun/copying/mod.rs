@@ -24,7 +24,7 @@ const AHEAD: usize = 16;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "INSTANCE:/path is in a set's first member, INSTANCE:MEMBER:/path in another; `-` is a tar archive \
+    after_help = "INSTANCE:/path is in a VM or a set's first member, INSTANCE:MEMBER:/path in another; `-` is a tar archive \
     on standard input or output.\nModes, links and, where both ends may, owners (by number) are kept."
 )]
 pub struct Copy {

@@ -27,8 +27,9 @@ pub struct FilesParams {
     member: Option<String>,
 }
 
-/// Files of a set's member, out or in: a WebSocket, spoken as `exec` is.
+/// Files of a set's member or a VM, out or in: a WebSocket, spoken as `exec` is.
 ///
+/// A VM's guest agent (qemu-guest-agent) copies them; without one it is refused (409).
 /// Names in an archive that is put in must stay below the directory, and devices are refused; modes and owners (by number) and
 /// links are kept. An archive counts as whole when its `input_end` was said.
 #[utoipa::path(get, path = "/instances/{id}/files", tag = "streams", params(("id" = Uuid, Path), FilesParams),

@@ -92,8 +92,10 @@ pub(super) fn exec_spec(query: &str) -> Result<ExecSpec, Failure> {
     Ok(spec)
 }
 
-/// Run a command in a set's member: a WebSocket.
+/// Run a command in a set's member or a VM: a WebSocket.
 ///
+/// In a VM its guest agent (qemu-guest-agent) runs it, as root and without a terminal, once its whole input is there; without
+/// one it is refused (409).
 /// Subprotocol `amphi.stream.v1`. Binary messages carry bytes: the first one is the channel (0 input, 1 output, 2 error
 /// output), the rest is theirs. Text messages carry JSON: from the client `{"type":"resize","columns":80,"rows":24}` and
 /// `{"type":"input_end"}`, to it `{"type":"opened"}` first and one of `{"type":"ended","exit_code":0,"reason":null}` and

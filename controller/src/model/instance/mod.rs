@@ -249,6 +249,7 @@ pub(crate) mod tests {
             kind: BodyKind::Set,
             state,
             members: Vec::new(),
+            agent: None,
             ready: None,
             reason: None,
             restarts: 0,

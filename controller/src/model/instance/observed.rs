@@ -1,6 +1,6 @@
 //! What a host says of an instance's body, as the record keeps it.
 
-use amphi_api::instance::{BodyKind, Fault, MemberStatus};
+use amphi_api::instance::{BodyKind, Fault, GuestAgent, MemberStatus};
 use amphi_api::resize::SizeStatus;
 use amphi_api::wire::{BodyState, InstanceStatus, LeavingStatus};
 use amphi_api::{PortId, VolumeId};
@@ -14,6 +14,9 @@ pub struct InstanceObserved {
     pub state: BodyState,
     #[serde(default)]
     pub members: Vec<MemberStatus>,
+    /// What the agent in a VM's guest says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<GuestAgent>,
     /// What a VM's probes say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
@@ -50,6 +53,7 @@ impl From<&InstanceStatus> for InstanceObserved {
             kind: status.kind,
             state: status.state,
             members: status.members.clone(),
+            agent: status.agent.clone(),
             ready: status.ready,
             reason: status.reason.clone(),
             restarts: status.restarts,

@@ -2,7 +2,7 @@ use super::*;
 use crate::model::instance::tests::{fault, observed, sample};
 use crate::ops::tests::{Cloud, P};
 use amphi_api::ErrorCode;
-use amphi_api::instance::MemberStatus;
+use amphi_api::instance::{GuestAgent, MemberStatus};
 use amphi_api::wire::BodyState;
 use serde_json::json;
 
@@ -25,6 +25,12 @@ fn what_a_host_says_of_a_body_becomes_events() {
         row
     };
     let ready = |ready| MemberStatus { ready: Some(ready), ..member(true, 0) };
+    let guest = |answers: Option<bool>| {
+        let mut row = row(BodyState::Running, vec![]);
+        row.observed.as_mut().unwrap().agent =
+            answers.map(|answers| GuestAgent { answers, ..GuestAgent::default() });
+        row
+    };
     let killed = MemberStatus { out_of_memory: true, exit_code: Some(137), ..member(true, 1) };
     let (starting, running) = (BodyState::Starting, BodyState::Running);
     for (before, now, kinds) in [
@@ -44,6 +50,10 @@ fn what_a_host_says_of_a_body_becomes_events() {
         (row(running, vec![killed.clone()]), row(running, vec![killed]), vec![]),
         (row(running, vec![ready(false)]), row(running, vec![ready(true)]), vec![K::Ready]),
         (row(running, vec![ready(true)]), row(running, vec![ready(false)]), vec![K::NotReady]),
+        (guest(None), guest(Some(false)), vec![]),
+        (guest(Some(false)), guest(Some(true)), vec![K::GuestAgent]),
+        (guest(Some(true)), guest(Some(true)), vec![]),
+        (guest(Some(true)), guest(Some(false)), vec![K::GuestAgent]),
     ] {
         let told = told::instance(Some(&before), Some(&now), &|id: HostId| id.to_string());
         let found: Vec<_> = told.iter().map(|told| told.kind).collect();

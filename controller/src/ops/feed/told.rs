@@ -77,6 +77,15 @@ pub fn instance(
         (Some(was), None) => told.push(of_instance(K::FaultOver, now, was.0)),
         _ => {}
     }
+    // One that has just started is yet to answer: that is nothing that has happened.
+    let answers = |row: &InstanceRecord| row.current().and_then(|o| o.agent.as_ref()).map(|a| a.answers);
+    match (answers(before), answers(now)) {
+        (was, Some(true)) if was != Some(true) => told.push(of_instance(K::GuestAgent, now, "it answers")),
+        (Some(true), Some(false)) => {
+            told.push(of_instance(K::GuestAgent, now, "it does not answer any more"))
+        }
+        _ => {}
+    }
     let members = |row: &InstanceRecord| row.current().map(|o| o.members.clone()).unwrap_or_default();
     let earlier = members(before);
     for member in members(now) {

@@ -282,6 +282,7 @@ impl Cloud {
                 Power::Suspended => BodyState::Suspended,
             },
             members: Vec::new(),
+            agent: None,
             ready: None,
             reason: None,
             restarts: i.restarts,

@@ -18,7 +18,10 @@ impl Cloud {
         let before = self.ops.world().read().revision();
         let error = self.resize(of, wish).await.unwrap_err();
         assert_eq!(self.ops.world().read().revision(), before, "a refusal changes nothing: {error}");
-        error.to_string()
+        match error {
+            OpsError::Conflict { field: Some(field), message } => format!("{field}: {message}"),
+            error => error.to_string(),
+        }
     }
 }
 
@@ -111,15 +114,20 @@ async fn what_cannot_be_is_refused_with_the_figures() {
     };
     *cloud.links.used.lock().unwrap() = vec![usage("a", 20, 5), usage("b", 100, 50)];
     let told = cloud.refused(&made, json!({"memory_mib": 128})).await;
-    assert!(told.contains("member b uses 100 MiB of memory, more than 64 MiB"), "{told}");
+    assert!(told.starts_with("memory_mib: member b uses 100 MiB of memory, more than 64 MiB"), "{told}");
     let told = cloud.refused(&made, json!({"members": {"b": {"pids": 40}}})).await;
-    assert!(told.contains("member b has 50 processes and threads, more than 40"), "{told}");
+    assert!(
+        told.starts_with("members.b.pids: member b has 50 processes and threads, more than 40"),
+        "{told}"
+    );
+    let told = cloud.refused(&made, json!({"members": {"b": {"mem": 25}}})).await;
+    assert!(told.starts_with("members.b.mem: member b uses 100 MiB"), "{told}");
     cloud.resize(&made, json!({"memory_mib": 200})).await.unwrap();
     // A first limit of the root file system takes something away too.
     let root = MemberUsage { root_bytes: Some(9 << 20), ..usage("b", 20, 5) };
     *cloud.links.used.lock().unwrap() = vec![root];
     let told = cloud.refused(&made, json!({"members": {"b": {"root_mib": 8}}})).await;
-    assert!(told.contains("member b has 9 MiB in its root file system, more than 8 MiB"), "{told}");
+    assert!(told.starts_with("members.b.root_mib: member b has 9 MiB in its root file system"), "{told}");
     cloud.down(h1).await;
     let error = cloud.resize(&made, json!({"memory_mib": 192})).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable, "{error}");

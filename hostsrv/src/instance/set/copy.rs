@@ -1,14 +1,14 @@
 //! Files of members, as tar archives over Docker's archive calls: they see what the member sees, its volumes and binds
 //! included, whether it runs or not; but not its tmpfs. Refuses the anchor, and archives that lead out (see
-//! [`super::tar_gate`]).
+//! [`crate::instance::tar_gate`]).
 
 use super::ENGINE;
 use super::engine::refusal;
 use super::observed::Part;
 use super::shared::Shared;
-use super::tar_gate::{self, LEFT};
 use crate::instance::DriverError;
 use crate::instance::streams::{Bare, Inside, Opened, Piece};
+use crate::instance::tar_gate::{self, Intake, LEFT};
 use amphi_api::looking::{CopySpec, CopyWay, FileFound};
 use amphi_api::streams::STDOUT;
 use async_trait::async_trait;
@@ -18,19 +18,9 @@ use bollard::query_parameters::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{once, unfold};
-use std::io::{self, Read};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
-use tokio::io::{AsyncReadExt, AsyncWrite, DuplexStream};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-/// Input that waits to be looked at, in bytes, and archive that waits for Docker, in pieces of as many.
-const AHEAD: usize = 64 << 10;
-const PIECES: usize = 2;
 /// Go's bits of a file's mode, as Docker tells it (`io/fs`, `ModeDir`, `ModeSymlink`).
 const DIRECTORY: u32 = 1 << 31;
 const SYMLINK: u32 = 1 << 27;
@@ -98,25 +88,8 @@ fn out(shared: &Arc<Shared>, part: &Part, path: &str, doing: String) -> Result<O
 
 fn into(shared: &Arc<Shared>, part: &Part, path: &str, doing: String) -> Result<Opened, DriverError> {
     let client = shared.engine.client(&doing)?;
-    let (pipe, from) = tokio::io::duplex(AHEAD);
-    let whole = Arc::new(AtomicBool::new(false));
-    let (to, checked) = mpsc::channel::<io::Result<Bytes>>(PIECES);
-    let archive = Archive { from, handle: Handle::current() };
-    let gate = tokio::task::spawn_blocking({
-        let whole = whole.clone();
-        move || {
-            let passed = tar_gate::pass(archive, |bytes| to.blocking_send(Ok(bytes)).is_ok());
-            let passed = match passed {
-                Ok(()) if !whole.load(Ordering::Acquire) => Err("the archive was cut off".to_owned()),
-                passed => passed,
-            };
-            if let Err(why) = &passed {
-                // Docker sees a request that breaks off, and no end of an archive.
-                let _ = to.blocking_send(Err(io::Error::other(why.clone())));
-            }
-            passed
-        }
-    });
+    // Docker sees a request that breaks off, and no end of an archive, where the gate refuses.
+    let Intake { input, checked, gate } = tar_gate::intake();
     let body = unfold(checked, |mut checked| async { Some((checked.recv().await?, checked)) });
     let options =
         UploadToContainerOptionsBuilder::default().path(path).no_overwrite_dir_non_dir("true").build();
@@ -144,7 +117,6 @@ fn into(shared: &Arc<Shared>, part: &Part, path: &str, doing: String) -> Result<
         }
     });
     let output = output.filter_map(|failed| async { failed }).boxed();
-    let input = Input { pipe, whole };
     Ok(Opened { input: Some(Box::pin(input)), output, inside: Box::new(Unpacking(stop)) })
 }
 
@@ -155,42 +127,5 @@ struct Unpacking(AbortHandle);
 impl Inside for Unpacking {
     async fn end(&self) {
         self.0.abort();
-    }
-}
-
-/// The client's bytes; whole when it has said that no more come.
-struct Input {
-    pipe: DuplexStream,
-    whole: Arc<AtomicBool>,
-}
-
-impl AsyncWrite for Input {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.whole.store(true, Ordering::Release);
-        Pin::new(&mut self.pipe).poll_shutdown(context)
-    }
-}
-
-/// The same bytes for a thread that waits for them.
-struct Archive {
-    from: DuplexStream,
-    handle: Handle,
-}
-
-impl Read for Archive {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.handle.block_on(self.from.read(buffer))
     }
 }

@@ -48,7 +48,6 @@ mod start;
 mod stored;
 mod succession;
 mod swap;
-mod tar_gate;
 mod throttle;
 mod tools;
 mod twin;

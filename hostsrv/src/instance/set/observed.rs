@@ -437,6 +437,7 @@ fn body(
         away: false,
         rescued,
         members,
+        agent: None,
         held,
         trouble,
     }

@@ -188,6 +188,7 @@ pub fn show(bodies: &mut Vec<ObservedBody>, orphans: &[Orphan]) {
                 volumes: Vec::new(),
                 rescued: false,
                 members: Vec::new(),
+                agent: None,
                 held: Default::default(),
                 away: false,
                 trouble: None,

@@ -161,7 +161,7 @@ fn changes<'a>(
 fn beyond(changes: &[Change<'_>], used: &[Option<MemberUsage>]) -> Option<String> {
     changes.iter().zip(used).find_map(|(change, used)| {
         let Limits { memory_bytes, pids, root_mib, .. } = change.wanted;
-        used.as_ref()?.beyond(memory_bytes, pids, root_mib)
+        used.as_ref()?.beyond(memory_bytes, pids, root_mib).map(|beyond| beyond.why)
     })
 }
 
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(used[0].beyond(256 << 20, 0, 2), None, "{used:?}");
         std::fs::write(dir.path().join("y"), vec![1; 2 << 20]).expect("another file");
         let used = usage_by(std::slice::from_ref(&member), groups).await.expect("a measure");
-        let why = used[0].beyond(256 << 20, 0, 2).expect("too much for a first limit");
+        let why = used[0].beyond(256 << 20, 0, 2).expect("too much for a first limit").why;
         assert!(why.contains("in its root file system, more than 2 MiB"), "{why}");
         member.state = PartState::Ended;
         let used = usage_by(std::slice::from_ref(&member), groups).await.expect("a measure");

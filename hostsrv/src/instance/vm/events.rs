@@ -58,7 +58,8 @@ pub fn run_loop() {
 /// The callbacks of one connection, undone by [`unsubscribe`].
 pub struct Subscription(Vec<c_int>);
 
-/// Lets lifecycle changes, I/O errors and devices that a guest has let go of, and the connection's end, ring.
+/// Lets lifecycle changes, I/O errors, devices that a guest has let go of, guest agents that come and go, and the connection's
+/// end, ring.
 pub fn subscribe(connection: &Connect, rings: &Rings) -> Result<Subscription, virt::error::Error> {
     let mut ids = Vec::new();
     // SAFETY (all transmutes): libvirt passes every domain callback through one generic type and calls it back with
@@ -70,10 +71,13 @@ pub fn subscribe(connection: &Connect, rings: &Rings) -> Result<Subscription, vi
     let removed: sys::virConnectDomainEventGenericCallback = unsafe {
         std::mem::transmute::<sys::virConnectDomainEventDeviceRemovedCallback, _>(Some(on_device_removed))
     };
+    let agent: sys::virConnectDomainEventGenericCallback =
+        unsafe { std::mem::transmute::<sys::virConnectDomainEventAgentLifecycleCallback, _>(Some(on_agent)) };
     for (event, callback) in [
         (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
         (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR, io_error),
         (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
+        (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
     ] {
         let opaque = Box::into_raw(Box::new(rings.clone())).cast::<c_void>();
         // SAFETY: the connection is open; `opaque` is a leaked box of Rings that libvirt hands to the callback and
@@ -156,6 +160,17 @@ unsafe extern "C" fn on_device_removed(
     _connection: sys::virConnectPtr,
     domain: sys::virDomainPtr,
     _alias: *const std::ffi::c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: as in `on_lifecycle`.
+    unsafe { ring_for(domain, opaque) };
+}
+
+unsafe extern "C" fn on_agent(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _state: c_int,
+    _reason: c_int,
     opaque: *mut c_void,
 ) {
     // SAFETY: as in `on_lifecycle`.

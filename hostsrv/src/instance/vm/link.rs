@@ -108,6 +108,7 @@ enum State {
 /// What a call does on a connection.
 type Work<T> = dyn Fn(&Connect) -> Result<T, Error> + Send + Sync;
 
+#[derive(Clone)]
 pub struct Link {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
@@ -152,7 +153,27 @@ impl Link {
         limit: Duration,
         work: impl Fn(&Connect) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<T, DriverError> {
-        let bounded = tokio::time::timeout(limit, self.call_unbounded(doing, Arc::new(work)));
+        self.call_bounded(doing, limit, Arc::new(work), true).await
+    }
+
+    /// The same, and never a second time: for what does harm if it is done twice.
+    pub async fn call_once<T: Send + 'static>(
+        &self,
+        doing: &str,
+        limit: Duration,
+        work: impl Fn(&Connect) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<T, DriverError> {
+        self.call_bounded(doing, limit, Arc::new(work), false).await
+    }
+
+    async fn call_bounded<T: Send + 'static>(
+        &self,
+        doing: &str,
+        limit: Duration,
+        work: Arc<Work<T>>,
+        again: bool,
+    ) -> Result<T, DriverError> {
+        let bounded = tokio::time::timeout(limit, self.call_unbounded(doing, work, again));
         bounded.await.unwrap_or_else(|_| {
             Err(DriverError::EngineTimeout { engine: ENGINE, doing: doing.to_owned(), limit })
         })
@@ -162,13 +183,13 @@ impl Link {
         &self,
         doing: &str,
         work: Arc<Work<T>>,
+        mut again: bool,
     ) -> Result<T, DriverError> {
         let down = |message: String| DriverError::EngineDown {
             engine: ENGINE,
             doing: doing.to_owned(),
             source: anyhow::anyhow!(message),
         };
-        let mut again = true;
         loop {
             // Never closed: the semaphore lives as long as the link.
             let permit = self.permits.clone().acquire_owned().await.map_err(|e| down(e.to_string()))?;

@@ -7,6 +7,7 @@
 //! guests this process holds still for a snapshot. After a restart such a guest is resumed by the next `ensure`.
 //! Refuses to start a body beside one of another epoch, and to touch domains that are not named as ours.
 
+mod agent;
 mod console;
 mod disks;
 mod domain;
@@ -89,6 +90,7 @@ pub struct VmDriver {
     kit: Option<Kit>,
     roots: Roots,
     guests: Guests,
+    agents: agent::Agents,
     bell: Bell,
 }
 
@@ -107,6 +109,7 @@ impl VmDriver {
         Self {
             link: Link::new(uri.into(), bell.clone()),
             roots: Roots::new(state_dir.join("roots")),
+            agents: agent::Agents::new(&state_dir),
             state_dir,
             integration_bridge: integration_bridge.into(),
             acceleration,
@@ -223,6 +226,19 @@ impl VmDriver {
         settled
     }
 
+    /// The agent in a running guest, where one listens.
+    fn agent(&self, instance: InstanceId, xml: &str) -> Result<agent::Agent, DriverError> {
+        let missing = |why: &str| Err(console::refused(instance, &format!("{why}: {}", agent::MISSING)));
+        match traits::agent(xml) {
+            Some(true) => Ok(self.agents.of(&self.link, instance)),
+            Some(false) => missing("no guest agent listens in it"),
+            None => Err(console::refused(
+                instance,
+                "it was started without a port for a guest agent; stop and start it",
+            )),
+        }
+    }
+
     /// A guest that starts need not do it itself.
     fn announce(&self, plan: &BodyPlan) {
         if let Some(gate) = &self.gate {
@@ -264,6 +280,10 @@ impl BodyDriver for VmDriver {
         let lines = found.iter().filter(|found| found.condition.active());
         let lines = lines.filter_map(|found| Some((found.instance, found.traits.guest.clone()?))).collect();
         self.guests.keep(&lines, &self.bell);
+        let listens = |found: &&domain::Found| found.condition.active() && found.traits.agent;
+        let connected = found.iter().filter(listens).map(|found| found.instance).collect();
+        let here: BTreeSet<InstanceId> = found.iter().map(|found| found.instance).collect();
+        self.agents.keep(&connected, |instance| here.contains(&instance), &self.link, &self.bell);
         Ok(found
             .into_iter()
             .map(|found| {
@@ -272,6 +292,9 @@ impl BodyDriver for VmDriver {
                 let still = state == ObservedState::Paused && self.holds(found.instance);
                 let held = found.condition.active().then(|| sizing::held(&found.traits));
                 let guest = self.guests.get(found.instance).map(|guest| guest.told());
+                // A set's guest has a line of its own.
+                let agent =
+                    (found.condition.active() && guest.is_none()).then(|| self.agents.told(found.instance));
                 // A set runs when its members do, whatever is around them.
                 let state = match &guest {
                     Some(told) if state == ObservedState::Running && !told.whole() => ObservedState::Degraded,
@@ -290,6 +313,7 @@ impl BodyDriver for VmDriver {
                     rescued: found.traits.rescued,
                     away: sight::went_over(found.condition),
                     members: told.members,
+                    agent,
                     trouble: trouble.or(told.trouble),
                 }
             })
@@ -524,9 +548,12 @@ impl BodyStreams for VmDriver {
                 let socket = traits::screen_socket(&xml).ok_or_else(|| refused(none))?;
                 console::screen(socket).await.map_err(|source| DriverError::Io { doing, source })
             }
-            StreamTarget::Exec(_) => Err(refused("nothing inside it takes commands; use its console")),
+            StreamTarget::Exec(spec) => self.agent(instance, &xml)?.exec(spec).await,
             StreamTarget::Logs(_) => Err(refused("its output is a file")),
-            StreamTarget::Copy(_) => Err(refused("nothing inside it takes files")),
+            StreamTarget::Copy(_) if self.guests.get(instance).is_some() => {
+                Err(refused("nothing inside it takes files"))
+            }
+            StreamTarget::Copy(spec) => self.agent(instance, &xml)?.copy(spec).await,
             StreamTarget::Tools(_) => Err(refused("it has no members")),
         }
     }

@@ -2,7 +2,7 @@
 //! of its devices are ours. Refuses to know the rest of the format: elements of ours carry aliases that say what they are.
 
 use super::disks::{ROOT_ALIAS, VOLUME_ALIAS};
-use super::xml::PORT_ALIAS;
+use super::xml::{AGENT_PORT, PORT_ALIAS};
 use amphi_api::{PortId, VolumeId};
 
 /// What a domain says of itself.
@@ -18,6 +18,8 @@ pub struct Traits {
     pub devices: Vec<Device>,
     /// Of a set's VM: where the line to its guest ends.
     pub guest: Option<std::path::PathBuf>,
+    /// The guest has opened the port of its agent: one listens there.
+    pub agent: bool,
 }
 
 /// A device of ours.
@@ -55,6 +57,7 @@ impl Traits {
                 .filter_map(device)
                 .collect(),
             guest: guest_socket(domain),
+            agent: agent(domain) == Some(true),
         }
     }
 
@@ -127,16 +130,24 @@ pub fn screen_socket(domain: &str) -> Option<&str> {
     attribute(graphics.split('>').next()?, "socket")
 }
 
+/// The channel of this name.
+fn channel<'a>(domain: &'a str, name: &str) -> Option<&'a str> {
+    let target = |element: &&str| {
+        element.split_once("<target").is_some_and(|(_, target)| attribute(target, "name") == Some(name))
+    };
+    elements(domain, "channel").into_iter().find(target)
+}
+
 /// Where the line to its guest ends.
 fn guest_socket(domain: &str) -> Option<std::path::PathBuf> {
-    let name = |element: &&str| {
-        element
-            .split_once("<target")
-            .is_some_and(|(_, target)| attribute(target, "name") == Some(amphi_guest::PORT))
-    };
-    let channel = elements(domain, "channel").into_iter().find(name)?;
-    let (_, source) = channel.split_once("<source")?;
+    let (_, source) = channel(domain, amphi_guest::PORT)?.split_once("<source")?;
     attribute(source.split('>').next()?, "path").map(Into::into)
+}
+
+/// Whether an agent listens in a running domain's guest; none: it was started without a port for one.
+pub fn agent(domain: &str) -> Option<bool> {
+    let (_, target) = channel(domain, AGENT_PORT)?.split_once("<target")?;
+    Some(attribute(target.split('>').next()?, "state") == Some("connected"))
 }
 
 /// The outermost elements of this name, as they are written.
@@ -203,6 +214,25 @@ mod tests {
             (stopped.to_owned(), None),
         ] {
             assert_eq!(Traits::read(&text).guest.as_deref(), path.map(std::path::Path::new), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_agent_listens_where_its_port_is_open() {
+        let with = |state: &str| {
+            format!(
+                "<channel type='unix'>\n<source mode='bind' path='/q/a'/>\n<target type='virtio' name='org.qemu.guest_agent.0'{state}/>\n</channel>"
+            )
+        };
+        let ours = "<channel type='unix'><target type='virtio' name='org.amphi.guest.0' state='connected'/></channel>";
+        for (text, wanted) in [
+            (with(" state='connected'"), Some(true)),
+            (ours.to_owned() + &with(" state='disconnected'"), Some(false)),
+            (with(""), Some(false)),
+            (ours.to_owned(), None),
+        ] {
+            assert_eq!(agent(&text), wanted, "{text}");
+            assert_eq!(Traits::read(&text).agent, wanted == Some(true));
         }
     }
 

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub const NAMESPACE: &str = "urn:amphi:body:1";
 /// Begins a port's alias.
 pub const PORT_ALIAS: &str = "ua-port-";
+/// The serial port at which a guest's qemu-guest-agent listens; libvirt has the other end.
+pub const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 /// QEMU's default for translated code is a quarter of the guest's memory, up to 1 GiB, for each guest.
 const TCG_CACHE_MIB: u32 = 64;
 /// How long the BIOS waits before it tries again to boot, in milliseconds (libvirt takes up to 65535).
@@ -171,7 +173,7 @@ fn devices(plan: &BodyPlan, around: &Surroundings<'_>) -> Element {
         )
         // Absolute positions: a viewer's pointer and the guest's are the same.
         .child(Element::new("input").attr("type", "tablet").attr("bus", "virtio"))
-        .child(channel("org.qemu.guest_agent.0", None))
+        .child(channel(AGENT_PORT, None))
         .child(
             Element::new("rng")
                 .attr("model", "virtio")

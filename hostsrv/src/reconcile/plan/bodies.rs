@@ -75,6 +75,9 @@ pub fn instance(
     let lacking = || volumes.iter().filter(|v| lacks(v, seen)).map(|v| v.id);
     let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
     let restart = memory.begun.restarts < desired.restarts;
+    // When nothing runs and before the start, as for members: a start that fails must not end what of it runs at each further
+    // try. Until the start is done the status tells the former count.
+    let restarted = || restart.then_some(Step::NoteRestarts { restarts: desired.restarts });
     let resize = || {
         let differs = current.is_some_and(|body| limits::differ(desired, body));
         (differs && !memory.keeps_size).then_some(Step::Resize)
@@ -88,8 +91,8 @@ pub fn instance(
         (true, Some(body)) if body.state != ObservedState::Stopped && (restart || body.rescued != rescue) => {
             steps.push(Step::Stop { kind, grace: GRACE });
             steps.extend(note);
+            steps.extend(restarted());
             steps.push(Step::Ensure);
-            steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
         }
         (true, Some(body)) if body.state != ObservedState::Stopped && !again.is_empty() => {
             steps.extend(again);
@@ -121,8 +124,8 @@ pub fn instance(
             steps.extend(ensure_volumes());
             steps.extend(resize());
             steps.extend(note);
+            steps.extend(restarted());
             steps.push(Step::Ensure);
-            steps.extend(restart.then_some(Step::NoteRestarts { restarts: desired.restarts }));
         }
         (false, Some(body)) if body.state != ObservedState::Stopped || !body.volumes.is_empty() => {
             steps.push(Step::Stop { kind, grace: GRACE });

@@ -73,7 +73,7 @@ pub enum Step {
     /// Attach the volumes as the kind of body needs them, then make the body as it should be: there, plugged, halted or
     /// not.
     Ensure,
-    /// The ordered restarts up to this count are carried out.
+    /// The ordered restarts up to this count are begun: nothing of the body runs that was started before.
     NoteRestarts {
         restarts: u64,
     },

@@ -107,6 +107,7 @@ impl World {
             volumes: vec![],
             rescued: false,
             members: vec![],
+            agent: None,
             held: Default::default(),
             away: false,
             trouble: None,
@@ -286,7 +287,7 @@ fn instances() {
         (
             "restart ordered",
             world().with(Set, 5, Running).and(|w| w.desired.restarts = 1),
-            &["stop set", "ensure", "note"],
+            &["stop set", "note", "ensure"],
         ),
         (
             "restart done",
@@ -379,7 +380,7 @@ fn powers() {
         assert_eq!(world.plan(), steps, "{kind} {state:?} should be {power:?}");
     }
     let restart = world().with(Set, 5, Paused).and(|w| w.desired.restarts = 1);
-    assert_eq!(restart.plan(), ["stop set", "ensure", "note"]);
+    assert_eq!(restart.plan(), ["stop set", "note", "ensure"]);
 }
 
 #[test]
@@ -710,5 +711,5 @@ fn a_member_is_restarted_once() {
         "only who was ended is written down"
     );
     let whole = ordered(None, 0, Some(Running), both).and(|w| w.desired.restarts = 1);
-    assert_eq!(whole.plan(), ["stop set", "note members", "ensure", "note"], "of all of it");
+    assert_eq!(whole.plan(), ["stop set", "note members", "note", "ensure"], "of all of it");
 }

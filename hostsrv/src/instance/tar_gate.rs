@@ -1,12 +1,21 @@
 //! Stands between a client's tar archive and whoever unpacks it: bytes go on unchanged, but no entry whose name leads out of
 //! where it is unpacked, no hard link that does, and no device. Keeps nothing but the heads that it looks at.
 
+use super::streams::{Fed, Input, input};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::{Component, Path};
 use std::rc::Rc;
 use tar::EntryType;
+use tokio::io::AsyncReadExt;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Input that waits to be looked at, in bytes, and archive that waits to be unpacked, in pieces of as many.
+const AHEAD: usize = 64 << 10;
+const PIECES: usize = 2;
 
 /// Read at once, in bytes.
 const PIECE: usize = 64 << 10;
@@ -43,6 +52,46 @@ pub fn pass(input: impl Read, on: impl FnMut(Bytes) -> bool) -> Result<(), Strin
     let mut rest = archive.into_inner().input;
     while rest.read(&mut buffer).map_err(read)? > 0 {}
     Ok(())
+}
+
+/// A client's archive on its way in.
+pub struct Intake {
+    pub input: Input,
+    /// What may go on; an error where the archive is refused, and then no more.
+    pub checked: mpsc::Receiver<io::Result<Bytes>>,
+    /// What became of it: why it was refused, or [`LEFT`].
+    pub gate: JoinHandle<Result<(), String>>,
+}
+
+/// Sets a gate up, on a thread of its own. An archive counts as whole when its end was said.
+pub fn intake() -> Intake {
+    let (input, fed) = input(AHEAD);
+    let (to, checked) = mpsc::channel::<io::Result<Bytes>>(PIECES);
+    let mut archive = Archive { fed, handle: Handle::current() };
+    let gate = tokio::task::spawn_blocking(move || {
+        let passed = pass(&mut archive, |bytes| to.blocking_send(Ok(bytes)).is_ok());
+        let passed = match passed {
+            Ok(()) if !archive.fed.is_whole() => Err("the archive was cut off".to_owned()),
+            passed => passed,
+        };
+        if let Err(why) = &passed {
+            let _ = to.blocking_send(Err(io::Error::other(why.clone())));
+        }
+        passed
+    });
+    Intake { input, checked, gate }
+}
+
+/// The same bytes for a thread that waits for them.
+struct Archive {
+    fed: Fed,
+    handle: Handle,
+}
+
+impl Read for Archive {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.handle.block_on(self.fed.pipe.read(buffer))
+    }
 }
 
 fn look(entry: &tar::Entry<'_, impl Read>) -> Result<(), String> {
