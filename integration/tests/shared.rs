@@ -86,7 +86,10 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     }
     let waits = stage.until(twinned.id, "a twin", |i| i.twin.as_ref().is_some_and(|twin| twin.ready))?;
     let waits = waits.twin.and_then(|twin| twin.host_name).context("it waits nowhere")?;
-    ensure!(waits != keeper && !is_mounted(&stage, &waits, for_twin.id)?, "it has the volume before its time");
+    ensure!(
+        waits != keeper && !is_mounted(&stage, &waits, for_twin.id)?,
+        "it has the volume before its time"
+    );
 
     println!("power cut of the keeper");
     let before = stage.last_failover(&keeper)?;
@@ -94,8 +97,7 @@ fn what_is_on_a_shared_group_is_taken_over() -> Result<()> {
     let failover = stage.failover(&keeper, before)?;
     let (now, vm_now) = (stage.runs(data.id)?, stage.runs(machine.id)?);
     let twin_now = stage.runs(twinned.id)?;
-    let moved =
-        [(&data, &now, &for_set), (&machine, &vm_now, &for_vm), (&twinned, &twin_now, &for_twin)];
+    let moved = [(&data, &now, &for_set), (&machine, &vm_now, &for_vm), (&twinned, &twin_now, &for_twin)];
     for (was, now, volume) in moved {
         ensure!(now.epoch > was.epoch && now.host != was.host, "{} should be elsewhere: {now:?}", was.name);
         ensure!(now.addresses == was.addresses, "{now:?}");

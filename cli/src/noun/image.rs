@@ -242,6 +242,7 @@ impl Command {
                     let most = u64::try_from(usage.limit_mib).map_or("any".to_owned(), mib);
                     pairs(&[("Used", bytes(usage.used_bytes)), ("Limit", most)])
                 })
+            }
             Self::Convert(convert) => convert.run(session).await,
             Self::Conversion { image } => {
                 let client = session.client()?;

@@ -11,7 +11,6 @@ use amphi_api::wire::{ExportSource, WIRE_CONVERT};
 use amphi_api::{HostId, ImageId, ProjectId};
 use jiff::Timestamp;
 
-
 impl Ops {
     pub async fn convert_image(
         &self,
@@ -78,11 +77,12 @@ fn seen(view: &View, scope: ProjectId, id: ImageId) -> Result<&super::Row<ImageR
 /// The format of what comes out.
 fn becomes(of: ImageFormat, to: ConvertTo) -> Result<ImageFormat, OpsError> {
     match (to, of) {
-        (ConvertTo::Container, ImageFormat::Qcow2 | ImageFormat::Raw) => Ok(ImageFormat::DockerArchive),
+        (
+            ConvertTo::Container,
+            ImageFormat::Qcow2 | ImageFormat::Raw | ImageFormat::Vmdk | ImageFormat::Vhd | ImageFormat::Vhdx,
+        ) => Ok(ImageFormat::DockerArchive),
         (ConvertTo::Disk, ImageFormat::DockerArchive | ImageFormat::Oci) => Ok(ImageFormat::Qcow2),
-        (ConvertTo::Container, _) => {
-            Err(OpsError::field("to", "a container image is made of a qcow2 or raw disk"))
-        }
+        (ConvertTo::Container, _) => Err(OpsError::field("to", "a container image is made of a disk")),
         (ConvertTo::Disk, _) => Err(OpsError::field("to", "a disk is made of a container image")),
     }
 }

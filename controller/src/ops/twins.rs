@@ -69,7 +69,9 @@ fn wish(view: &View, row: &Row<InstanceRecord>) -> TwinWish {
         return unfit("the instance runs from a rescue's image");
     }
     if row.root_volume.is_some_and(|id| view.group_of(id).is_some()) {
-        return unfit("the instance's root disk is in a shared volume group: it is taken over, without a twin");
+        return unfit(
+            "the instance's root disk is in a shared volume group: it is taken over, without a twin",
+        );
     }
     let fresh_gib = match (row.failover_terms.local_volume, beyond_reach(view, row).as_slice()) {
         (_, []) => None,

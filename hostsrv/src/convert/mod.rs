@@ -7,6 +7,7 @@ mod archive;
 mod layout;
 mod machine;
 
+use crate::images::bases;
 use crate::images::roots::{Root, Roots};
 use crate::instance::vm::guest::start;
 use crate::instance::vm::image_check;
@@ -95,10 +96,9 @@ impl Converter {
         told: impl Fn(u64, u64) + Send,
     ) -> Result<ConversionReport, ConvertError> {
         let (guest, _) = self.able.as_ref().ok_or(ConvertError::NoKit)?;
-        let kind = DiskFormat::of(format)
-            .ok_or_else(|| ConvertError::Refused("it is no disk: only raw and qcow2 images are".into()))?;
-        let head = image_check::head(disk).map_err(io_error("look at the disk"))?;
-        image_check::check(format, BlobRole::Disk, &head).map_err(ConvertError::Refused)?;
+        let kind = bases::lies(format).ok_or_else(|| ConvertError::Refused("its image is no disk".into()))?;
+        let alone = image_check::check(format, BlobRole::Disk, disk);
+        alone.map_err(io_error("look at the disk"))?.map_err(ConvertError::Refused)?;
         let _turn = self.one.lock().await;
         let size = qemu_img::virtual_size(kind, disk).await?;
         let (layer, tar) = (folder.join("layer"), folder.join("tar"));

@@ -215,7 +215,8 @@ impl Reconciler {
             Some(VolumeSource::Image(image) | VolumeSource::Moved { image, .. }) => Some(&**image),
             _ => None,
         });
-        let (kept, exports) = ledger.desired().map(|d| (d.images.as_slice(), d.exports.as_slice())).unwrap_or_default();
+        let (kept, exports) =
+            ledger.desired().map(|d| (d.images.as_slice(), d.exports.as_slice())).unwrap_or_default();
         let kept = kept.iter().filter(|one| one.kept).map(|one| &one.image);
         let converted = exports.iter().filter_map(|export| match &export.source {
             ExportSource::Conversion { of, .. } => Some(&**of),
