@@ -100,7 +100,7 @@ fn is_kept(stage: &Stage, id: InstanceId) -> Result<()> {
         ("getcap /srv/kept/capable", "/srv/kept/capable cap_net_raw=ep"),
         ("stat -c %s /srv/kept/sparse; tail -c 4 /srv/kept/sparse", "67108864\nend"),
         (
-            r#"perl -e '$b="\0"x9; $n=syscall(191,"/srv/kept/file","user.colour",$b,9); print substr($b,0,$n)'"#,
+            r#"perl -e '$p="/srv/kept/file"; $k="user.colour"; $b="\0"x9; $n=syscall(191,$p,$k,$b,9); print substr($b,0,$n)'"#,
             "green",
         ),
         ("stat -c '%U %a' /var/www/html /tmp | tr '\\n' ' '", "root 755 root 1777"),
