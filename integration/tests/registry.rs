@@ -374,11 +374,12 @@ fn pushes(
     (there, count)
 }
 
-/// `AMPHI_COLLECTION=60` is the long form: so many seconds of pushes.
+/// `AMPHI_COLLECTION=60` is the long form: so many seconds of pushes. What is lent is so for longer than a push takes, and much
+/// shorter than all of them.
 #[test]
 fn garbage_collection_takes_nothing_that_is_pushed_and_leaves_nothing() {
-    let seconds = std::env::var("AMPHI_COLLECTION").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
-    let settings = "[images]\nsweep_seconds = 1\ngrace_seconds = 1\npush_seconds = 20\n";
+    let seconds = std::env::var("AMPHI_COLLECTION").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let settings = "[images]\nsweep_seconds = 1\ngrace_seconds = 1\npush_seconds = 8\n";
     let (registry, docker) = (Registry::start("registry-collection", settings), Docker::start());
     done(&mut docker.login(&registry.address, &registry.password));
     let dir = tempfile::tempdir().expect("a directory");

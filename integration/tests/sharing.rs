@@ -357,7 +357,7 @@ fn ten_hosts_of_which_two_are_real_pull_one_image_32_times() -> Result<()> {
         "{all} pulls of {size} bytes by ten hosts: {bytes} bytes out of the controller, {copies:.2} copies"
     );
     // One copy to whoever asked first; whoever was sent to a host that had nothing yet comes back at most once.
-    assert!(copies < 3.0, "{copies:.2} copies");
+    assert!(copies < 2.0, "{copies:.2} copies");
     drop(agents);
     stage.down()
 }
