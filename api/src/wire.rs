@@ -22,8 +22,11 @@ use std::net::{IpAddr, SocketAddr};
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
 pub const PROTOCOL: u32 = 1;
 /// How much of the words an agent knows; it says so in its facts, and one that says nothing knows 0. Raised with an optional
-/// field that an older agent would pass over in silence. 1: a VM's probes.
-pub const WIRE: u32 = 1;
+/// field that an older agent would pass over in silence, or a word that it could not read. 1: a VM's probes. 2: disks of vmdk,
+/// vhd and vhdx.
+pub const WIRE: u32 = 2;
+/// Agents that know of disks in those formats.
+pub const FOREIGN_DISKS: u32 = 2;
 /// How often a host says that it is there, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 2;
 /// After this long without a word the controller takes the link for gone, in seconds.
@@ -331,7 +334,10 @@ impl BodyDesired {
 
     /// The least of [`WIRE`] that an agent has to know for it.
     pub fn needs(&self) -> u32 {
-        u32::from(self.vm_probes().is_some())
+        match self.images().iter().any(|image| image.format.is_foreign_disk()) {
+            true => FOREIGN_DISKS,
+            false => u32::from(self.vm_probes().is_some()),
+        }
     }
 
     pub fn images(&self) -> &[Image] {
