@@ -67,6 +67,11 @@ impl ImageFormat {
         matches!(self, Self::Qcow2 | Self::Raw | Self::Vmdk | Self::Vhd | Self::Vhdx)
     }
 
+    /// A disk that hosts make a qcow2 of first.
+    pub fn is_foreign_disk(self) -> bool {
+        matches!(self, Self::Vmdk | Self::Vhd | Self::Vhdx)
+    }
+
     /// Whether a member of a set can start from it (else: a VM).
     pub fn is_container(self) -> bool {
         matches!(self, Self::DockerArchive | Self::Oci)

@@ -23,13 +23,11 @@ use std::net::{IpAddr, SocketAddr};
 /// Raised when a message changes its meaning. A controller refuses a host of another major version by name.
 pub const PROTOCOL: u32 = 1;
 /// How much of the words an agent knows; it says so in its facts, and one that says nothing knows 0. Raised with an optional
-/// field that an older agent would pass over in silence. 1: a VM's probes. 2: images to fetch beforehand. 3: conversions of
-/// images.
-pub const WIRE: u32 = 3;
-/// From this on an agent fetches images beforehand.
-pub const WIRE_PREPULL: u32 = 2;
-/// From this on an agent makes images of other images.
-pub const WIRE_CONVERT: u32 = 3;
+/// field that an older agent would pass over in silence, or a word that it could not read. 1: a VM's probes. 2: images to fetch
+/// beforehand, conversions of images, disks of vmdk, vhd and vhdx.
+pub const WIRE: u32 = 2;
+/// Agents that know these three.
+pub const WIRE_IMAGES: u32 = 2;
 /// How often a host says that it is there, in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 2;
 /// After this long without a word the controller takes the link for gone, in seconds.
@@ -353,7 +351,10 @@ impl BodyDesired {
 
     /// The least of [`WIRE`] that an agent has to know for it.
     pub fn needs(&self) -> u32 {
-        u32::from(self.vm_probes().is_some())
+        match self.images().iter().any(|image| image.format.is_foreign_disk()) {
+            true => WIRE_IMAGES,
+            false => u32::from(self.vm_probes().is_some()),
+        }
     }
 
     pub fn images(&self) -> &[Image] {
@@ -449,7 +450,7 @@ pub enum ExportSource {
     /// A volume's snapshot, as `qcow2` or `raw`.
     Snapshot(SnapshotId),
     /// Another image's bytes, converted: a disk as `docker-archive`, a container image as `qcow2`. For agents that know
-    /// [`WIRE_CONVERT`].
+    /// [`WIRE_IMAGES`].
     Conversion { of: Box<Image>, to: ConvertTo },
 }
 

@@ -15,7 +15,7 @@ const GEOMETRY_MAX: u64 = 65_535 * 16 * 255 * 512;
 
 pub fn look(ends: &Ends) -> Result<u64, String> {
     let last = ends.tail.len().checked_sub(FOOTER).map(|at| &ends.tail[at..]);
-    let last = last.filter(|last| last.starts_with(MAGIC) && ends.size % FOOTER as u64 == 0);
+    let last = last.filter(|last| last.starts_with(MAGIC) && ends.size.is_multiple_of(FOOTER as u64));
     let last = last.ok_or("it is no vhd file: its last sector does not begin with conectix")?;
     let footer = Footer::read(last)?;
     let in_front = ends.head.starts_with(MAGIC);

@@ -29,7 +29,8 @@ pub fn look(ends: &Ends) -> Result<u64, String> {
     if first.directory == AT_END {
         // A sector that says what follows, the header anew, and the end of the stream.
         let footer = Fields(&ends.tail).part((ends.tail.len() as u64).saturating_sub(1024), SECTOR);
-        let footer = footer.filter(|_| ends.size % SECTOR == 0 && ends.tail.len() as u64 == 3 * SECTOR);
+        let footer =
+            footer.filter(|_| ends.size.is_multiple_of(SECTOR) && ends.tail.len() as u64 == 3 * SECTOR);
         let footer = footer.ok_or("its last sectors are cut off, and its grain directory lies there")?;
         let last = header(Fields(footer)).map_err(|why| format!("its footer is wrong: {why}"))?;
         if (last.capacity, last.grain) != (first.capacity, first.grain) || last.directory == AT_END {

@@ -6,7 +6,7 @@
 use super::Record;
 use amphi_api::host::HostState;
 use amphi_api::prepull::{HostImages, ImageOnHost, Mark, PrepullPolicy, PrepullState};
-use amphi_api::wire::WIRE_PREPULL;
+use amphi_api::wire::WIRE_IMAGES;
 use amphi_api::{HostId, ImageId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ pub fn prepull_state(
     if !ordered && !kept {
         return row(PrepullState::Absent, None, None);
     }
-    if host.wire < WIRE_PREPULL && host.state == HostState::Up {
+    if host.wire < WIRE_IMAGES && host.state == HostState::Up {
         let why = "its agent is older than pre-pulling: upgrade it".to_owned();
         return row(PrepullState::Failed, None, Some(why));
     }

@@ -7,7 +7,7 @@ use crate::model::{ConversionRecord, HostRecord, ImageExport, ImageRecord, Image
 use amphi_api::conversion::{Conversion, ConversionReport, ConvertCreate, ConvertTo};
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::set::SetSpec;
-use amphi_api::wire::{ExportSource, WIRE_CONVERT};
+use amphi_api::wire::{ExportSource, WIRE_IMAGES};
 use amphi_api::{HostId, ImageId, ProjectId};
 use jiff::Timestamp;
 
@@ -108,7 +108,7 @@ fn pick(view: &View) -> Result<HostId, OpsError> {
 }
 
 fn can(host: &HostRecord) -> bool {
-    let kit = host.spec.as_ref().is_some_and(|spec| spec.guest_kit && spec.wire >= WIRE_CONVERT);
+    let kit = host.spec.as_ref().is_some_and(|spec| spec.guest_kit && spec.wire >= WIRE_IMAGES);
     kit && host.is_up() && host.is_in() && host.closed_because().is_none()
 }
 

@@ -8,6 +8,7 @@ use crate::model::network::legacy;
 use crate::model::*;
 use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::{BodyKind, BodySpec, ExchangePhase, Power, VmSpec};
+use amphi_api::wire::WIRE_IMAGES;
 use amphi_api::wire::{
     AddressDesired, AttachmentDesired, BodyDesired, CopyingDesired, ExportDesired, HostDesired,
     InstanceDesired, LeavingDesired, MemberDesired, PortDesired, RouteDesired, SnapshotDesired,
@@ -104,7 +105,7 @@ pub fn desired(view: &View, host: HostId) -> HostDesired {
         volumes: std::iter::once(&host)
             .chain(&kept)
             .flat_map(|place| view.volumes_on(*place))
-            .filter(|row| row.intent == Intent::Live && !is_unborn(row))
+            .filter(|row| row.intent == Intent::Live && !is_unborn(row) && is_readable(view, row, host))
             .map(|row| VolumeDesired {
                 id: row.id,
                 size_bytes: row.size_gib * GIB,
@@ -192,6 +193,15 @@ fn arrivals(view: &View, exchange: &ExchangeRecord, host: HostId) -> Vec<VolumeD
 /// Whether it waits for bytes that cannot be had yet.
 fn is_unborn(row: &VolumeRecord) -> bool {
     !row.made && row.journey.as_ref().is_some_and(|j| j.is_birth(row) && !j.shipped)
+}
+
+/// Whether the host's agent can read what the volume begins with. A word that it does not know would cost the host its whole
+/// order; so an older one is not told of the volume, which is made when the agent is a newer one.
+fn is_readable(view: &View, row: &VolumeRecord, host: HostId) -> bool {
+    let image = row.source_image.filter(|_| !row.made).and_then(|id| view.images.get(id));
+    let knows =
+        || view.hosts.get(host).and_then(|h| h.spec.as_ref()).is_some_and(|s| s.wire >= WIRE_IMAGES);
+    !image.is_some_and(|image| image.format.is_foreign_disk()) || knows()
 }
 
 /// A volume to be written with the bytes that the image carries.

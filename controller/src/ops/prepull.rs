@@ -6,7 +6,7 @@ use crate::model::{HostImagesRecord, HostRecord, ImageHostSight, ImageRecord, Pr
 use amphi_api::host::HostState;
 use amphi_api::image::ImageState;
 use amphi_api::prepull::{HeldImage, HostImages, ImageOnHosts, Mark, PrepullCreate, PrepullPolicy};
-use amphi_api::wire::{PrepullDesired, WIRE_PREPULL};
+use amphi_api::wire::{PrepullDesired, WIRE_IMAGES};
 use amphi_api::{HostId, ImageId};
 use jiff::Timestamp;
 
@@ -162,7 +162,7 @@ fn meant(view: &View, order: &PrepullCreate) -> Result<Vec<HostId>, OpsError> {
     for id in &order.hosts {
         let host = view.hosts.get(*id).ok_or_else(|| OpsError::not_found::<HostRecord>(*id))?;
         let wire = host.spec.as_ref().map_or(0, |spec| spec.wire);
-        if host.state == HostState::Up && wire < WIRE_PREPULL {
+        if host.state == HostState::Up && wire < WIRE_IMAGES {
             let text = format!("the agent of host '{}' is older than pre-pulling: upgrade it", host.name);
             return Err(OpsError::conflict(text));
         }

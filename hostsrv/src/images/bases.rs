@@ -29,7 +29,7 @@ pub fn lies(format: ImageFormat) -> Option<DiskFormat> {
 
 /// The format of a disk that is made a qcow2 here; none: it is used as it comes.
 pub(super) fn foreign(format: ImageFormat) -> Option<DiskFormat> {
-    DiskFormat::of(format).filter(|of| !matches!(of, DiskFormat::Raw | DiskFormat::Qcow2))
+    DiskFormat::of(format).filter(|_| format.is_foreign_disk())
 }
 
 /// How large a base may become, in bytes: what its disk holds with its tables, and no more than a disk that was packed well

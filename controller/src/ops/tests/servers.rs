@@ -438,6 +438,12 @@ async fn an_image_stays_until_the_volume_is_made_that_begins_with_it() {
     let begins =
         |host: HostId| cloud.ops.desired(host).volumes.iter().find(|v| v.id == volume)?.source.clone();
     assert!(matches!(begins(far), Some(VolumeSource::Image(of)) if of.id == image), "{:?}", begins(far));
+    // An agent that does not know of such disks could not read its order: it is not told.
+    let older = HostSpec { wire: 1, ..spec(away) };
+    cloud.ops.hello(far, &older).await.unwrap();
+    assert_eq!(begins(far), None);
+    cloud.ops.hello(far, &spec(away)).await.unwrap();
+    assert!(begins(far).is_some(), "the newer one is");
     let error = cloud.ops.delete_image(P, image).await.unwrap_err();
     assert!(error.to_string().contains("is being made of it"), "{error}");
     assert!(!cloud.ops.world().read().images.get(image).unwrap().closing, "and may be used as before");
