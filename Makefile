@@ -1,6 +1,6 @@
 # The README's commands. Everything here runs as root; anybody else goes through sudo.
 SHELL := /bin/bash
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_EXCHANGES,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,AMPHI_ONCE,AMPHI_ROUNDS,AMPHI_HUNDRED,AMPHI_EXCHANGES,AMPHI_COLLECTION,AMPHI_FAILOVER,AMPHI_LAB_DIR,AMPHI_RECYCLE_HOURS,CI)
 LAB := $(SUDO) target/debug/amphi-lab
 
 .PHONY: run up down test test-images tempest bench chaos fuzz lint install build images clients
@@ -43,6 +43,7 @@ chaos: install build images
 	target/debug/amphi-lab storm --seconds 300
 	target/debug/amphi-lab deaths --replays 2
 	target/debug/amphi-lab races --rounds 100
+	AMPHI_COLLECTION=60 $(SUDO) cargo nextest run --workspace --no-capture -E 'test(garbage_collection_takes_nothing)'
 
 # The native face under schemathesis, ten minutes with a new seed; `make test` has a short run with a fixed one.
 fuzz: install build

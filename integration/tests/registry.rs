@@ -2,12 +2,14 @@
 //! out, pushes are killed and repeated, a second controller is the upstream of a mirror and goes away.
 
 use amphi_integration::alone::Controller;
+use amphi_integration::archive::archive as archive_of;
 use amphi_integration::dockerd::{Docker, done, output, refused};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn programs() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_amphi-lab")).parent().expect("the programs' directory")
@@ -76,6 +78,18 @@ impl Registry {
             let text = answer.text().await.expect("a body");
             assert!(status.is_success(), "{method} {path}: {status} {text}");
             serde_json::from_str(&text).unwrap_or_default()
+        })
+    }
+
+    /// Bytes to the native face: the status, and what was said.
+    fn put(&self, path: &str, bytes: Vec<u8>) -> (u16, Value) {
+        let url = format!("{}{path}", self.controller.url());
+        let token = self.controller.read("admin-token").expect("a token");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let request = reqwest::Client::new().put(url).bearer_auth(token).body(bytes);
+            let answer = request.send().await.expect("an answer");
+            (answer.status().as_u16(), answer.json().await.unwrap_or_default())
         })
     }
 
@@ -307,4 +321,184 @@ fn a_mirror_gives_what_its_upstream_had() {
     upstream.controller.start_again().expect("start it again");
     done(&mut upstream.copy_in(&archive, "admin/far:v2"));
     done(&mut docker.run(&["pull", &near.name("mirror/up/admin/far:v2")]));
+}
+
+/// Files below the store's directory of this name.
+fn files(registry: &Registry, below: &str) -> Vec<PathBuf> {
+    fn walk(dir: &Path, all: &mut Vec<PathBuf>) {
+        for item in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match item.file_type() {
+                Ok(kind) if kind.is_dir() => walk(&item.path(), all),
+                _ => all.push(item.path()),
+            }
+        }
+    }
+    let mut all = Vec::new();
+    walk(&registry.controller.folder().join("state/images").join(below), &mut all);
+    all
+}
+
+/// Waits until it is so; else ends the test with what was seen.
+fn wait(what: &str, limit: Duration, mut look: impl FnMut() -> Result<(), String>) {
+    let end = Instant::now() + limit;
+    while let Err(seen) = look() {
+        assert!(Instant::now() < end, "{what}: {seen}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Pushes and deletes until the time is over; what it has pushed and not deleted. Every image is deleted and pushed again, so
+/// that its bytes are asked for while they are about to go.
+fn pushes(
+    registry: &Registry,
+    repository: &str,
+    archives: &[PathBuf],
+    end: Instant,
+    push: impl Fn(usize, &str) -> Command,
+) -> (Vec<String>, usize) {
+    let (mut there, mut count) = (Vec::new(), 0);
+    while Instant::now() < end || count < archives.len() {
+        let nth = count % archives.len();
+        let image = format!("admin/{repository}:v{nth}");
+        if there.contains(&image) {
+            done(&mut registry.look("delete", &image));
+            there.retain(|other| *other != image);
+        }
+        done(&mut push(nth, &image));
+        there.push(image);
+        count += 1;
+        // At most two stay, so that what they share is let go of, too.
+        if there.len() > 2 {
+            done(&mut registry.look("delete", &there.remove(0)));
+        }
+    }
+    (there, count)
+}
+
+/// `AMPHI_COLLECTION=60` is the long form: so many seconds of pushes. What is lent is so for longer than a push takes, and
+/// shorter than until an image's turn comes again: some of its bytes are gone by then, some are about to go.
+#[test]
+fn garbage_collection_takes_nothing_that_is_pushed_and_leaves_nothing() {
+    let seconds = std::env::var("AMPHI_COLLECTION").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let settings = "[image_sweep]\nevery_seconds = 1\ngrace_seconds = 1\nlent_seconds = 5\n";
+    let (registry, docker) = (Registry::start("registry-collection", settings), Docker::start());
+    done(&mut docker.login(&registry.address, &registry.password));
+    let dir = tempfile::tempdir().expect("a directory");
+    let archives = |worker: &str| -> Vec<PathBuf> {
+        let one = |n: usize| archive_of(dir.path(), &format!("{worker}-{n}"), &[1]).expect("an archive").0;
+        (0..12).map(one).collect()
+    };
+    let workers: Vec<(String, Vec<PathBuf>)> =
+        ["a", "b", "docker"].map(|worker| (worker.to_owned(), archives(worker))).into();
+    let ids: Vec<String> = workers[2].1.iter().map(|path| docker.load(path)).collect();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let (mut there, mut count, mut seen) = (Vec::new(), 0, BTreeSet::new());
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (worker, archives) in &workers {
+            let (registry, docker, ids) = (&registry, &docker, &ids);
+            running.push(scope.spawn(move || {
+                pushes(registry, worker, archives, end, |nth, image| {
+                    if worker != "docker" {
+                        return registry
+                            .copy_in(&format!("docker-archive:{}", archives[nth].display()), image);
+                    }
+                    done(&mut docker.run(&["tag", &ids[nth], &registry.name(image)]));
+                    docker.run(&["push", &registry.name(image)])
+                })
+            }));
+        }
+        while running.iter().any(|worker| !worker.is_finished()) {
+            seen.extend(files(&registry, "blobs"));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        for worker in running {
+            let (left, pushed) = worker.join().expect("no push failed");
+            there.extend(left);
+            count += pushed;
+        }
+    });
+    // Every one that was pushed and not deleted is there, whole; skopeo checks each digest.
+    for (nth, image) in there.iter().enumerate() {
+        done(
+            &mut registry.copy_out(image, &format!("dir:{}", dir.path().join(format!("out{nth}")).display())),
+        );
+    }
+    let gone = seen.iter().filter(|file| !file.exists()).count();
+    println!(
+        "{count} pushes in {seconds} s, {} images are left and whole; {gone} blobs were collected",
+        there.len()
+    );
+    there.iter().for_each(|image| drop(done(&mut registry.look("delete", image))));
+    wait("nothing is left in the store", Duration::from_secs(60), || {
+        let left: Vec<_> = ["blobs", "uploads"].iter().flat_map(|below| files(&registry, below)).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    assert!(gone > 0, "nothing was collected while images were pushed");
+}
+
+/// A small file system in a test's directory, both of which go with the test.
+struct SmallDisk {
+    folder: PathBuf,
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(folder: &Path, below: &str, mib: usize) -> Self {
+        let (folder, at) = (folder.to_owned(), folder.join(below));
+        std::fs::create_dir_all(&at).expect("a directory");
+        done(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "small"]).arg(&at));
+        Self { folder, at }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[test]
+fn a_store_whose_disk_is_full_says_so_and_goes_on() {
+    let folder = programs().with_file_name(format!("registry-full-{}", std::process::id()));
+    let _disk = SmallDisk::mount(&folder, "state/images", 24);
+    let settings = "[image_sweep]\nevery_seconds = 1\ngrace_seconds = 1\nlent_seconds = 5\n";
+    let registry = Registry::start("registry-full", settings);
+    let dir = tempfile::tempdir().expect("a directory");
+    let archive = |name: &str, mib: usize| {
+        let (path, _) = archive_of(dir.path(), name, &[mib]).expect("an archive");
+        format!("docker-archive:{}", path.display())
+    };
+    let (one, two, three) = (archive("one", 9), archive("two", 9), archive("three", 9));
+    done(&mut registry.copy_in(&one, "admin/one:v1"));
+    done(&mut registry.copy_in(&two, "admin/two:v1"));
+    let before = files(&registry, "blobs").len();
+    let full = refused(&mut registry.copy_in(&three, "admin/three:v1"));
+    assert!(full.contains("507") || full.contains("no room") || full.contains("no space"), "{full}");
+    let told =
+        full.lines().find(|line| line.contains("507") || line.contains("room") || line.contains("space"));
+    println!("the registry's client was told: {}", told.unwrap_or_default());
+    // By the native face, too: with the reason as its code.
+    let bytes = amphi_integration::archive::noise("disk", 12 << 20);
+    let image = registry.order("POST", "/v1/images", json!({"name": "disk", "format": "raw"}));
+    let path = format!("/v1/images/{}/blobs/disk", image["id"].as_str().expect("an id"));
+    let (status, body) = registry.put(&path, bytes);
+    assert_eq!((status, body["error"]["code"].as_str()), (507, Some("storage_full")), "{body}");
+    wait("nothing half made is left", Duration::from_secs(30), || {
+        let (blobs, uploads) = (files(&registry, "blobs"), files(&registry, "uploads"));
+        let small = blobs.len() <= before + 2 && uploads.is_empty();
+        if small { Ok(()) } else { Err(format!("{blobs:?} {uploads:?}")) }
+    });
+    // It goes on: what is there is given, what is small is taken.
+    done(&mut registry.copy_out("admin/two:v1", &format!("dir:{}", dir.path().join("two").display())));
+    done(&mut registry.copy_in(&archive("small", 1), "admin/small:v1"));
+    // Room is made.
+    done(&mut registry.look("delete", "admin/one:v1"));
+    wait("there is room again", Duration::from_secs(60), || {
+        let pushed = output(&mut registry.copy_in(&three, "admin/three:v1"));
+        let said = String::from_utf8_lossy(&pushed.stderr).into_owned();
+        if pushed.status.success() { Ok(()) } else { Err(said) }
+    });
+    done(&mut registry.copy_out("admin/three:v1", &format!("dir:{}", dir.path().join("three").display())));
 }
