@@ -44,6 +44,7 @@ pub struct Disk {
 pub struct Interface {
     /// Lower case, colon-separated.
     pub mac: String,
+    /// 0: what the device has.
     pub mtu: u32,
     /// With their prefix lengths, the primary one first.
     pub addresses: Vec<(IpAddr, u8)>,

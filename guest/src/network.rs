@@ -166,10 +166,8 @@ pub fn bring_up(interfaces: &[Interface]) -> io::Result<()> {
     }
     for (at, (index, interface)) in found.iter().enumerate() {
         let name = format!("eth{at}");
-        let attributes = [
-            (IFLA_IFNAME, format!("{name}\0").into_bytes()),
-            (IFLA_MTU, interface.mtu.to_ne_bytes().to_vec()),
-        ];
+        let mut attributes = vec![(IFLA_IFNAME, format!("{name}\0").into_bytes())];
+        attributes.extend(mtu(interface));
         // The name while it is down, then up.
         kernel.order(&format!("{name} named"), libc::RTM_NEWLINK, 0, &link(*index, false, &attributes))?;
         kernel.order(&format!("{name} up"), libc::RTM_NEWLINK, 0, &link(*index, true, &[]))?;
@@ -180,11 +178,15 @@ pub fn bring_up(interfaces: &[Interface]) -> io::Result<()> {
     Ok(())
 }
 
+fn mtu(interface: &Interface) -> Option<(u16, Vec<u8>)> {
+    (interface.mtu != 0).then(|| (IFLA_MTU, interface.mtu.to_ne_bytes().to_vec()))
+}
+
 /// Gives an interface that is up, and was named, its addresses and routes.
 pub fn add(interface: &Interface) -> io::Result<()> {
     let (name, index) = by_mac(&interface.mac)?;
     let mut kernel = Kernel::open()?;
-    let mtu = [(IFLA_MTU, interface.mtu.to_ne_bytes().to_vec())];
+    let mtu: Vec<_> = mtu(interface).into_iter().collect();
     kernel.order(&format!("{name} up"), libc::RTM_NEWLINK, 0, &link(index, true, &mtu))?;
     dress(&mut kernel, &name, (index, 0), interface)
 }

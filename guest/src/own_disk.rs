@@ -158,7 +158,7 @@ fn address() -> io::Result<()> {
         .map(|entry| fs::read_to_string(entry.path().join("address")).unwrap_or_default().trim().to_owned())
         .collect();
     macs.sort();
-    let up = |mac: &String| Interface { mac: mac.clone(), mtu: 1500, ..Interface::default() };
+    let up = |mac: &String| Interface { mac: mac.clone(), mtu: 0, ..Interface::default() };
     network::bring_up(&macs.iter().map(up).collect::<Vec<_>>())?;
     let Some(mac) = macs.first().cloned() else { return Ok(()) };
     let lease = take(&mac)?;
@@ -189,7 +189,7 @@ fn take(mac: &str) -> io::Result<dhcp::Lease> {
     });
     let interface = Interface {
         mac: mac.to_owned(),
-        mtu: u32::from(lease.mtu.unwrap_or(1500)),
+        mtu: lease.mtu.map_or(0, u32::from),
         addresses: vec![(IpAddr::V4(lease.address), lease.prefix)],
         gateways: lease.gateway.into_iter().filter(|_| lease.routes.is_empty()).collect(),
         routes: routes.collect(),

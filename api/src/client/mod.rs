@@ -73,6 +73,8 @@ impl Client {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
+            // A stream whose far end takes nothing for a while is no dead one; keepalive finds those.
+            .tcp_user_timeout(None)
             .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")));
         if parsed.scheme() == "http" {
             // Without this a machine that has no CA certificates could not even speak plain HTTP: the platform's

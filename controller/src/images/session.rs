@@ -189,16 +189,27 @@ impl BlobStore {
             if let Err(error) = file.write_all(&part).await {
                 // How much of it came to the disk is not known: digests of the whole are made anew.
                 let _ = file.flush().await;
-                return Err(io("write an upload")(error).into());
+                return Err(self.unwritten(id, error).await);
             }
             if let Some(digests) = &mut digests {
                 digests.update(&part);
             }
             here += part.len() as u64;
         }
-        file.flush().await.map_err(io("write an upload"))?;
+        if let Err(error) = file.flush().await {
+            return Err(self.unwritten(id, error).await);
+        }
         *turn = digests;
         ended.map(|()| here)
+    }
+
+    /// Bytes could not be written. Where there is no room, those that have come go too: they hold the room that is missing.
+    async fn unwritten(&self, id: UploadId, error: std::io::Error) -> SessionError {
+        let error = io("write an upload")(error);
+        if matches!(error, BlobError::Full { .. }) {
+            self.cancel(id).await;
+        }
+        error.into()
     }
 
     /// The whole of an upload as a file that can be kept. The upload is no more, whatever follows.

@@ -199,8 +199,7 @@ fn is_unborn(row: &VolumeRecord) -> bool {
 /// order; so an older one is not told of the volume, which is made when the agent is a newer one.
 fn is_readable(view: &View, row: &VolumeRecord, host: HostId) -> bool {
     let image = row.source_image.filter(|_| !row.made).and_then(|id| view.images.get(id));
-    let knows =
-        || view.hosts.get(host).and_then(|h| h.spec.as_ref()).is_some_and(|s| s.wire >= WIRE_IMAGES);
+    let knows = || view.hosts.get(host).and_then(|h| h.spec.as_ref()).is_some_and(|s| s.wire >= WIRE_IMAGES);
     !image.is_some_and(|image| image.format.is_foreign_disk()) || knows()
 }
 
