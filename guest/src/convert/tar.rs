@@ -147,7 +147,7 @@ mod tests {
         end(&mut out).unwrap();
         assert_eq!(out.len(), 512 * 6);
         assert_eq!((&out[..14], out[156]), (&b"././@PaxHeader"[..], b'x'));
-        let records = b"18 gid=3000000000\n42 SCHILY.xattr.security.capability=\x01\0\0\x02\n\0\n";
+        let records = b"18 gid=3000000000\n43 SCHILY.xattr.security.capability=\x01\0\0\x02\n\0\n";
         assert_eq!(&out[512..512 + records.len()], records);
         let file = &out[1024..];
         assert_eq!(&file[..9], b"bin/ping\0");
