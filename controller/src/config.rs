@@ -241,7 +241,6 @@ mod tests {
             (GOOD.replace("https://", "http://"), "hosts_url"),
             (format!("{GOOD}\ncpu_overcommit = 0"), "cpu_overcommit"),
             (format!("{GOOD}\nscheduler = \"gold\""), "spread, pack"),
-            (format!("{GOOD}\n[image_sweep]\nlent_seconds = 0"), "image_sweep.lent_seconds"),
         ] {
             let error = format!("{:#}", Config::parse(&bad).unwrap_err());
             assert!(error.contains(word), "{error} does not name {word}");
