@@ -6,6 +6,7 @@ pub mod native;
 pub mod openstack;
 pub mod registry;
 pub mod side;
+mod upload;
 
 use crate::mirror::Mirror;
 use axum::Router;

@@ -45,6 +45,7 @@ fn record(into: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 fn octal(field: &mut [u8], number: u64) {
     let digits = field.len() - 1;
     field[..digits].copy_from_slice(format!("{number:0digits$o}").as_bytes());
+    field[digits] = 0;
 }
 
 fn header(

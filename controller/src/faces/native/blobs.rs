@@ -5,6 +5,7 @@ use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::Body;
 use super::guard::Scope;
 use super::images::{OFFSET, content_range};
+use crate::faces::upload;
 use amphi_api::ErrorCode;
 use amphi_api::image::{Blob, BlobsKnown, BlobsWanted};
 use axum::Json;
@@ -12,7 +13,6 @@ use axum::extract::{Path, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures_util::TryStreamExt;
 
 /// Which blobs need not be sent: those that the project sees. They stay for it for a day.
 #[utoipa::path(post, path = "/blobs/known", tag = "images", request_body = BlobsWanted,
@@ -92,8 +92,8 @@ pub async fn append(
     request: Request,
 ) -> Result<Response, Failure> {
     let range = content_range(request.headers())?;
-    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    Ok(match native.ops.append_lone_blob(scope, &sha256, range, Box::pin(bytes)).await? {
+    let bytes = upload::bytes_of(request.into_body());
+    Ok(match native.ops.append_lone_blob(scope, &sha256, range, bytes).await? {
         Ok(blob) => Json(blob).into_response(),
         Err(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
     })

@@ -4,6 +4,7 @@ use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
 use super::extract::{Body, Id, Params, id, parse};
 use super::guard::Scope;
+use crate::faces::upload;
 use crate::ops::identity::Caller;
 use crate::ops::{Appended, ByteRange, DIGEST_HEADER, ListQuery, MarketQuery};
 use amphi_api::conversion::{Conversion, ConvertCreate};
@@ -18,7 +19,6 @@ use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -231,8 +231,8 @@ pub async fn put_blob(
         let recipe = parse(&body)?;
         return Ok(Json(native.ops.put_recipe(scope, image, role, recipe, expected.as_deref()).await?));
     }
-    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    Ok(Json(native.ops.put_blob(scope, image, role, Box::pin(bytes), expected).await?))
+    let bytes = upload::bytes_of(request.into_body());
+    Ok(Json(native.ops.put_blob(scope, image, role, bytes, expected).await?))
 }
 
 fn role_of(text: &str) -> Result<BlobRole, Failure> {
@@ -276,9 +276,8 @@ pub async fn append_blob(
     let (image, role) = (id(image)?, role_of(&role)?);
     let range = content_range(request.headers())?;
     let expected = expected(request.headers());
-    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    let appended =
-        native.ops.append_blob(scope, image, role, range, Box::pin(bytes), expected.as_deref()).await?;
+    let bytes = upload::bytes_of(request.into_body());
+    let appended = native.ops.append_blob(scope, image, role, range, bytes, expected.as_deref()).await?;
     Ok(match appended {
         Appended::More(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
         Appended::Whole(image) => Json(*image).into_response(),

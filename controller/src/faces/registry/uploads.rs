@@ -3,6 +3,7 @@
 
 use super::errors::{Code, Failure};
 use super::{Call, DIGEST, bare};
+use crate::faces::upload::bytes_of;
 use crate::model::Digest;
 use crate::ops::BlobStream;
 use crate::ops::blobs::UploadId;
@@ -10,7 +11,7 @@ use crate::ops::identity::Act;
 use axum::body::Body;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::Response;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
@@ -28,10 +29,6 @@ pub fn digest(text: &str) -> Result<Digest, Failure> {
             format!("'{text}' is no digest: sha256 and 64 lower-case hexadecimal digits"),
         )
     })
-}
-
-fn bytes_of(body: Body) -> BlobStream {
-    body.into_data_stream().map_err(std::io::Error::other).boxed()
 }
 
 fn nothing() -> BlobStream {

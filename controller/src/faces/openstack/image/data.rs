@@ -3,6 +3,7 @@
 use super::{OpenStack, own, visible};
 use crate::faces::openstack::answers::Refusal;
 use crate::faces::openstack::body::Body;
+use crate::faces::upload;
 use crate::ops::identity::Caller;
 use amphi_api::image::{ImageFormat, ImageState};
 use axum::Json;
@@ -10,7 +11,6 @@ use axum::body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 
 fn binary(request: &Request) -> Result<(), Refusal> {
@@ -50,8 +50,8 @@ pub async fn upload(
     let Some(role) = row.format.roles().first() else {
         return Err(Refusal::conflict("The image's format takes no bytes."));
     };
-    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    state.ops.put_blob(row.project, row.id, *role, Box::pin(bytes), None).await?;
+    let bytes = upload::bytes_of(request.into_body());
+    state.ops.put_blob(row.project, row.id, *role, bytes, None).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -100,8 +100,8 @@ pub async fn stage(
     let row = own(&state, &caller, &id)?;
     binary(&request)?;
     takes(&row)?;
-    let bytes = request.into_body().into_data_stream().map_err(std::io::Error::other);
-    state.ops.stage_image(row.project, row.id, Box::pin(bytes)).await?;
+    let bytes = upload::bytes_of(request.into_body());
+    state.ops.stage_image(row.project, row.id, bytes).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
