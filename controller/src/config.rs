@@ -120,7 +120,6 @@ impl ImagesConfig {
             brief: usual.brief.min(lent),
             grace: Duration::from_secs(self.grace_seconds.into()),
             upload: Duration::from_secs(self.upload_seconds.into()),
-            ..usual
         }
     }
 

@@ -62,7 +62,7 @@ impl Prepull {
             }
         };
         let told = match asked {
-            true => self.follow(session, &client, told).await?,
+            true => self.follow(session, client, told).await?,
             false => told,
         };
         session.show(&told, table)?;
