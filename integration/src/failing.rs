@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use amphi_api::client::Client;
+use amphi_api::client::{Client, Heard};
 use amphi_api::failover::{Failover, FailoverPhase, FailoverTerms};
 use amphi_api::host::{Host, HostState};
 use amphi_api::instance::{BodySpec, Instance, InstanceCreate, InstanceNetwork, InstanceState, VmSpec};
 use amphi_api::set::{MemberSpec, SetSpec};
+use amphi_api::streams::{ExecSpec, FromBody};
 use amphi_api::{FailoverId, InstanceId};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -80,6 +81,44 @@ impl Stage {
         answer: impl Future<Output = Result<T, amphi_api::client::ClientError>>,
     ) -> Result<T> {
         Ok(self.runtime.block_on(answer)?)
+    }
+
+    /// What a command says in a member; its exit code has to be 0.
+    pub fn inside(&self, id: InstanceId, member: &str, script: &str) -> Result<String> {
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let spec = ExecSpec { member: Some(member.to_owned()), command, ..ExecSpec::default() };
+        let play = async {
+            let (_speaker, mut listener) = self.client.exec(id, &spec).await?.split();
+            let mut text = Vec::new();
+            loop {
+                match listener.next().await? {
+                    Some(Heard::Output(_, bytes)) => text.extend_from_slice(&bytes),
+                    Some(Heard::Word(FromBody::Opened)) => {}
+                    Some(Heard::Word(FromBody::Ended { exit_code, .. })) => return Ok(Ok((text, exit_code))),
+                    Some(Heard::Word(FromBody::Failed { code, message })) => {
+                        return Ok(Err(format!("{code}: {message}")));
+                    }
+                    None => return Ok(Err("it was cut off".to_owned())),
+                }
+            }
+        };
+        let (text, code) = match self.ask(play)? {
+            Ok(done) => done,
+            Err(why) => bail!("{script}: {why}"),
+        };
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        ensure!(code == Some(0), "{script}: {code:?}: {text}");
+        Ok(text)
+    }
+
+    /// A page on port 80, as the only member of another instance sees it.
+    pub fn serves(&self, peer: InstanceId, address: &str, page: &str) -> Result<()> {
+        until(&format!("http://{address}/ answers"), PATIENCE, || {
+            // A static busybox's wget is not to be trusted with names, nor with much else.
+            let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 80 | tail -n 1");
+            let said = self.inside(peer, "only", &ask)?;
+            Ok(seen(said == page, || said))
+        })
     }
 
     /// A network that lets ping in, and images of both kinds.

@@ -16,6 +16,7 @@ pub mod fuzz;
 pub mod lab;
 pub mod load;
 pub mod probe;
+pub mod program;
 pub mod races;
 pub mod run;
 pub mod scale;

@@ -2,11 +2,9 @@
 //! is made of it: with owners, modes, capabilities, attributes, hard links and sparse files as they were, without its kernel,
 //! and with a list of what is not as it was. Disks that are none are refused with the reason, and nothing is left of them.
 
-use amphi_api::client::Heard;
 use amphi_api::conversion::{Conversion, ConversionState, ConvertCreate, ConvertTo};
 use amphi_api::image::{BlobRole, Image};
 use amphi_api::instance::{BodyKind, BodySpec, VmSpec};
-use amphi_api::streams::{ExecSpec, FromBody};
 use amphi_api::{ImageId, InstanceId};
 use amphi_integration::failing::{PATIENCE, Stage, address, request};
 use amphi_integration::lab::Layout;
@@ -54,46 +52,9 @@ fn convert(stage: &Stage, of: ImageId, to: ConvertTo, name: &str) -> Result<Conv
     Ok(ended)
 }
 
-/// What a command says in a member; its exit code has to be 0.
-fn inside(stage: &Stage, id: InstanceId, member: &str, script: &str) -> Result<String> {
-    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-    let spec = ExecSpec { member: Some(member.to_owned()), command, ..ExecSpec::default() };
-    let play = async {
-        let (_speaker, mut listener) = stage.client.exec(id, &spec).await?.split();
-        let mut text = Vec::new();
-        loop {
-            match listener.next().await? {
-                Some(Heard::Output(_, bytes)) => text.extend_from_slice(&bytes),
-                Some(Heard::Word(FromBody::Opened)) => {}
-                Some(Heard::Word(FromBody::Ended { exit_code, .. })) => return Ok(Ok((text, exit_code))),
-                Some(Heard::Word(FromBody::Failed { code, message })) => {
-                    return Ok(Err(format!("{code}: {message}")));
-                }
-                None => return Ok(Err("it was cut off".to_owned())),
-            }
-        }
-    };
-    let (text, code) = match stage.ask(play)? {
-        Ok(done) => done,
-        Err(why) => bail!("{script}: {why}"),
-    };
-    let text = String::from_utf8_lossy(&text).trim().to_owned();
-    ensure!(code == Some(0), "{script}: {code:?}: {text}");
-    Ok(text)
-}
-
-/// The page, as another instance sees it.
-fn serves(stage: &Stage, peer: InstanceId, address: &str) -> Result<()> {
-    until(&format!("http://{address}/ answers"), PATIENCE, || {
-        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 80 | tail -n 1");
-        let said = inside(stage, peer, "only", &ask)?;
-        Ok(seen(said == PAGE, || said))
-    })
-}
-
 /// What a conversion has to keep, as scripts/make-machine-disk.sh has made it.
 fn is_kept(stage: &Stage, id: InstanceId) -> Result<()> {
-    let said = |script: &str| inside(stage, id, "machine", script);
+    let said = |script: &str| stage.inside(id, "machine", script);
     for (script, want) in [
         ("stat -c '%u:%g %a %h' /srv/kept/file", "1234:4321 6751 2"),
         ("[ /srv/kept/file -ef /srv/kept/other-name ] && echo same", "same"),
@@ -186,7 +147,7 @@ fn a_machines_disk_becomes_a_set_and_a_disk_again() -> Result<()> {
     order.security_groups = vec!["web".into()];
     let runs = stage.create(&order)?;
     ensure!(runs.body == BodyKind::Set, "{runs:?}");
-    serves(&stage, peer.id, &address(&runs)?)?;
+    stage.serves(peer.id, &address(&runs)?, PAGE)?;
     is_kept(&stage, runs.id)?;
     stage.delete(runs.id)?;
 
@@ -198,7 +159,7 @@ fn a_machines_disk_becomes_a_set_and_a_disk_again() -> Result<()> {
     order.security_groups = vec!["web".into()];
     let runs = stage.create(&order)?;
     ensure!(runs.body == BodyKind::Vm, "{runs:?}");
-    let served = serves(&stage, peer.id, &address(&runs)?);
+    let served = stage.serves(peer.id, &address(&runs)?, PAGE);
     let console = stage.ask(stage.client.console_log(runs.id, Some(60), None))?.text;
     served.context(console)?;
     stage.delete(runs.id)?;

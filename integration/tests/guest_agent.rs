@@ -4,6 +4,7 @@
 use amphi_api::instance::{BodySpec, Instance, VmSpec};
 use amphi_integration::failing::{PATIENCE, Stage, request, vm};
 use amphi_integration::lab::Layout;
+use amphi_integration::program::{Amphi, text};
 use amphi_integration::story::read_env;
 use amphi_integration::wait::{seen, until};
 use anyhow::{Context, Result, ensure};
@@ -12,48 +13,19 @@ use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 const HOST: &str = "h1";
 
 struct Story {
     stage: Stage,
-    amphi: PathBuf,
-    variables: Vec<(String, String)>,
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    amphi: Amphi,
 }
 
 impl Story {
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.amphi);
-        command.args(words).envs(self.variables.iter().cloned());
-        command
-    }
-
-    fn amphi(&self, words: &[&str]) -> Result<Output> {
-        self.command(words).stdin(Stdio::null()).output().context("amphi")
-    }
-
-    fn well(&self, words: &[&str]) -> Result<Vec<u8>> {
-        let output = self.amphi(words)?;
-        ensure!(output.status.success(), "{words:?}: {}: {}", output.status, text(&output.stderr));
-        Ok(output.stdout)
-    }
-
-    fn refused(&self, words: &[&str], code: i32, says: &str) -> Result<()> {
-        let output = self.amphi(words)?;
-        let told = text(&output.stderr);
-        let same = output.status.code() == Some(code) && told.contains(says);
-        ensure!(same, "{words:?}: {}: {told}", output.status);
-        Ok(())
-    }
-
     fn inside(&self, script: &str) -> Result<String> {
-        Ok(text(&self.well(&["exec", "guest", "--", "sh", "-c", script])?))
+        Ok(text(&self.amphi.well(&["exec", "guest", "--", "sh", "-c", script])?))
     }
 
     fn nothing_stays(&self) -> Result<()> {
@@ -83,7 +55,7 @@ fn a_vm_with_a_guest_agent_is_looked_into() -> Result<()> {
     let blobs = [("kernel", images.join("vm-kernel")), ("initramfs", images.join("vm-agent-initramfs"))];
     stage.image(json!({"name": "vm-agent", "format": "kernel-initramfs"}), &blobs)?;
     let variables = read_env(&layout.env())?;
-    let s = Story { stage, amphi: program.with_file_name("amphi"), variables };
+    let s = Story { stage, amphi: Amphi { program: program.with_file_name("amphi"), variables } };
 
     let body = BodySpec::Vm(VmSpec::new("vm-agent", None));
     let guest = s.stage.create(&request("guest", vec![body], Some(HOST)))?;
@@ -111,21 +83,21 @@ fn a_vm_with_a_guest_agent_is_looked_into() -> Result<()> {
 fn shown(s: &Story, told: &Instance) -> Result<()> {
     let agent = told.agent.clone().context("no agent")?;
     ensure!(agent.host_name.as_deref() == Some("amphi-vm") && agent.os.is_some(), "{agent:?}");
-    let page = text(&s.well(&["instance", "show", "guest"])?);
+    let page = text(&s.amphi.well(&["instance", "show", "guest"])?);
     ensure!(
         page.lines().any(|line| line.starts_with("VM agent") && line.contains("answers: amphi-vm")),
         "{page}"
     );
-    let events = text(&s.well(&["events", "--kind", "guest_agent"])?);
+    let events = text(&s.amphi.well(&["events", "--kind", "guest_agent"])?);
     ensure!(events.contains("guest_agent") && events.contains("it answers"), "{events}");
     // What it writes on its console needs no agent.
-    ensure!(text(&s.well(&["logs", "guest"])?).contains("amphi-vm: init"));
+    ensure!(text(&s.amphi.well(&["logs", "guest"])?).contains("amphi-vm: init"));
     Ok(())
 }
 
 fn commands(s: &Story) -> Result<()> {
     let began = Instant::now();
-    let told = s.amphi(&[
+    let told = s.amphi.run(&[
         "exec",
         "guest",
         "-e",
@@ -145,6 +117,7 @@ fn commands(s: &Story) -> Result<()> {
     let bytes: Vec<u8> = (0..5_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let began = Instant::now();
     let mut child = s
+        .amphi
         .command(&["exec", "-i", "guest", "--", "cat"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -158,6 +131,7 @@ fn commands(s: &Story) -> Result<()> {
     println!("  {} bytes through cat: {:.1} s", bytes.len(), began.elapsed().as_secs_f32());
     // What it writes comes while it runs; whoever leaves ends it.
     let mut child = s
+        .amphi
         .command(&["exec", "guest", "--", "sh", "-c", "echo begun; sleep 7654"])
         .stdout(Stdio::piped())
         .spawn()?;
@@ -167,9 +141,9 @@ fn commands(s: &Story) -> Result<()> {
     child.kill()?;
     child.wait()?;
     s.nothing_stays()?;
-    s.refused(&["exec", "guest", "--", "no-such-program"], 127, "")?;
-    s.refused(&["exec", "-it", "guest", "--", "sh"], 4, "amphi console")?;
-    s.refused(&["exec", "-u", "nobody", "guest", "--", "id"], 4, "user")
+    s.amphi.refused(&["exec", "guest", "--", "no-such-program"], 127, "")?;
+    s.amphi.refused(&["exec", "-it", "guest", "--", "sh"], 4, "amphi console")?;
+    s.amphi.refused(&["exec", "-u", "nobody", "guest", "--", "id"], 4, "user")
 }
 
 fn files(s: &Story) -> Result<()> {
@@ -183,13 +157,13 @@ fn files(s: &Story) -> Result<()> {
     std::os::unix::fs::symlink("sub/bytes", from.join("link"))?;
     let local = |path: &Path| path.to_str().map(str::to_owned).context("a name");
     let began = Instant::now();
-    s.well(&["cp", &local(&from)?, "guest:/tmp/in"])?;
+    s.amphi.well(&["cp", &local(&from)?, "guest:/tmp/in"])?;
     println!("  3 MB in: {:.1} s", began.elapsed().as_secs_f32());
     let told = s.inside("stat -c '%a %u %g %s' /tmp/in/sub/bytes; readlink /tmp/in/link")?;
     ensure!(told == "4640 1234 5678 3000000\nsub/bytes\n", "{told}");
     let began = Instant::now();
     let back = dir.path().join("back");
-    s.well(&["cp", "guest:/tmp/in", &local(&back)?])?;
+    s.amphi.well(&["cp", "guest:/tmp/in", &local(&back)?])?;
     println!("  3 MB in a folder out: {:.1} s", began.elapsed().as_secs_f32());
     let same = |path: &Path| -> Result<()> {
         ensure!(std::fs::read(path)? == bytes, "other bytes");
@@ -200,22 +174,23 @@ fn files(s: &Story) -> Result<()> {
     same(&back.join("sub/bytes"))?;
     ensure!(std::fs::read_link(back.join("link"))? == Path::new("sub/bytes"));
     let one = dir.path().join("one");
-    s.well(&["cp", "guest:/tmp/in/sub/bytes", &local(&one)?])?;
+    s.amphi.well(&["cp", "guest:/tmp/in/sub/bytes", &local(&one)?])?;
     same(&one)?;
     // One file into a folder, and by another name; one of the guest's own.
-    s.well(&["cp", &local(&one)?, "guest:/tmp"])?;
-    s.well(&["cp", &local(&one)?, "guest:/tmp/other name"])?;
+    s.amphi.well(&["cp", &local(&one)?, "guest:/tmp"])?;
+    s.amphi.well(&["cp", &local(&one)?, "guest:/tmp/other name"])?;
     ensure!(s.inside("cmp /tmp/one '/tmp/other name' && rm -r /tmp/one /tmp/other* /tmp/in")?.is_empty());
-    let init = s.well(&["cp", "guest:/init", "-"])?;
+    let init = s.amphi.well(&["cp", "guest:/init", "-"])?;
     ensure!(init.len() % 512 == 0 && text(&init).contains("amphi-vm: init"));
-    s.refused(&["cp", "guest:/no/such", "-"], 4, "no such file")?;
-    s.refused(&["cp", &local(&one)?, "guest:/no/such/place"], 4, "no such directory")?;
+    s.amphi.refused(&["cp", "guest:/no/such", "-"], 4, "no such file")?;
+    s.amphi.refused(&["cp", &local(&one)?, "guest:/no/such/place"], 4, "no such directory")?;
     s.nothing_stays()
 }
 
 fn ends(s: &Story, guest: &Instance) -> Result<()> {
     // The host's agent starts anew, and asks the guest's.
     let mut left = s
+        .amphi
         .command(&["exec", "guest", "--", "sh", "-c", "echo begun; sleep 7654"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -226,26 +201,26 @@ fn ends(s: &Story, guest: &Instance) -> Result<()> {
     ensure!(!left.wait()?.success(), "its stream ended well");
     s.stage.lab.start(HOST, "hostsrv")?;
     until("a command runs again", PATIENCE, || {
-        let told = s.amphi(&["exec", "guest", "--", "true"])?;
+        let told = s.amphi.run(&["exec", "guest", "--", "true"])?;
         Ok(seen(told.status.success(), || text(&told.stderr)))
     })?;
     s.answers(guest)?;
     // What the former one has left in the guest is ended by this one.
     s.nothing_stays()?;
     // The guest's agent ends, and is back: commands that run are its children no more, new ones work.
-    let _cut = s.amphi(&["exec", "guest", "--", "sh", "-c", "kill $(pidof qemu-ga)"])?;
+    let _cut = s.amphi.run(&["exec", "guest", "--", "sh", "-c", "kill $(pidof qemu-ga)"])?;
     until("the guest's agent is back", PATIENCE, || {
-        let told = s.amphi(&["exec", "guest", "--", "echo", "here"])?;
+        let told = s.amphi.run(&["exec", "guest", "--", "echo", "here"])?;
         Ok(seen(told.stdout == b"here\n", || text(&told.stderr)))
     })
 }
 
 fn without(s: &Story, plain: &Instance) -> Result<()> {
-    s.refused(&["exec", "plain", "--", "true"], 4, "install qemu-guest-agent")?;
-    s.refused(&["cp", "plain:/init", "-"], 4, "install qemu-guest-agent")?;
+    s.amphi.refused(&["exec", "plain", "--", "true"], 4, "install qemu-guest-agent")?;
+    s.amphi.refused(&["cp", "plain:/init", "-"], 4, "install qemu-guest-agent")?;
     let shown = s.stage.show(plain.id)?;
     ensure!(shown.agent.as_ref().is_some_and(|agent| !agent.answers), "{:?}", shown.agent);
-    let page = text(&s.well(&["instance", "show", "plain"])?);
+    let page = text(&s.amphi.well(&["instance", "show", "plain"])?);
     ensure!(page.contains("VM agent   does not answer"), "{page}");
     Ok(())
 }

@@ -5,6 +5,7 @@ use amphi_api::instance::{BodySpec, Instance, InstanceVolume};
 use amphi_api::set::{MemberSpec, RestartPolicy, SetSpec};
 use amphi_integration::failing::{PATIENCE, Stage, request};
 use amphi_integration::lab::Layout;
+use amphi_integration::program::{Amphi, text};
 use amphi_integration::story::read_env;
 use amphi_integration::wait::{seen, until};
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Instant;
 
 const HOST: &str = "h1";
@@ -23,8 +24,7 @@ const LONG: usize = 40_000;
 
 struct Looking {
     stage: Stage,
-    amphi: PathBuf,
-    variables: Vec<(String, String)>,
+    amphi: Amphi,
 }
 
 fn member(index: u32, name: &str, script: &str) -> MemberSpec {
@@ -37,40 +37,10 @@ fn member(index: u32, name: &str, script: &str) -> MemberSpec {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 impl Looking {
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.amphi);
-        command.args(words).envs(self.variables.iter().cloned());
-        command
-    }
-
-    fn amphi(&self, words: &[&str]) -> Result<Output> {
-        self.command(words).stdin(Stdio::null()).output().context("amphi")
-    }
-
-    fn well(&self, words: &[&str]) -> Result<Vec<u8>> {
-        let output = self.amphi(words)?;
-        ensure!(output.status.success(), "{words:?}: {}: {}", output.status, text(&output.stderr));
-        Ok(output.stdout)
-    }
-
-    fn refused(&self, words: &[&str], code: i32, says: &str) -> Result<()> {
-        let output = self.amphi(words)?;
-        let told = text(&output.stderr);
-        ensure!(
-            output.status.code() == Some(code) && told.contains(says),
-            "{words:?}: {}: {told}",
-            output.status
-        );
-        Ok(())
-    }
-
     fn fed(&self, words: &[&str], input: &[u8]) -> Result<Output> {
         let mut child = self
+            .amphi
             .command(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -82,7 +52,7 @@ impl Looking {
     }
 
     fn inside(&self, script: &str) -> Result<String> {
-        Ok(text(&self.well(&["exec", "shop", "--", "sh", "-c", script])?))
+        Ok(text(&self.amphi.well(&["exec", "shop", "--", "sh", "-c", script])?))
     }
 
     fn docker(&self, words: &[&str]) -> Result<String> {
@@ -108,7 +78,7 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_amphi-lab"));
     let stage = Stage::up(layout.clone(), &images, &program, 1, |_| {})?;
     let variables = read_env(&layout.env())?;
-    let l = Looking { stage, amphi: program.with_file_name("amphi"), variables };
+    let l = Looking { stage, amphi: Amphi { program: program.with_file_name("amphi"), variables } };
 
     let idle = "trap exit TERM; while :; do sleep 1000 & wait $!; done";
     let tick = format!(
@@ -138,7 +108,7 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
     step("twins", &|| twins(&l, &shop))?;
     step("the anchor", &|| anchor(&l))?;
     l.stage.delete(shop.id)?;
-    let told = text(&l.well(&["events", "--kind", "deleted"])?);
+    let told = text(&l.amphi.well(&["events", "--kind", "deleted"])?);
     ensure!(told.contains("shop"), "{told}");
     l.stage.down()
 }
@@ -146,32 +116,33 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
 fn output(l: &Looking) -> Result<()> {
     // A line is whole, however long, and there once.
     until("the long line is there", PATIENCE, || {
-        let told = l.well(&["logs", "shop", "-m", "tick"])?;
+        let told = l.amphi.well(&["logs", "shop", "-m", "tick"])?;
         let long: Vec<usize> =
             told.split(|b| *b == b'\n').filter(|line| line.starts_with(b"x")).map(<[u8]>::len).collect();
         // And as many lines after it as are asked for below.
         let lines = told.iter().filter(|b| **b == b'\n').count();
         Ok(seen(long == [LONG] && lines > 5, || format!("{long:?}, {lines} lines")))
     })?;
-    let told = text(&l.well(&["logs", "shop", "--all", "--tail", "3"])?);
+    let told = text(&l.amphi.well(&["logs", "shop", "--all", "--tail", "3"])?);
     let named = |name: &str| told.lines().filter(|line| line.starts_with(&format!("{name:4} | "))).count();
     ensure!(named("tick") == 3 && named("once") >= 2, "{told}");
     ensure!(told.lines().all(|line| line.split_once(" | ").is_some()), "{told}");
     ensure!(told.contains("once |   second\n"), "blanks at a line's begin: {told}");
     // One that has ended, and its error output apart.
-    let ended = l.amphi(&["logs", "shop", "-m", "once"])?;
+    let ended = l.amphi.run(&["logs", "shop", "-m", "once"])?;
     ensure!(ended.stdout == b"first\n  second\n" && ended.stderr == b"bad\n", "{ended:?}");
-    let timed = text(&l.well(&["logs", "shop", "-m", "tick", "--tail", "2", "-t"])?);
+    let timed = text(&l.amphi.well(&["logs", "shop", "-m", "tick", "--tail", "2", "-t"])?);
     let times: Vec<jiff::Timestamp> = timed
         .lines()
         .map(|line| line.split(' ').next().unwrap_or_default().parse().context("a time"))
         .collect::<Result<_>>()?;
     ensure!(times.len() == 2 && times[0] < times[1], "{timed}");
     let since = format!("{}", times[1]);
-    let later = text(&l.well(&["logs", "shop", "-m", "tick", "-t", "--since", &since])?);
+    let later = text(&l.amphi.well(&["logs", "shop", "-m", "tick", "-t", "--since", &since])?);
     ensure!(later.lines().next() == timed.lines().nth(1), "{later} after {timed}");
     // Two that are followed: whole lines, each with its member's name.
     let mut follow = l
+        .amphi
         .command(&["logs", "shop", "-f", "-m", "tick", "-m", "web", "--tail", "1"])
         .stdout(Stdio::piped())
         .spawn()?;
@@ -194,25 +165,25 @@ fn files(l: &Looking) -> Result<()> {
     std::os::unix::fs::symlink("sub/bytes", from.join("link"))?;
     let local = |path: &Path| path.to_str().map(str::to_owned).context("a name");
     for there in ["/tmp/in", "/data/in"] {
-        l.well(&["cp", &local(&from)?, &format!("shop:web:{there}")])?;
+        l.amphi.well(&["cp", &local(&from)?, &format!("shop:web:{there}")])?;
         let told = l.inside(&format!(
             "stat -c '%a %u %g %s' {there}/sub/bytes; readlink {there}/link; md5sum <{there}/link"
         ))?;
         ensure!(told.starts_with("4640 1234 5678 3000000\nsub/bytes\n"), "{told}");
         let back = dir.path().join(there.trim_start_matches('/').replace('/', "-"));
-        l.well(&["cp", &format!("shop:{there}"), &local(&back)?])?;
+        l.amphi.well(&["cp", &format!("shop:{there}"), &local(&back)?])?;
         ensure!(std::fs::read(back.join("sub/bytes"))? == bytes, "other bytes");
         let seen = std::fs::metadata(back.join("sub/bytes"))?;
         ensure!((seen.mode() & 0o7777, seen.uid(), seen.gid()) == (0o4640, 1234, 5678), "{seen:?}");
         ensure!(std::fs::read_link(back.join("link"))? == Path::new("sub/bytes"));
     }
     // What a member has on the volume, the others have.
-    ensure!(text(&l.well(&["exec", "shop", "-m", "tick", "--", "ls", "/data/in"])?).contains("sub"));
+    ensure!(text(&l.amphi.well(&["exec", "shop", "-m", "tick", "--", "ls", "/data/in"])?).contains("sub"));
     // Into a directory that is there, one file, and one that has ended.
-    l.well(&["cp", &local(&from.join("sub/bytes"))?, "shop:/tmp"])?;
+    l.amphi.well(&["cp", &local(&from.join("sub/bytes"))?, "shop:/tmp"])?;
     ensure!(l.inside("stat -c %s /tmp/bytes")? == "3000000\n");
-    l.well(&["cp", &local(&from.join("sub/bytes"))?, "shop:once:/bytes"])?;
-    let stream = l.well(&["cp", "shop:once:/bytes", "-"])?;
+    l.amphi.well(&["cp", &local(&from.join("sub/bytes"))?, "shop:once:/bytes"])?;
+    let stream = l.amphi.well(&["cp", "shop:once:/bytes", "-"])?;
     let mut archive = tar::Archive::new(&stream[..]);
     let names: Vec<_> = archive.entries()?.map(|e| Ok(e?.path()?.into_owned())).collect::<Result<_>>()?;
     ensure!(names == [PathBuf::from("bytes")], "{names:?}");
@@ -231,15 +202,15 @@ fn files(l: &Looking) -> Result<()> {
     ensure!(l.inside("ls / /data")?.lines().all(|name| name != "evil"));
     let cut = l.fed(&["cp", "-", "shop:/data"], &stream[..100_000])?;
     ensure!(!cut.status.success(), "half an archive: {cut:?}");
-    l.refused(&["cp", "shop:/no/such", "-"], 4, "no such file")?;
-    l.refused(&["cp", &local(&from)?, "shop:/no/such/place"], 4, "no such directory")?;
-    l.refused(&["cp", "shop:/../etc", "-"], 4, "path")
+    l.amphi.refused(&["cp", "shop:/no/such", "-"], 4, "no such file")?;
+    l.amphi.refused(&["cp", &local(&from)?, "shop:/no/such/place"], 4, "no such directory")?;
+    l.amphi.refused(&["cp", "shop:/../etc", "-"], 4, "path")
 }
 
 fn usage(l: &Looking) -> Result<()> {
     let top = |words: &[&str]| -> Result<Vec<Value>> {
         let words = [&["top", "--once", "--json"], words].concat();
-        let told: Value = serde_json::from_slice(&l.well(&words)?)?;
+        let told: Value = serde_json::from_slice(&l.amphi.well(&words)?)?;
         Ok(told["lines"].as_array().context("lines")?.clone())
     };
     // The agent reads them itself: dockerd is not asked.
@@ -253,17 +224,18 @@ fn usage(l: &Looking) -> Result<()> {
     ensure!(tick["processes"].as_f64() >= Some(1.0) && tick["memory_limit_bytes"].is_number(), "{tick}");
     ensure!(sum["net_received_per_second"].is_number() && sum["host"] == HOST, "{sum}");
     ensure!(top(&["--host", HOST, "--sort", "memory"])?.len() == 1);
-    let table = text(&l.well(&["top", "--once", "-m"])?);
+    let table = text(&l.amphi.well(&["top", "--once", "-m"])?);
     ensure!(table.contains("CPU%") && table.contains("  tick"), "{table}");
     Ok(())
 }
 
 fn events(l: &Looking, shop: &Instance) -> Result<()> {
-    let told = text(&l.well(&["events", "shop"])?);
+    let told = text(&l.amphi.well(&["events", "shop"])?);
     for word in ["created", "ordered", "create is done", "member_started", "shop/web"] {
         ensure!(told.contains(word), "no {word} in {told}");
     }
     let mut follow = l
+        .amphi
         .command(&["events", "-f", "--json", "--kind", "member_restarted", "shop"])
         .stdout(Stdio::piped())
         .spawn()?;
@@ -284,7 +256,7 @@ fn events(l: &Looking, shop: &Instance) -> Result<()> {
     ensure!(event["member"] == "tick" && event["kind"] == "member_restarted", "{event}");
     // What came after it, by its cursor.
     let cursor = event["cursor"].as_str().context("a cursor")?;
-    let after = text(&l.well(&["events", "--after", cursor])?);
+    let after = text(&l.amphi.well(&["events", "--after", cursor])?);
     ensure!(!after.contains("create is done"), "{after}");
     l.stage.runs(shop.id).map(drop)
 }
@@ -292,7 +264,7 @@ fn events(l: &Looking, shop: &Instance) -> Result<()> {
 fn tools(l: &Looking, shop: &Instance) -> Result<()> {
     let run = |words: &[&str]| -> Result<String> {
         let all = [&["tools", "shop", "-m", "web", "--image", "busybox", "--"], words].concat();
-        Ok(text(&l.well(&all)?))
+        Ok(text(&l.amphi.well(&all)?))
     };
     l.inside("echo here >/tmp/mark")?;
     let processes = run(&["ps"])?;
@@ -308,7 +280,7 @@ fn tools(l: &Looking, shop: &Instance) -> Result<()> {
     let memory =
         groups.lines().find(|line| line.contains(":memory:")).context("version 2 has no such group")?;
     ensure!(memory.contains(&format!("/{}/", member.trim())), "{memory}");
-    let coded = l.amphi(&["tools", "shop", "--image", "busybox", "--", "sh", "-c", "exit 7"])?;
+    let coded = l.amphi.run(&["tools", "shop", "--image", "busybox", "--", "sh", "-c", "exit 7"])?;
     ensure!(coded.status.code() == Some(7), "{coded:?}");
     let echoed = l.fed(&["tools", "-i", "shop", "--image", "busybox", "--", "cat"], b"a\0b\xff")?;
     ensure!(echoed.stdout == b"a\0b\xff", "{echoed:?}");
@@ -316,8 +288,13 @@ fn tools(l: &Looking, shop: &Instance) -> Result<()> {
     let started = |sleep: &str| -> Result<std::process::Child> {
         let script = format!("(sleep {sleep}1 &); exec sleep {sleep}2");
         let words = ["tools", "-i", "shop", "--image", "busybox", "--", "sh", "-c", &script];
-        let client =
-            l.command(&words).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let client = l
+            .amphi
+            .command(&words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         until("tools run", PATIENCE, || {
             let all = l.stage.lab.run(HOST, &["ps", "-eo", "args", "--no-headers"])?;
             let count = all.lines().filter(|line| line.starts_with(&format!("sleep {sleep}"))).count();
@@ -337,16 +314,16 @@ fn tools(l: &Looking, shop: &Instance) -> Result<()> {
     l.stage.host_is_back(HOST)?;
     // The set has not felt any of it.
     ensure!(l.inside("cat /tmp/mark")? == "here\n");
-    l.refused(&["tools", "shop", "--image", "vm", "--", "sh"], 4, "container image")?;
-    l.refused(&["tools", "shop", "-m", "once", "--image", "busybox", "--", "sh"], 4, "does not run")
+    l.amphi.refused(&["tools", "shop", "--image", "vm", "--", "sh"], 4, "container image")?;
+    l.amphi.refused(&["tools", "shop", "-m", "once", "--image", "busybox", "--", "sh"], 4, "does not run")
 }
 
 fn twins(l: &Looking, shop: &Instance) -> Result<()> {
     l.inside("echo mine >/data/own")?;
-    let told = text(&l.well(&["debug", "shop", "-m", "tick"])?);
+    let told = text(&l.amphi.well(&["debug", "shop", "-m", "tick"])?);
     ensure!(told.contains("shop-debug") && told.contains("1 GiB"), "{told}");
     let exec = |name: &str, script: &str| -> Result<String> {
-        Ok(text(&l.well(&["exec", name, "-m", "tick", "--", "sh", "-c", script])?))
+        Ok(text(&l.amphi.well(&["exec", name, "-m", "tick", "--", "sh", "-c", script])?))
     };
     ensure!(
         exec("shop-debug", "ls /data; cat /proc/1/cmdline | tr '\\0' ' '")?.starts_with("/bin/sh -c trap")
@@ -356,14 +333,14 @@ fn twins(l: &Looking, shop: &Instance) -> Result<()> {
     l.stage.delete(twin.id)?;
     // Instead: the same address and volume, another command; and back.
     let addresses = l.inside("ip addr | grep 'inet '")?;
-    l.well(&["debug", "shop", "-m", "tick", "--instead", "--", "sleep", "7800"])?;
+    l.amphi.well(&["debug", "shop", "-m", "tick", "--instead", "--", "sleep", "7800"])?;
     let script = "cat /proc/1/cmdline | tr '\\0' ' '; cat /data/own; ip addr | grep 'inet '";
     until("another command instead", PATIENCE, || {
         let now = exec("shop", script)?;
         Ok(seen(now == format!("sleep 7800 mine\n{addresses}"), || now.clone()))
     })?;
-    l.refused(&["debug", "shop", "--instead"], 4, "")?;
-    l.well(&["debug", "shop", "--end"])?;
+    l.amphi.refused(&["debug", "shop", "--instead"], 4, "")?;
+    l.amphi.well(&["debug", "shop", "--end"])?;
     until("itself again", PATIENCE, || {
         let now = exec("shop", "cat /proc/1/cmdline")?;
         Ok(seen(now.contains("line $n"), || now.clone()))
@@ -382,7 +359,7 @@ fn anchor(l: &Looking) -> Result<()> {
         &["cp", "-", "shop:anchor:/"],
         &["tools", "shop", "-m", "anchor", "--image", "busybox", "--", "sh"],
     ] {
-        l.refused(words, 4, "member")?;
+        l.amphi.refused(words, 4, "member")?;
     }
     Ok(())
 }

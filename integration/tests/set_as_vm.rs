@@ -3,12 +3,10 @@
 //! members are seen, looked into and restarted like any others.
 
 use amphi_api::InstanceId;
-use amphi_api::client::Heard;
 use amphi_api::instance::{
     BodyKind, BodySpec, ExchangeCreate, ExchangePhase, Instance, InstanceVolume, VmSpec,
 };
 use amphi_api::set::SetSpec;
-use amphi_api::streams::{ExecSpec, FromBody};
 use amphi_integration::dockerd::{Docker, done};
 use amphi_integration::failing::{PATIENCE, Stage, address, request};
 use amphi_integration::lab::Layout;
@@ -33,45 +31,6 @@ fn shop() -> Result<SetSpec> {
         {"name": "web", "index": 1, "image": "busybox", "command": ["/bin/sh", "-c", serve],
             "probes": {"readiness": {"http": {"port": 80}, "period_s": 1, "timeout_s": 10}}}
     ]}))?)
-}
-
-/// What a command says; its exit code has to be 0.
-fn inside(stage: &Stage, id: InstanceId, member: &str, script: &str) -> Result<String> {
-    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-    let spec = ExecSpec { member: Some(member.to_owned()), command, ..ExecSpec::default() };
-    let play = async {
-        let stream = stage.client.exec(id, &spec).await?;
-        let (_speaker, mut listener) = stream.split();
-        let mut text = Vec::new();
-        loop {
-            match listener.next().await? {
-                Some(Heard::Output(_, bytes)) => text.extend_from_slice(&bytes),
-                Some(Heard::Word(FromBody::Opened)) => {}
-                Some(Heard::Word(FromBody::Ended { exit_code, .. })) => return Ok(Ok((text, exit_code))),
-                Some(Heard::Word(FromBody::Failed { code, message })) => {
-                    return Ok(Err(format!("{code}: {message}")));
-                }
-                None => return Ok(Err("it was cut off".to_owned())),
-            }
-        }
-    };
-    let (text, code) = match stage.ask(play)? {
-        Ok(done) => done,
-        Err(why) => bail!("{script}: {why}"),
-    };
-    let text = String::from_utf8_lossy(&text).trim().to_owned();
-    ensure!(code == Some(0), "{script}: {code:?}: {text}");
-    Ok(text)
-}
-
-/// The page, as another instance sees it.
-fn serves(stage: &Stage, peer: InstanceId, address: &str) -> Result<()> {
-    until(&format!("http://{address}/ answers"), PATIENCE, || {
-        // A static busybox's wget is not to be trusted with names, nor with much else.
-        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 80 | tail -n 1");
-        let said = inside(stage, peer, "only", &ask)?;
-        Ok(seen(said == "page", || said))
-    })
 }
 
 fn exchange(stage: &Stage, instance: &Instance, to: BodyKind) -> Result<()> {
@@ -113,19 +72,19 @@ fn one_artifact_has_both_bodies() -> Result<()> {
     let made = stage.create(&order)?;
     let instance = members_run(&stage, made.id, BodyKind::Set)?;
     let at = address(&instance)?;
-    serves(&stage, peer.id, &at)?;
-    let sum = inside(&stage, instance.id, "web", "sha256sum </data/bytes")?;
+    stage.serves(peer.id, &at, "page")?;
+    let sum = stage.inside(instance.id, "web", "sha256sum </data/bytes")?;
     for round in 0..rounds() {
         for to in [BodyKind::Vm, BodyKind::Set] {
             exchange(&stage, &instance, to).with_context(|| format!("round {round}"))?;
             let now = members_run(&stage, instance.id, to)?;
             ensure!(address(&now)? == at, "its address was {at}: {now:?}");
-            serves(&stage, peer.id, &at)?;
+            stage.serves(peer.id, &at, "page")?;
             ensure!(
-                inside(&stage, instance.id, "web", "sha256sum </data/bytes")? == sum,
+                stage.inside(instance.id, "web", "sha256sum </data/bytes")? == sum,
                 "its bytes have changed"
             );
-            let kernel = inside(&stage, instance.id, "web", "uname -r")?;
+            let kernel = stage.inside(instance.id, "web", "uname -r")?;
             println!("as a {to} on kernel {kernel}");
         }
     }
@@ -145,15 +104,15 @@ fn one_artifact_has_both_bodies() -> Result<()> {
         &["/usr/bin/docker", "-H", "unix:///run/docker.sock", "ps", "-a", "--format", "{{.Names}}"],
     )?;
     ensure!(!containers.contains(&alone.id.to_string()), "{containers}");
-    let missing = inside(&stage, alone.id, "nobody", "true").expect_err("a member that there is not");
+    let missing = stage.inside(alone.id, "nobody", "true").expect_err("a member that there is not");
     ensure!(format!("{missing:#}").contains("no member 'nobody'"), "{missing:#}");
     // An agent that dies disturbs no guest, and asks anew.
-    let before = inside(&stage, alone.id, "web", "cat /proc/sys/kernel/random/boot_id")?;
+    let before = stage.inside(alone.id, "web", "cat /proc/sys/kernel/random/boot_id")?;
     stage.lab.kill(H1, "hostsrv", nix::sys::signal::Signal::SIGKILL)?;
     stage.lab.start(H1, "hostsrv")?;
     members_run(&stage, alone.id, BodyKind::Vm)?;
     until("a command runs again", PATIENCE, || {
-        match inside(&stage, alone.id, "web", "cat /proc/sys/kernel/random/boot_id") {
+        match stage.inside(alone.id, "web", "cat /proc/sys/kernel/random/boot_id") {
             Ok(now) => Ok(seen(now == before, || now)),
             Err(error) => Ok(seen(false, || format!("{error:#}"))),
         }
@@ -176,7 +135,7 @@ fn debian(image: &str) -> Result<SetSpec> {
 /// The first line that a port says by itself.
 fn greeting(stage: &Stage, peer: InstanceId, address: &str, port: u16) -> Result<String> {
     until(&format!("{address}:{port} says something"), PATIENCE, || {
-        let said = inside(stage, peer, "only", &format!("nc -w 5 {address} {port} </dev/null | head -n 1"))?;
+        let said = stage.inside(peer, "only", &format!("nc -w 5 {address} {port} </dev/null | head -n 1"))?;
         Ok(match said.is_empty() {
             true => Seen::Not("nothing".to_owned()),
             false => Seen::Enough(said),
@@ -235,18 +194,18 @@ fn a_debian_of_packages_is_pushed_and_has_both_bodies() -> Result<()> {
     let at = address(&instance)?;
     let look = |body: BodyKind| -> Result<(String, String, String)> {
         members_run(&stage, instance.id, body)?;
-        serves(&stage, peer.id, &at)?;
+        stage.serves(peer.id, &at, "page")?;
         let ssh = greeting(&stage, peer.id, &at, 22)?;
-        let key = inside(&stage, instance.id, "web", "ssh-keyscan -T 30 127.0.0.1 2>/dev/null")?;
+        let key = stage.inside(instance.id, "web", "ssh-keyscan -T 30 127.0.0.1 2>/dev/null")?;
         ensure!(ssh.starts_with("SSH-2.0-OpenSSH") && key.contains("ssh-ed25519"), "{ssh} {key}");
-        Ok((inside(&stage, instance.id, "web", "sha256sum </data/bytes")?, ssh, key))
+        Ok((stage.inside(instance.id, "web", "sha256sum </data/bytes")?, ssh, key))
     };
     let before = look(BodyKind::Set)?;
     for to in [BodyKind::Vm, BodyKind::Set] {
         exchange(&stage, &instance, to)?;
         let now = look(to)?;
         ensure!(now == before, "as a {to}: {now:?}, before: {before:?}");
-        println!("as a {to} on kernel {}", inside(&stage, instance.id, "web", "uname -r")?);
+        println!("as a {to} on kernel {}", stage.inside(instance.id, "web", "uname -r")?);
     }
     stage.delete(instance.id)?;
     stage.down()
