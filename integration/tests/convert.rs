@@ -9,7 +9,7 @@ use amphi_api::{ImageId, InstanceId};
 use amphi_integration::failing::{PATIENCE, Stage, address, request};
 use amphi_integration::lab::Layout;
 use amphi_integration::wait::{seen, until};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -11,7 +11,7 @@ use amphi_integration::dockerd::{Docker, done};
 use amphi_integration::failing::{PATIENCE, Stage, address, request};
 use amphi_integration::lab::Layout;
 use amphi_integration::wait::{Seen, seen, until};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
