@@ -77,15 +77,19 @@ pub fn mark_of<'a>(blobs: &'a BTreeMap<BlobRole, Blob>, layers: &[Layer]) -> Opt
     }
 }
 
-/// Which hosts are to fetch an image once.
+/// Which hosts are to fetch an image once. One that is named twice is meant once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PrepullCreate {
     /// These, by id.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<HostId>)]
+    #[schemars(with = "Vec<HostId>")]
     pub hosts: BTreeSet<HostId>,
     /// All of these availability zones.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    #[schemars(with = "Vec<String>")]
     pub zones: BTreeSet<String>,
     /// All that there are now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,6 +113,8 @@ impl PrepullCreate {
 pub struct PrepullPolicy {
     /// Those of these availability zones.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    #[schemars(with = "Vec<String>")]
     pub zones: BTreeSet<String>,
     /// Every host.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

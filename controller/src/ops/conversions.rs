@@ -99,10 +99,9 @@ fn pick(view: &View) -> Result<HostId, OpsError> {
     let able = view.hosts.iter().filter(|host| can(host));
     let busy = |host: &super::Row<HostRecord>| view.exports_on(host.id).count();
     able.min_by_key(|host| (busy(host), host.name.clone())).map(|host| host.id).ok_or_else(|| {
-        OpsError::Unavailable(
+        OpsError::conflict(
             "no host can convert: one is needed that is up, open, and has a guest kit (guest_kit in `amphi host show`) and an \
-             agent of this version"
-                .into(),
+             agent of this version",
         )
     })
 }
