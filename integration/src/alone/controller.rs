@@ -4,9 +4,11 @@
 use std::fmt::Write;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::clock::Clock;
@@ -14,6 +16,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// For closing its store; then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// For what has to listen at the same place again: see [`free_port`].
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// The file that arms the store's trap, as `controller/src/store/trap.rs` reads it.
 const TRAP: &str = "trap";
@@ -189,6 +194,17 @@ fn spawn(program: &Path, folder: &Path, clock: Option<&Clock>) -> Result<Child> 
         .context("start amphi-controller")
 }
 
+/// A port that stays free while the process that listens there is killed and started again: below those that the kernel gives
+/// to connections by itself (ip(7), `ip_local_port_range`), where processes of several tests begin at different places.
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("find a free port")?.local_addr()?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(61);
+    for _ in 0..PORTS.len() {
+        let step = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        let port = PORTS.start + step as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port from {} to {}", PORTS.start, PORTS.end)
 }
