@@ -11,6 +11,9 @@ use uuid::Uuid;
 
 /// Where a host answers other hosts, unless its configuration says otherwise.
 pub const LEASE_PORT: u16 = 7444;
+/// What a lease process says it wants of the controller's hosts' port (ALPN, RFC 7301): renewals and nothing else, over
+/// HTTP/1.1. A controller that knows the word serves them apart; one that does not leaves it unanswered, as RFC 7301 lets it.
+pub const LEASE_ALPN: &[u8] = b"amphi-lease/1";
 /// Fewer voters than this can form no majority that outlives the loss of one: nobody fences itself.
 pub const VOTERS_MIN: usize = 3;
 /// At most so many hosts vote: a host in doubt asks them all, several times a second.

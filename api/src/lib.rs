@@ -1,6 +1,6 @@
 //! The words that the controller, the host agent and the clients share: ids, requests, views, errors and the
 //! messages between controller and host. Each is defined once, here. Refuses: I/O (but for the optional `client`),
-//! policy, and any knowledge of an engine or a database. `lean` is the one thing of both daemons that is no word.
+//! policy, and any knowledge of an engine or a database. `lean` and `urgency` are of both daemons and no words.
 
 #[cfg(feature = "client")]
 pub mod client;
@@ -27,6 +27,7 @@ pub mod rollout;
 pub mod set;
 pub mod streams;
 pub mod unread;
+pub mod urgency;
 pub mod validate;
 pub mod volume;
 pub mod wire;

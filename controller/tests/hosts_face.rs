@@ -2,7 +2,7 @@
 
 use amphi_api::host::{Acceleration, Engine, HostSpec, VolumeActivation};
 use amphi_api::instance::Fault;
-use amphi_api::lease::{LeaseEcho, LeaseGrant, LeaseRenewal, LeaseState, LeaseTiming};
+use amphi_api::lease::{LEASE_ALPN, LeaseEcho, LeaseGrant, LeaseRenewal, LeaseState, LeaseTiming};
 use amphi_api::wire::{
     Answer, Ask, ExportDesired, ExportSource, FromHost, HostDesired, HostStatus, JoinAnswer, JoinRequest,
     PROTOCOL, ToHost,
@@ -180,10 +180,19 @@ impl Face {
     }
 
     async fn connect(&self, papers: Option<&Papers>) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_for(papers, &[]).await
+    }
+
+    /// The same, saying what for (ALPN).
+    async fn connect_for(
+        &self,
+        papers: Option<&Papers>,
+        what: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.records.ca.pem().as_bytes()).unwrap()).unwrap();
         let config = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let config = match papers {
+        let mut config = match papers {
             None => config.with_no_client_auth(),
             Some(papers) => {
                 let certificate = CertificateDer::from_pem_slice(papers.certificate.as_bytes()).unwrap();
@@ -191,6 +200,7 @@ impl Face {
                 config.with_client_auth_cert(vec![certificate], key).unwrap()
             }
         };
+        config.alpn_protocols = what.iter().map(|word| word.to_vec()).collect();
         let tcp = TcpStream::connect(self.address).await?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         connector.connect(self.address.ip().into(), tcp).await
@@ -198,7 +208,14 @@ impl Face {
 
     /// Status and body of one request.
     async fn http(&self, papers: Option<&Papers>, head: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
-        let mut stream = self.connect(papers).await?;
+        Self::request(self.connect(papers).await?, head, body).await
+    }
+
+    async fn request(
+        mut stream: TlsStream<TcpStream>,
+        head: &str,
+        body: &str,
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         let length = body.len();
         let request = format!(
             "{head} HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -596,18 +613,63 @@ async fn a_host_hands_over_only_what_it_is_asked_for() {
     assert_eq!(kept.len(), 2);
 }
 
+/// The host of this number, as the records tell of it.
+fn known(n: usize) -> KnownHost {
+    let known = Known { voter: true, enforces: true, barred: false };
+    KnownHost { name: format!("h{n}"), address: None, known }
+}
+
+fn renewal(sequence: u64, echo: Option<LeaseEcho>) -> LeaseRenewal {
+    let address = "10.99.0.11:7444".parse().unwrap();
+    LeaseRenewal { sequence, echo, address, state: LeaseState::Held, boot: None, witness: false }
+}
+
+#[test]
+fn a_lease_is_renewed_while_the_controller_has_no_time() {
+    let busy = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let hosts = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let face = Arc::new(busy.block_on(Face::start()));
+    let host = HostId::new();
+    face.leases.know([(host, known(0))].into(), Instant::now());
+    let body = serde_json::to_string(&renewal(1, None)).unwrap();
+
+    // Its only worker does nothing else until it is let go.
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let (begun, began) = std::sync::mpsc::channel();
+    busy.spawn(async move {
+        begun.send(()).unwrap();
+        let _ = held.recv();
+    });
+    began.recv().unwrap();
+    hosts.block_on(async {
+        let (asker, line) = (face.clone(), body.clone());
+        let of_before = tokio::spawn(async move {
+            asker.http(Some(&asker.papers(host)), "POST /hosts/v1/lease", &line).await
+        });
+        for _ in 0..3 {
+            let stream = face.connect_for(Some(&face.papers(host)), &[b"h2", LEASE_ALPN]).await.unwrap();
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(LEASE_ALPN));
+            let (status, answer) = Face::request(stream, "POST /hosts/v1/lease", &body).await.unwrap();
+            assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+        }
+        assert!(!of_before.is_finished());
+        // Nothing else is to be had there, and nobody without a certificate has it.
+        let stream = face.connect_for(Some(&face.papers(host)), &[LEASE_ALPN]).await.unwrap();
+        assert_eq!(Face::request(stream, "GET /hosts/v1/link", "").await.unwrap().0, 404);
+        let stream = face.connect_for(None, &[LEASE_ALPN]).await.unwrap();
+        assert_eq!(Face::request(stream, "POST /hosts/v1/lease", &body).await.unwrap().0, 401);
+        drop(let_go);
+        assert_eq!(of_before.await.unwrap().unwrap().0, 200);
+    });
+}
+
 #[tokio::test]
 async fn a_host_renews_its_lease_with_its_own_certificate() {
     let face = Face::start().await;
     let hosts: Vec<HostId> = (0..3).map(|_| HostId::new()).collect();
-    let known = Known { voter: true, enforces: true, barred: false };
-    let known = |n: usize| KnownHost { name: format!("h{n}"), address: None, known };
     face.leases.know(hosts.iter().enumerate().map(|(n, id)| (*id, known(n))).collect(), Instant::now());
     let renew = async |host: HostId, echo: Option<LeaseEcho>| {
-        let address = "10.99.0.11:7444".parse().unwrap();
-        let renewal =
-            LeaseRenewal { sequence: 7, echo, address, state: LeaseState::Held, boot: None, witness: false };
-        let body = serde_json::to_string(&renewal).unwrap();
+        let body = serde_json::to_string(&renewal(7, echo)).unwrap();
         let (status, body) =
             face.http(Some(&face.papers(host)), "POST /hosts/v1/lease", &body).await.unwrap();
         (status, serde_json::from_slice::<LeaseGrant>(&body).ok())

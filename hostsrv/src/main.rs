@@ -2,7 +2,7 @@
 //! nothing.
 
 use amphi_api::instance::BodyKind;
-use amphi_api::lean;
+use amphi_api::{lean, urgency};
 use amphi_hostsrv::blobs::ControllerBlobs;
 use amphi_hostsrv::config::Config;
 use amphi_hostsrv::convert::Converter;
@@ -72,7 +72,12 @@ fn main() -> anyhow::Result<()> {
     let config = Arc::new(Config::read(&arguments.config)?);
     if matches!(arguments.command, Command::Lease { .. }) {
         // The runtime's threads inherit it.
-        lease::urgency::claim();
+        if let Err(why) = urgency::real_time() {
+            tracing::warn!("the lease process may be late on a busy host: {why}");
+        }
+        if let Err(why) = urgency::stay_in_memory() {
+            tracing::warn!("the lease process may be swapped out: {why}");
+        }
     }
     // Two workers: the agent waits nearly always, and its memory counts fifty times on a rack.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -15,7 +15,6 @@ pub mod rule;
 mod shared;
 pub mod tls;
 mod uplink;
-pub mod urgency;
 
 use crate::config::Config;
 use crate::link::Papers;

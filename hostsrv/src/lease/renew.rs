@@ -5,7 +5,7 @@ use super::clock;
 use super::memo::Files;
 use super::shared::Shared;
 use crate::link::Papers;
-use amphi_api::lease::{LeaseGrant, LeaseRenewal, LeaseState};
+use amphi_api::lease::{LEASE_ALPN, LeaseGrant, LeaseRenewal, LeaseState};
 use anyhow::{Context, bail};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,9 @@ impl Renewer {
     /// Renews until the process ends.
     pub async fn run(self, papers: &Papers) -> anyhow::Result<()> {
         let url = format!("{}/hosts/v1/lease", papers.url);
-        let http = reqwest::Client::builder().tls_backend_preconfigured((*papers.tls).clone()).build()?;
+        let mut tls = (*papers.tls).clone();
+        tls.alpn_protocols = vec![LEASE_ALPN.to_vec()];
+        let http = reqwest::Client::builder().tls_backend_preconfigured(tls).build()?;
         let mut well = true;
         let mut marked = self.files.is_marked();
         for sequence in 1.. {

@@ -2,6 +2,7 @@
 //! Owns the links. Refuses to know what a desired state is made of: that comes from a [`HostSide`].
 
 mod blobs;
+mod door;
 mod join;
 mod lease;
 mod link;
@@ -109,7 +110,7 @@ pub fn router(state: State) -> Router {
         )
         .layer(Extension(Arc::new(sharing::Sharing::default())))
         .route("/hosts/v1/link", get(link::link))
-        .route("/hosts/v1/lease", post(lease::renew).layer(DefaultBodyLimit::max(LEASE_MAX)))
         .route("/hosts/v1/streams/{id}", get(streams::stream))
-        .with_state(state)
+        .with_state(state.clone())
+        .merge(door::routes(state))
 }

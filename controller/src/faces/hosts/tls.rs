@@ -1,6 +1,7 @@
-//! The TLS listener: a client certificate is optional (a host that joins has none yet) but, once shown, must be of our
+//! TLS of the face, behind its [`door`]: a client certificate is optional (a host that joins has none yet) but, once shown, must be of our
 //! CA. Who it is reaches the handlers as [`Peer`]. A slow handshake holds up nobody else.
 
+use super::door::{self, Caller};
 use super::{Refusal, State, router};
 use amphi_api::{ErrorCode, HostId};
 use axum::extract::connect_info::Connected;
@@ -10,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::server::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
 
 /// A handshake takes at most this long.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; more connections wait in the kernel's queue.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes under way at once; more connections wait at the door.
 const HANDSHAKES: usize = 256;
 
 /// How long transfers under way may go on once the face ends.
@@ -30,6 +31,12 @@ pub struct Peer {
 }
 
 impl Peer {
+    pub(super) fn of(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Self {
+        let chain = stream.get_ref().1.peer_certificates();
+        let certified = chain.and_then(|c| c.first()).and_then(|c| crate::pki::host_of(c));
+        Self { address, certified }
+    }
+
     pub fn host(&self) -> Result<HostId, Refusal> {
         self.certified
             .ok_or_else(|| Refusal::new(ErrorCode::Unauthenticated, "a host's certificate is needed here"))
@@ -46,6 +53,12 @@ impl Connected<IncomingStream<'_, Accepted>> for Peer {
 pub struct Accepted {
     done: mpsc::Receiver<(TlsStream<TcpStream>, Peer)>,
     local: SocketAddr,
+}
+
+impl Accepted {
+    pub fn new(done: mpsc::Receiver<(TlsStream<TcpStream>, Peer)>, local: SocketAddr) -> Self {
+        Self { done, local }
+    }
 }
 
 impl Listener for Accepted {
@@ -73,8 +86,12 @@ pub async fn serve(
     until: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let local = listener.local_addr()?;
+    let closing = CancellationToken::new();
+    // However this ends, the door closes.
+    let _closes = closing.clone().drop_guard();
+    let (callers, closed) = door::open(listener.into_std()?, &tls, state.clone(), closing.clone())?;
     let (sender, done) = mpsc::channel(64);
-    let accepting = tokio::spawn(accept_all(listener, tokio_rustls::TlsAcceptor::from(tls), sender));
+    let shaking = tokio::spawn(shake_hands(callers, tls, sender));
     let links = state.links.clone();
     let service = router(state).into_make_service_with_connect_info::<Peer>();
     let ending = CancellationToken::new();
@@ -86,41 +103,36 @@ pub async fn serve(
             ending.cancel();
         }
     };
-    let served = axum::serve(Accepted { done, local }, service).with_graceful_shutdown(ended);
+    let served = axum::serve(Accepted::new(done, local), service).with_graceful_shutdown(ended);
     let served = tokio::select! {
         served = served.into_future() => served,
         () = async { ending.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
     };
-    accepting.abort();
+    shaking.abort();
+    closing.cancel();
+    let _ = closed.await;
     served
 }
 
-async fn accept_all(
-    listener: TcpListener,
-    acceptor: tokio_rustls::TlsAcceptor,
+async fn shake_hands(
+    mut callers: mpsc::Receiver<Caller>,
+    tls: Arc<rustls::ServerConfig>,
     done: mpsc::Sender<(TlsStream<TcpStream>, Peer)>,
 ) {
     let room = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES));
-    loop {
+    while let Some(Caller { said, tcp, address }) = callers.recv().await {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let (tcp, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, mostly: waiting is all that helps.
-                tracing::warn!(%error, "the hosts' face cannot accept");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let (tls, done) = (tls.clone(), done.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            let _ = tcp.set_nodelay(true);
-            match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+            let shaken = async {
+                let tcp = TcpStream::from_std(tcp)?;
+                StartHandshake::from_parts(said, tcp).into_stream(tls).await
+            };
+            match tokio::time::timeout(HANDSHAKE, shaken).await {
                 Ok(Ok(stream)) => {
-                    let chain = stream.get_ref().1.peer_certificates();
-                    let certified = chain.and_then(|c| c.first()).and_then(|c| crate::pki::host_of(c));
-                    let _ = done.send((stream, Peer { address, certified })).await;
+                    let peer = Peer::of(&stream, address);
+                    let _ = done.send((stream, peer)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%address, "TLS handshake took too long"),

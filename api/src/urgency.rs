@@ -1,7 +1,8 @@
-//! The lease process's rank among all that runs on the host: it needs next to no time, but that at once. A host whose guests
-//! leave it none would fence itself, and a page that has to come back from a swap is as late. So it asks for real-time
-//! scheduling and for its memory to stay, as corosync does (corosync.conf(5), `sched_rr`), and takes the best niceness where
-//! the first is refused. Refuses to fail: what it cannot have is told, and the lease is kept as well as it goes.
+//! The rank of what keeps leases among all that runs on a machine, at either end: it needs next to no time, but that at once.
+//! A host whose guests leave it none would fence itself, and a controller that starts fifty instances would have it do so. So
+//! it asks for real-time scheduling and, where little is held, for its memory to stay, as corosync does (corosync.conf(5),
+//! `sched_rr`), and takes the best niceness where the first is refused. Refuses to fail: what it cannot have it returns, to be
+//! told, and the lease is kept as well as it goes.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +15,7 @@ const BEST_NICENESS: libc::c_int = -20;
 
 /// What the kernel granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rank {
+enum Rank {
     /// `SCHED_RR`.
     RealTime,
     /// As the others, with the best niceness.
@@ -23,20 +24,35 @@ pub enum Rank {
     Ordinary,
 }
 
-/// For the calling thread, and so for all that it starts from now on: call it before there are others.
-pub fn claim() {
+impl std::fmt::Display for Rank {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::RealTime => "SCHED_RR",
+            Self::Nice => "niceness -20 instead",
+            Self::Ordinary => "and no better niceness either",
+        })
+    }
+}
+
+/// Real time for the calling thread, and so for all that it starts from now on. Else what to tell: who is late on a busy
+/// machine is for the caller to say.
+pub fn real_time() -> Result<(), String> {
     match scheduling() {
-        (Rank::RealTime, _) => {}
-        (rank, Some(why)) => tracing::warn!(
-            ?rank,
-            "the lease process does not run in real time, and may be late on a busy host: {why} (it needs CAP_SYS_NICE, and \
-             a control group with cpu.rt_runtime_us where the kernel has RT_GROUP_SCHED)"
-        ),
-        (_, None) => {}
+        (Rank::RealTime, _) => Ok(()),
+        (rank, why) => Err(format!(
+            "no real time, {rank}: {} (it needs CAP_SYS_NICE, and a control group with cpu.rt_runtime_us where the kernel has \
+             RT_GROUP_SCHED)",
+            why.unwrap_or(Errno::UnknownErrno)
+        )),
     }
-    if let Err(why) = stay_in_memory() {
-        tracing::warn!("the lease process may be swapped out: {why} (it needs CAP_IPC_LOCK)");
-    }
+}
+
+/// The process's memory stays: pages once they are there; what was never touched (the ends of stacks) costs nothing.
+pub fn stay_in_memory() -> Result<(), String> {
+    let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: plain flags.
+    let done = unsafe { libc::mlockall(flags) };
+    Errno::result(done).map(drop).map_err(|why| format!("{why} (it needs CAP_IPC_LOCK)"))
 }
 
 fn scheduling() -> (Rank, Option<Errno>) {
@@ -47,13 +63,6 @@ fn scheduling() -> (Rank, Option<Errno>) {
     // SAFETY: plain numbers.
     let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BEST_NICENESS) };
     (if Errno::result(done).is_ok() { Rank::Nice } else { Rank::Ordinary }, Some(why))
-}
-
-/// Pages stay once they are there; what was never touched (the ends of stacks) costs nothing.
-fn stay_in_memory() -> Result<(), Errno> {
-    // SAFETY: plain flags.
-    let done = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
-    Errno::result(done).map(drop)
 }
 
 #[cfg(test)]
