@@ -55,7 +55,7 @@ pack() {
   find "$work/root" -exec touch --no-dereference --date=@0 {} +
   (cd "$work/root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --create --format=newc --owner=0:0 --reproducible >"$work/$1")
 }
-add_modules virtio_pci virtio_blk virtio_net virtio_console crc32c_generic squashfs overlay xfs vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 button evdev
+add_modules virtio_pci virtio_blk virtio_net virtio_console virtio_mem crc32c_generic squashfs overlay xfs vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 button evdev
 pack initramfs
 add_modules dm_mod btrfs
 pack convert-initramfs

@@ -105,7 +105,7 @@ busybox_root "$vm"
 mkdir -p "$vm"/{config,disk,mnt,lib/modules,root/.ssh}
 chmod 700 "$vm/root/.ssh"
 # The modules in the order in which each finds what it needs; those built into the kernel drop out.
-for module in virtio_pci virtio_net virtio_blk crc32c_generic xfs virtio_console virtio_rng vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs button evdev; do
+for module in virtio_pci virtio_net virtio_blk crc32c_generic xfs virtio_console virtio_rng virtio_mem vfat nls_cp437 nls_iso8859-1 nls_ascii nls_utf8 isofs button evdev; do
   modprobe --dirname "$cache/kernel" --set-version "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
 done | awk '!seen[$0]++' | while read -r file; do
   cp "$file" "$vm/lib/modules/"

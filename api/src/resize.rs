@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 pub const REFUSED: &str = "limits_refused";
 /// The code of a condition: what is ordered holds from the body's next start on.
 pub const NEXT_START: &str = "next_start";
+/// The code of a condition: a VM's guest has not taken the memory that it may have, or keeps some that it is to give back.
+pub const UP_TO_GUEST: &str = "up_to_guest";
 /// The code of a condition: this host's kernel cannot hold a limit, or not all of it.
 pub const NOT_HERE: &str = "not_on_this_host";
 
@@ -104,7 +106,7 @@ impl InstanceResize {
 /// Something that is ordered and not so, while the body is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct Condition {
-    /// A stable word for machines: `limits_refused`, `next_start`, `not_on_this_host`, `needs_newer_agent`.
+    /// A stable word for machines: `limits_refused`, `next_start`, `up_to_guest`, `not_on_this_host`, `needs_newer_agent`.
     pub code: String,
     pub message: String,
 }
@@ -123,6 +125,19 @@ pub struct SizeStatus {
     pub resizes: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// Of a VM that runs; none: an agent of before there was such a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryRange>,
+}
+
+/// The memory of a VM that runs, in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRange {
+    /// What its guest has, or may take at any moment.
+    pub has_mib: u64,
+    /// What it was started with and keeps, and the most that it can have until it starts anew.
+    pub least_mib: u64,
+    pub most_mib: u64,
 }
 
 /// What a member uses now.

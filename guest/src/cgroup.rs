@@ -30,21 +30,43 @@ pub fn settle() -> io::Result<()> {
 
 /// Makes the member's group with its limits.
 pub fn make(member: &Member) -> io::Result<()> {
-    let folder = folder(&member.name);
-    fs::create_dir_all(&folder)?;
-    let set = |file: &str, value: String| {
-        fs::write(folder.join(file), &value)
-            .map_err(|error| io::Error::other(format!("{file} {value}: {error}")))
-    };
-    if member.cpu_centi > 0 {
+    fs::create_dir_all(folder(&member.name))?;
+    hold(&member.name, member.cpu_centi, member.memory_bytes)?;
+    set(&member.name, "pids.max", if member.pids > 0 { member.pids.to_string() } else { "max".into() })
+}
+
+/// Holds what is in the group to a share of the machine. 0: no limit.
+pub fn hold(member: &str, cpu_centi: u64, memory_bytes: u64) -> io::Result<()> {
+    if cpu_centi > 0 {
         // A hundredth of a CPU is a hundredth of the period.
-        set("cpu.max", format!("{} {PERIOD_US}", member.cpu_centi * PERIOD_US / 100))?;
-        set("cpu.weight", member.cpu_centi.clamp(1, 10_000).to_string())?;
+        set(member, "cpu.max", format!("{} {PERIOD_US}", cpu_centi * PERIOD_US / 100))?;
+        set(member, "cpu.weight", cpu_centi.clamp(1, 10_000).to_string())?;
     }
-    if member.memory_bytes > 0 {
-        set("memory.max", member.memory_bytes.to_string())?;
+    if memory_bytes > 0 {
+        let used = used(member);
+        if used > memory_bytes {
+            // The kernel would end something in it.
+            return Err(io::Error::other(format!(
+                "it uses {used} bytes of memory, more than {memory_bytes}"
+            )));
+        }
+        set(member, "memory.max", memory_bytes.to_string())?;
     }
-    set("pids.max", if member.pids > 0 { member.pids.to_string() } else { "max".into() })
+    Ok(())
+}
+
+/// Memory that cannot be had back without harm.
+fn used(member: &str) -> u64 {
+    let text = fs::read_to_string(folder(member).join("memory.stat")).unwrap_or_default();
+    let kept = ["anon ", "shmem ", "kernel "];
+    let number =
+        |line: &str| kept.iter().find_map(|name| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    text.lines().filter_map(number).sum()
+}
+
+fn set(member: &str, file: &str, value: String) -> io::Result<()> {
+    fs::write(folder(member).join(file), &value)
+        .map_err(|error| io::Error::other(format!("{file} {value}: {error}")))
 }
 
 /// The calling process joins it.

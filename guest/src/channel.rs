@@ -121,6 +121,13 @@ impl Channel {
                     std::thread::spawn(move || members.restart(at));
                 }
             }
+            ToGuest::Limits { members: all } => {
+                for one in all.iter().filter(|one| members.find(Some(&one.name)).is_ok()) {
+                    if let Err(error) = crate::cgroup::hold(&one.name, one.cpu_centi, one.memory_bytes) {
+                        crate::say(&format!("member {} keeps its limits: {error}", one.name));
+                    }
+                }
+            }
             ToGuest::Grown { serial } => {
                 let target = match &members.guest.volume {
                     Some(volume) if volume.serial == serial => Some("/volume".to_owned()),

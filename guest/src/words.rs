@@ -56,6 +56,19 @@ pub enum ToGuest {
     Grown {
         serial: String,
     },
+    /// The members' limits from now on, in place of those in the description.
+    Limits {
+        members: Vec<MemberLimits>,
+    },
+}
+
+/// What a member is held to of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberLimits {
+    pub name: String,
+    /// Hundredths of a CPU.
+    pub cpu_centi: u64,
+    pub memory_bytes: u64,
 }
 
 /// What the guest says.

@@ -100,7 +100,7 @@ impl Facts {
         let engines = self.engines().await;
         let config = &self.sources.config;
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let memory_mib = memory_mib(&std::fs::read_to_string("/proc/meminfo")?).context("/proc/meminfo")?;
+        let memory_mib = host_memory_mib().context("/proc/meminfo")?;
         let storage = self.storage.as_ref().ok();
         Ok(HostSpec {
             name: config.name.clone(),
@@ -198,6 +198,11 @@ async fn version_of(program: &str, before: &str) -> String {
 fn version_in<'a>(text: &'a str, before: &str) -> &'a str {
     let line = text.lines().next().unwrap_or_default();
     line.split_once(before).and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default()
+}
+
+/// What the host has, in MiB.
+pub fn host_memory_mib() -> Option<u64> {
+    memory_mib(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
 /// `MemTotal`, in MiB.

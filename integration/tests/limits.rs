@@ -359,7 +359,7 @@ fn survives(l: &Limits, held: &str) -> Result<()> {
     Ok(())
 }
 
-/// As far as it was started with room for it; the rest waits, and that is told.
+/// As far as it was started with room for it; the rest waits, and that is told. What its guest sees is `memory.rs`'s story.
 fn machine(l: &Limits) -> Result<()> {
     let made = l.stage.create(&request("machine", vec![vm()], Some(H1)))?;
     ensure!(made.body == BodyKind::Vm);
@@ -367,10 +367,10 @@ fn machine(l: &Limits) -> Result<()> {
     let qemu = || l.sh(&format!("pgrep -f [g]uest=amphi-{} | head -n 1", made.id));
     let before = qemu()?;
     ensure!(has()? == "1");
-    let seen = l.resize(made.id, json!({"vcpus": 2, "memory_mib": 192}))?;
+    let seen = l.resize(made.id, json!({"vcpus": 2, "memory_mib": 300}))?;
     println!("== a VM: {} vCPUs; {:?}", has()?, seen.conditions);
     ensure!(has()? == "2" && qemu()? == before);
-    ensure!(seen.conditions.iter().any(|c| c.code == "next_start" && c.message.contains("192 MiB")));
+    ensure!(seen.conditions.iter().any(|c| c.code == "next_start" && c.message.contains("300 MiB")));
     l.stage.ask(l.stage.client.stop_instance(made.id))?;
     l.stage.until(made.id, "stopped", |i| i.state == amphi_api::instance::InstanceState::Stopped)?;
     l.stage.ask(l.stage.client.start_instance(made.id))?;

@@ -308,7 +308,8 @@ pub(super) fn held(record: &InstanceRecord) -> impl Iterator<Item = (HostId, Cla
 
 /// What an instance takes of its host, its volume apart.
 pub(super) fn instance_claims(record: &InstanceRecord) -> Claims {
-    Claims::of_instance(record.vcpus, record.memory_mib, record.server.qos)
+    let memory_mib = record.memory_mib.max(record.memory_kept_mib.unwrap_or(0));
+    Claims::of_instance(record.vcpus, memory_mib, record.server.qos)
 }
 
 /// What the other size of a resize takes.

@@ -106,10 +106,8 @@ fn decide(
     fits(view, row, &record, host, more_gib, policy)?;
     limit_networks(view, scope, row, &request.networks, &mut draft)?;
     if row.body == BodyKind::Vm && runs(row) && record.memory_mib < row.memory_mib {
-        return Err(OpsError::taken(
-            "memory_mib",
-            format!("a VM that runs keeps its {} MiB: stop it, then make it smaller", row.memory_mib),
-        ));
+        gives_back(row, record.memory_mib)?;
+        record.memory_kept_mib = Some(row.memory_mib.max(row.memory_kept_mib.unwrap_or(0)));
     }
     let measure = ceilings(row, &record).filter(|_| runs(row)).map(|ceilings| (host, ceilings));
     if record != *row.record {
@@ -151,6 +149,24 @@ fn may_change(row: &InstanceRecord) -> Result<HostId, OpsError> {
         return refuse("the instance is shelved; unshelve it");
     }
     row.host.ok_or_else(|| OpsError::conflict("no host has room for the instance"))
+}
+
+/// Refuses what a running VM's guest cannot give back, however little it uses.
+fn gives_back(row: &InstanceRecord, memory_mib: u64) -> Result<(), OpsError> {
+    let refuse = |why: String| Err(OpsError::taken("memory_mib", why));
+    let Some(range) = row.current().and_then(|seen| seen.size.memory) else {
+        return refuse(format!(
+            "a VM that runs keeps its {} MiB here: stop it, then make it smaller",
+            row.memory_mib
+        ));
+    };
+    if memory_mib < range.least_mib {
+        return refuse(format!(
+            "it was started with {} MiB, and keeps them while it runs: stop it, then make it smaller",
+            range.least_mib
+        ));
+    }
+    Ok(())
 }
 
 fn runs(row: &InstanceRecord) -> bool {

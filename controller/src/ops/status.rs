@@ -2,13 +2,13 @@
 //! the record's does not count. A record of something deleted goes when, and only when, the host says that the
 //! tombstone is carried out.
 
-use super::orders::bury;
+use super::orders::{bury, instance_claims};
 use super::servers::{conclude, end_task, freed};
 use super::volumes::room;
 use super::{Draft, Ops, OpsError, Row, View};
 use crate::model::*;
 use amphi_api::HostId;
-use amphi_api::instance::{ExchangePhase, Fault};
+use amphi_api::instance::{BodyKind, ExchangePhase, Fault};
 use amphi_api::wire::{BodyState, ExpectedStatus, ExportStatus, HostStatus, Tombstone};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -77,19 +77,26 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
         }
         let observed = InstanceObserved::from(seen);
         let same = row.observed.as_ref().is_some_and(|before| before.says_the_same(&observed));
-        if same && (row.leaving.is_empty() || !fresh) {
+        let built = row.built || seen.state == BodyState::Running;
+        let kept = still_kept(row, &observed, fresh);
+        let lets_go = kept != row.memory_kept_mib;
+        if same && !lets_go && (row.leaving.is_empty() || !fresh) {
             continue;
         }
-        let built = row.built || seen.state == BodyState::Running;
         let mut record =
             InstanceRecord { observed: Some(observed), built, updated_at: now, ..(*row.record).clone() };
+        record.memory_kept_mib = kept;
+        if lets_go {
+            draft.unclaim(host, instance_claims(row));
+            draft.claim(host, instance_claims(&record));
+        }
         if record.intent == Intent::Live && record.task_done() {
             end_task(view, &mut draft, row, None, now);
             conclude(view, &mut draft, &mut record, now);
         }
         let holds = |leaving: &Leaving| matches!(leaving, Leaving::Volume(id) if status.active.contains(id));
         let went = fresh && !record.leaving.iter().any(holds) && freed(view, &mut draft, &mut record);
-        if same && !went {
+        if same && !went && !lets_go {
             continue;
         }
         draft.update(row, &record);
@@ -220,6 +227,23 @@ fn observe(view: &View, host: HostId, status: &HostStatus, now: Timestamp) -> (D
     }
     let more = again || is_full(&draft);
     (draft, more)
+}
+
+/// What its host still has to count of memory that its guest was told to give back.
+fn still_kept(row: &InstanceRecord, seen: &InstanceObserved, fresh: bool) -> Option<u64> {
+    let kept_mib = row.memory_kept_mib?;
+    // Of before the order: what the guest had then says nothing of what it may take. And while two hosts have room for it,
+    // or none has, that room is not changed.
+    let offloaded = row.shelved.as_ref().is_some_and(|shelved| shelved.offloaded);
+    if !fresh || row.exchange.is_some() || offloaded {
+        return Some(kept_mib);
+    }
+    let has_mib = match seen.size.memory {
+        _ if seen.state.is_still() || seen.kind != BodyKind::Vm => 0,
+        Some(range) => range.has_mib.min(kept_mib),
+        None => kept_mib,
+    };
+    (has_mib > row.memory_mib).then_some(has_mib)
 }
 
 /// Which of its volumes have arrived, and what keeps one from it.

@@ -3,7 +3,7 @@
 
 use super::{ObservedBody, ObservedState};
 use amphi_api::instance::BodyKind;
-use amphi_api::resize::{Condition, NEXT_START, NOT_HERE};
+use amphi_api::resize::{Condition, MemoryRange, NEXT_START, NOT_HERE, UP_TO_GUEST};
 use amphi_api::set::{IoLimit, MemberIo, SetSpec};
 use amphi_api::wire::{BodyDesired, InstanceDesired};
 use std::collections::BTreeMap;
@@ -38,8 +38,25 @@ pub struct Held {
     /// The most that it can take on while it runs; none: as much as the host has.
     pub cpu_most: Option<u64>,
     pub memory_most: Option<u64>,
+    /// The least memory that it keeps while it runs; none: as little as is ordered.
+    pub memory_least: Option<u64>,
+    /// Memory that its guest has of what it was given; none: there is no guest that would have to take it.
+    pub memory_taken: Option<u64>,
     /// It runs: what is not told is not to be had.
     pub running: bool,
+}
+
+/// What a VM's memory comes and goes by while it runs.
+pub const STEP_MIB: u64 = 2;
+
+impl Held {
+    /// How much memory it can be held to while it runs, where so much is wanted; none: it has to start anew.
+    pub fn memory_within(&self, wanted: u64) -> Option<u64> {
+        let Some(least) = self.memory_least else { return Some(wanted) };
+        let most = self.memory_most.unwrap_or(u64::MAX);
+        let within = (least..=most).contains(&wanted);
+        within.then(|| least + ((wanted - least) >> 20) / STEP_MIB * (STEP_MIB << 20))
+    }
 }
 
 impl Limits {
@@ -50,7 +67,7 @@ impl Limits {
         }
         let within = |wanted: u64, most: Option<u64>| most.is_none_or(|most| wanted <= most);
         (same(self.cpu_centi, held.cpu_centi) || !within(self.cpu_centi, held.cpu_most))
-            && (same(self.memory_bytes, held.memory_bytes) || !within(self.memory_bytes, held.memory_most))
+            && held.memory_within(self.memory_bytes).is_none_or(|memory| same(memory, held.memory_bytes))
             && same(self.pids, held.pids)
             && same(self.root_mib, held.root_mib)
             && same(self.io.root, held.io_root)
@@ -155,9 +172,23 @@ pub fn conditions(desired: &InstanceDesired, body: &ObservedBody) -> Vec<Conditi
             all.extend(wanted.not_here(held, &name));
         } else if body.state != ObservedState::Stopped {
             all.extend(at_next_start(&wanted, held));
+            all.extend(up_to_its_guest(held));
         }
     }
     all
+}
+
+/// The memory of a VM that runs.
+pub fn memory_range(body: &ObservedBody) -> Option<MemoryRange> {
+    let held =
+        body.held.get(WHOLE).filter(|_| body.kind == BodyKind::Vm && body.state != ObservedState::Stopped)?;
+    // Asked for or taken, whichever is more: the guest may have it at any moment.
+    let has = held.memory_bytes?.max(held.memory_taken?);
+    Some(MemoryRange {
+        has_mib: has.div_ceil(1 << 20),
+        least_mib: held.memory_least?.div_ceil(1 << 20),
+        most_mib: held.memory_most? >> 20,
+    })
 }
 
 /// What of a VM's size waits for its next start.
@@ -166,7 +197,9 @@ fn at_next_start(wanted: &Limits, held: &Held) -> Option<Condition> {
         held.is_some_and(|held| held != wanted) && most.is_some_and(|most| wanted > most)
     };
     let cpu = waits(wanted.cpu_centi, held.cpu_centi, held.cpu_most);
-    let memory = waits(wanted.memory_bytes, held.memory_bytes, held.memory_most);
+    // It has as much as it can have, or all that is ordered waits.
+    let now = held.memory_within(wanted.memory_bytes).or(held.memory_bytes);
+    let memory = held.memory_least.is_some() && now.is_some_and(|now| now != wanted.memory_bytes);
     let mut what = Vec::new();
     if cpu {
         let (now, most) = (held.cpu_centi.unwrap_or(0) / 100, held.cpu_most.unwrap_or(0) / 100);
@@ -176,11 +209,33 @@ fn at_next_start(wanted: &Limits, held: &Held) -> Option<Condition> {
         ));
     }
     if memory {
-        let now = held.memory_bytes.unwrap_or(0) >> 20;
-        what.push(format!("{} MiB of memory (it has {now} MiB)", wanted.memory_bytes >> 20));
+        let [now, least, most] = [now, held.memory_least, held.memory_most].map(|b| b.unwrap_or(0) >> 20);
+        let room = match (least, most) {
+            (least, most) if least == most => "was started without room for other sizes".to_owned(),
+            (least, most) => format!("was started for {least} to {most} MiB"),
+        };
+        what.push(format!("{} MiB of memory (it has {now} MiB, and {room})", wanted.memory_bytes >> 20));
     }
     let what = (!what.is_empty()).then(|| what.join(", "))?;
     Some(Condition::new(NEXT_START, format!("takes effect at the next start: {what}")))
+}
+
+/// What its guest has not taken, or not given back.
+fn up_to_its_guest(held: &Held) -> Option<Condition> {
+    let (asked, taken) = (held.memory_bytes?, held.memory_taken?);
+    let (asked_mib, taken_mib) = (asked >> 20, taken >> 20);
+    let why = match taken.cmp(&asked) {
+        std::cmp::Ordering::Equal => return None,
+        std::cmp::Ordering::Less => format!(
+            "it may have {asked_mib} MiB of memory, and its guest has taken {taken_mib} MiB: its kernel takes the rest by \
+             virtio_mem"
+        ),
+        std::cmp::Ordering::Greater => format!(
+            "it is to have {asked_mib} MiB of memory, and its guest keeps {taken_mib} MiB, which it uses: its host counts \
+             them until the guest gives them back"
+        ),
+    };
+    Some(Condition::new(UP_TO_GUEST, why))
 }
 
 #[cfg(test)]
@@ -279,6 +334,7 @@ mod tests {
             cpu_centi: Some(100),
             cpu_most: Some(200),
             memory_bytes: Some(256 << 20),
+            memory_least: Some(256 << 20),
             memory_most: Some(256 << 20),
             ..Held::default()
         };
@@ -286,8 +342,44 @@ mod tests {
         assert_eq!(
             message,
             "takes effect at the next start: 4 vCPUs (it has 1, and was started with room for 2), 512 MiB of memory \
-             (it has 256 MiB)"
+             (it has 256 MiB, and was started without room for other sizes)"
         );
-        assert!(at_next_start(&vm, &Held { cpu_most: Some(400), memory_most: None, ..small }).is_none());
+        let room = Held { cpu_most: Some(400), memory_most: Some(512 << 20), ..small };
+        assert!(at_next_start(&vm, &room).is_none());
+        let odd = Limits { memory_bytes: 259 << 20, ..vm };
+        let message = at_next_start(&odd, &Held { memory_bytes: Some(258 << 20), ..room })
+            .expect("a condition")
+            .message;
+        assert!(
+            message.ends_with("259 MiB of memory (it has 258 MiB, and was started for 256 to 512 MiB)"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn memory_comes_in_steps_within_what_it_was_started_for() {
+        let started = Held {
+            memory_bytes: Some(128 << 20),
+            memory_least: Some(128 << 20),
+            memory_most: Some(256 << 20),
+            memory_taken: Some(128 << 20),
+            running: true,
+            ..Held::default()
+        };
+        for (wanted, within) in
+            [(128, Some(128)), (129, Some(128)), (130, Some(130)), (256, Some(256)), (257, None), (127, None)]
+        {
+            assert_eq!(started.memory_within(wanted << 20).map(|b| b >> 20), within, "{wanted}");
+            let limits = Limits { memory_bytes: wanted << 20, ..Limits::default() };
+            assert_eq!(limits.is_held(&started), within != Some(130) && within != Some(256), "{wanted}");
+        }
+        assert_eq!(Held::default().memory_within(5), Some(5), "a set is held to whatever is ordered");
+        assert!(up_to_its_guest(&started).is_none());
+        let told = |asked: u64, taken: u64| {
+            let held = Held { memory_bytes: Some(asked << 20), memory_taken: Some(taken << 20), ..started };
+            up_to_its_guest(&held).expect("a condition").message
+        };
+        assert!(told(192, 128).contains("may have 192 MiB of memory, and its guest has taken 128 MiB"));
+        assert!(told(128, 160).contains("to have 128 MiB of memory, and its guest keeps 160 MiB"));
     }
 }

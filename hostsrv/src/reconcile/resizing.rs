@@ -69,7 +69,7 @@ impl Reconciler {
 pub(super) fn told(desired: &InstanceDesired, body: Option<&ObservedBody>, memory: &Memory) -> SizeStatus {
     let Some(body) = body else {
         // What is made next is made as large as ordered.
-        return SizeStatus { resizes: desired.resizes, conditions: Vec::new() };
+        return SizeStatus { resizes: desired.resizes, ..SizeStatus::default() };
     };
     let mut conditions = limits::conditions(desired, body);
     let differs = limits::differ(desired, body);
@@ -79,5 +79,5 @@ pub(super) fn told(desired: &InstanceDesired, body: Option<&ObservedBody>, memor
     // What is off takes it on when it starts.
     let due = differs && desired.power.wants_body();
     let resizes = if due { desired.resizes.saturating_sub(1) } else { desired.resizes };
-    SizeStatus { resizes, conditions }
+    SizeStatus { resizes, conditions, memory: limits::memory_range(body) }
 }

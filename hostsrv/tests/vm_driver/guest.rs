@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 12] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_modern_dev",
@@ -23,9 +23,10 @@ const MODULES: [&str; 11] = [
     "drivers/net/virtio_net",
     "drivers/input/evdev",
     "drivers/acpi/button",
+    "drivers/virtio/virtio_mem",
 ];
 
-/// Prints its disks whenever they change, does what the command line says of the network, and powers off at the
+/// Prints its disks and its memory whenever they change, does what the command line says of the network, and powers off at the
 /// button.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -47,10 +48,12 @@ esac; done
     fi
   done
 ) &
-seen=""
+seen="" had=""
 while :; do
   now=$(for d in /sys/block/vd*; do echo "guest: disk serial=$(cat $d/serial) sectors=$(cat $d/size);"; done)
   if [ "$now" != "$seen" ]; then echo "$now"; seen="$now"; fi
+  memory="guest: memory $(awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo) MiB"
+  if [ "$memory" != "$had" ]; then echo "$memory"; had="$memory"; fi
   sleep 0.2
 done
 "#;

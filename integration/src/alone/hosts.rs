@@ -231,7 +231,7 @@ fn body(wanted: &InstanceDesired) -> InstanceStatus {
         next_fault: None,
         fault: None,
         switch_ms: None,
-        size: SizeStatus { resizes: wanted.resizes, conditions: Vec::new() },
+        size: SizeStatus { resizes: wanted.resizes, ..SizeStatus::default() },
         leaving: None,
         copying: None,
     }

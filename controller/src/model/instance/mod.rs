@@ -92,6 +92,10 @@ pub struct InstanceRecord {
     /// Ordered changes of its size and its members' limits.
     #[serde(default)]
     pub resizes: u64,
+    /// More than its memory, in MiB: what a VM's guest was told to give back, and may still have. Its host's room is
+    /// nobody else's until it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_kept_mib: Option<u64>,
     /// Counts the root disks: it grows when the root is to begin anew.
     #[serde(default)]
     pub root: u64,
@@ -223,6 +227,7 @@ pub(crate) mod tests {
             power: Power::On,
             restarts: 0,
             resizes: 0,
+            memory_kept_mib: None,
             root: 0,
             rescue: None,
             shelved: None,

@@ -50,6 +50,13 @@ fn decide(
     let Some(old_host) = row.host else {
         return Err(OpsError::conflict("the instance has no host"));
     };
+    if let Some(kept) = row.memory_kept_mib {
+        // Its room would be counted as that of the size which it leaves.
+        return Err(OpsError::conflict(format!(
+            "its guest still has up to {kept} MiB of memory, of which it is to give back all but {} MiB: wait, or stop it",
+            row.memory_mib
+        )));
+    }
     let mut record = (*row.record).clone();
     if let Some(flavor) = &wish.flavor {
         let old = row.server.flavor.as_ref();

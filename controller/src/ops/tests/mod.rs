@@ -293,7 +293,7 @@ impl Cloud {
             next_fault: None,
             fault: None,
             switch_ms: Some(42),
-            size: amphi_api::resize::SizeStatus { resizes: i.resizes, conditions: Vec::new() },
+            size: amphi_api::resize::SizeStatus { resizes: i.resizes, ..Default::default() },
             leaving: None,
             copying: None,
         });

@@ -3,7 +3,7 @@
 use super::*;
 use crate::ops::servers::{Origin, ServerOrder};
 use amphi_api::ErrorCode;
-use amphi_api::resize::{Condition, InstanceResize, REFUSED};
+use amphi_api::resize::{Condition, InstanceResize, MemoryRange, REFUSED};
 
 fn order(order: serde_json::Value) -> InstanceResize {
     serde_json::from_value(order).unwrap()
@@ -159,4 +159,66 @@ async fn bandwidth_belongs_to_the_port() {
     assert!(!ordered.resizing, "no host has a part in it");
     let told = cloud.refused(&made, json!({"networks": [limit.clone(), limit]})).await;
     assert!(told.contains("named twice"), "{told}");
+}
+
+/// A VM that runs, of 128 MiB with room for as much again, as its host tells.
+async fn machine(cloud: &Cloud, h1: HostId) -> Instance {
+    let vm = json!([{"vm": {"image": "vm"}}]);
+    let made = cloud.create(json!({"host": "h1", "memory_mib": 128, "bodies": vm})).await.unwrap();
+    has(cloud, h1, 128).await;
+    made
+}
+
+async fn has(cloud: &Cloud, host: HostId, has_mib: u64) {
+    let mut status = cloud.obedient(host);
+    status.instances[0].size.memory = Some(MemoryRange { has_mib, least_mib: 128, most_mib: 256 });
+    cloud.ops.status(host, status).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_guest_has_not_given_back_stays_claimed() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = machine(&cloud, h1).await;
+    let claimed = || cloud.ops.host(h1).unwrap().claims.memory_mib;
+    assert_eq!(claimed(), 128);
+    cloud.resize(&made, json!({"memory_mib": 256})).await.unwrap();
+    assert_eq!(claimed(), 256, "at once: its guest may take it at any moment");
+    has(&cloud, h1, 256).await;
+
+    let stale = cloud.obedient(h1);
+    cloud.resize(&made, json!({"memory_mib": 160})).await.unwrap();
+    assert_eq!(claimed(), 256, "its guest still has them");
+    // A word of before the order counts for nothing.
+    cloud.ops.status(h1, stale).await.unwrap();
+    assert_eq!(claimed(), 256);
+    for (has_mib, expected) in [(256, 256), (200, 200), (250, 200), (160, 160), (200, 160)] {
+        has(&cloud, h1, has_mib).await;
+        assert_eq!(claimed(), expected, "the guest has {has_mib}");
+    }
+    let shown = cloud.show(&made);
+    assert_eq!((shown.memory_mib, shown.resizing), (160, false));
+
+    // One that keeps it to its end, and then starts with what is ordered.
+    cloud.resize(&made, json!({"memory_mib": 130})).await.unwrap();
+    has(&cloud, h1, 160).await;
+    assert_eq!(claimed(), 160);
+    cloud.ops.order_server(&Origin::native(P), made.id, ServerOrder::Stop).await.unwrap();
+    cloud.obey(h1).await;
+    assert_eq!(claimed(), 130);
+}
+
+#[tokio::test]
+async fn less_than_a_vm_was_started_with_is_refused() {
+    let (cloud, h1, _) = Cloud::furnished().await;
+    let made = machine(&cloud, h1).await;
+    let told = cloud.refused(&made, json!({"memory_mib": 120})).await;
+    assert!(
+        told.starts_with("memory_mib: it was started with 128 MiB, and keeps them while it runs"),
+        "{told}"
+    );
+    cloud.resize(&made, json!({"memory_mib": 192})).await.unwrap();
+    // An agent that says nothing of it cannot take it back either.
+    cloud.obey(h1).await;
+    let told = cloud.refused(&made, json!({"memory_mib": 128})).await;
+    assert!(told.starts_with("memory_mib: a VM that runs keeps its 192 MiB here"), "{told}");
 }

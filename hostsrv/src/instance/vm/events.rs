@@ -58,8 +58,8 @@ pub fn run_loop() {
 /// The callbacks of one connection, undone by [`unsubscribe`].
 pub struct Subscription(Vec<c_int>);
 
-/// Lets lifecycle changes, I/O errors, devices that a guest has let go of, guest agents that come and go, and the connection's
-/// end, ring.
+/// Lets lifecycle changes, I/O errors, devices that a guest has let go of, memory that it has taken or given back, guest agents
+/// that come and go, and the connection's end, ring.
 pub fn subscribe(connection: &Connect, rings: &Rings) -> Result<Subscription, virt::error::Error> {
     let mut ids = Vec::new();
     // SAFETY (all transmutes): libvirt passes every domain callback through one generic type and calls it back with
@@ -73,11 +73,15 @@ pub fn subscribe(connection: &Connect, rings: &Rings) -> Result<Subscription, vi
     };
     let agent: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<sys::virConnectDomainEventAgentLifecycleCallback, _>(Some(on_agent)) };
+    let memory: sys::virConnectDomainEventGenericCallback = unsafe {
+        std::mem::transmute::<sys::virConnectDomainEventMemoryDeviceSizeChangeCallback, _>(Some(on_memory))
+    };
     for (event, callback) in [
         (sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
         (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR, io_error),
         (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed),
         (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
+        (sys::VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE, memory),
     ] {
         let opaque = Box::into_raw(Box::new(rings.clone())).cast::<c_void>();
         // SAFETY: the connection is open; `opaque` is a leaked box of Rings that libvirt hands to the callback and
@@ -171,6 +175,17 @@ unsafe extern "C" fn on_agent(
     domain: sys::virDomainPtr,
     _state: c_int,
     _reason: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: as in `on_lifecycle`.
+    unsafe { ring_for(domain, opaque) };
+}
+
+unsafe extern "C" fn on_memory(
+    _connection: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const std::ffi::c_char,
+    _size: std::ffi::c_ulonglong,
     opaque: *mut c_void,
 ) {
     // SAFETY: as in `on_lifecycle`.

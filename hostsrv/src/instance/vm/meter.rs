@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 // virt 0.4 has the call, but never gives back what libvirt allocated for it. Each block says why it is sound.
 
+use super::domain::{TraitCache, lookup, read_traits, unless_gone};
 use super::{LOOK, VmDriver};
 use crate::instance::DriverError;
 use crate::instance::figures::{Figure, Meter, Reading};
@@ -9,6 +10,7 @@ use amphi_api::InstanceId;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::sync::{Mutex, PoisonError};
 use virt::connect::Connect;
 use virt::error::Error;
 use virt_sys as sys;
@@ -21,7 +23,8 @@ const KINDS: sys::virDomainStatsTypes = sys::VIR_DOMAIN_STATS_CPU_TOTAL
 #[async_trait]
 impl Meter for VmDriver {
     async fn read(&self) -> Result<Vec<Reading>, DriverError> {
-        let all = self.link.call("measure VMs", LOOK, statistics).await?;
+        let cache = self.traits.clone();
+        let all = self.link.call("measure VMs", LOOK, move |c| statistics(c, &cache)).await?;
         Ok(all.iter().flat_map(|(instance, stats)| readings(*instance, stats)).collect())
     }
 }
@@ -29,11 +32,13 @@ impl Meter for VmDriver {
 /// What libvirt says of one domain, by its own names (virConnectGetAllDomainStats).
 #[derive(Debug, Default, PartialEq)]
 struct Stats {
+    /// What the guest has. libvirt's `balloon.current` counts what it could have as well.
+    memory_kib: Option<u64>,
     numbers: BTreeMap<String, f64>,
     texts: BTreeMap<String, String>,
 }
 
-fn statistics(connection: &Connect) -> Result<Vec<(InstanceId, Stats)>, Error> {
+fn statistics(connection: &Connect, cache: &Mutex<TraitCache>) -> Result<Vec<(InstanceId, Stats)>, Error> {
     let mut records: *mut sys::virDomainStatsRecordPtr = std::ptr::null_mut();
     let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
     // SAFETY: the connection is open; libvirt writes one pointer, and only where the answer is not negative.
@@ -62,6 +67,18 @@ fn statistics(connection: &Connect) -> Result<Vec<(InstanceId, Stats)>, Error> {
     }
     // SAFETY: the list came from the call above, nothing borrowed from it is left, and it is freed once.
     unsafe { sys::virDomainStatsRecordListFree(records) };
+    for (instance, stats) in &mut all {
+        let known = cache.lock().unwrap_or_else(PoisonError::into_inner).traits.get(&instance.0).cloned();
+        let traits = match known {
+            Some(traits) => Some(traits),
+            None => match lookup(connection, *instance)? {
+                Some(domain) => unless_gone(read_traits(&domain))?,
+                None => None,
+            },
+        };
+        stats.memory_kib =
+            traits.map(|traits| traits.memory_kib + traits.room.map_or(0, |room| room.taken_kib));
+    }
     Ok(all)
 }
 
@@ -106,11 +123,11 @@ fn readings(instance: InstanceId, stats: &Stats) -> Vec<Reading> {
     for (name, figure, factor) in [
         ("cpu.time", Figure::Cpu, 1e-9),
         ("balloon.rss", Figure::Memory, 1024.0),
-        ("balloon.current", Figure::MemoryLimit, 1024.0),
         ("balloon.unused", Figure::MemoryUnused, 1024.0),
     ] {
         all.extend(number(name).map(|value| one(None, figure, value * factor)));
     }
+    all.extend(stats.memory_kib.map(|kib| one(None, Figure::MemoryLimit, kib as f64 * 1024.0)));
     for (group, prefix, fields) in [
         (
             "net",
@@ -158,7 +175,6 @@ mod tests {
         let numbers = [
             ("cpu.time", 2e9),
             ("balloon.rss", 4.0),
-            ("balloon.current", 8.0),
             ("net.count", 1.0),
             ("net.0.rx.bytes", 10.0),
             ("net.0.tx.drop", 1.0),
@@ -168,6 +184,7 @@ mod tests {
         ];
         let texts = [("block.0.name", "vda"), ("block.1.name", "vdb"), ("net.0.name", "tap0")];
         let stats = Stats {
+            memory_kib: Some(8),
             numbers: numbers.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             texts: texts.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         };

@@ -179,6 +179,7 @@ impl VmDriver {
                 disks,
                 console_log: files.console_log(),
                 host_cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+                host_memory_mib: crate::facts::host_memory_mib().unwrap_or(0),
                 kit: self.kit.as_ref(),
                 guest_socket: files.guest_socket(),
             },

@@ -14,12 +14,32 @@ pub struct Traits {
     /// Processors that it has, and that it can have; 0: it does not say.
     pub vcpus: u32,
     pub vcpus_most: u32,
+    /// What it was started with.
     pub memory_kib: u64,
+    pub room: Option<Room>,
     pub devices: Vec<Device>,
     /// Of a set's VM: where the line to its guest ends.
     pub guest: Option<std::path::PathBuf>,
     /// The guest has opened the port of its agent: one listens there.
     pub agent: bool,
+}
+
+/// The device by which memory comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    pub size_kib: u64,
+    /// What the guest is asked to have of it, and what it has.
+    pub asked_kib: u64,
+    pub taken_kib: u64,
+    xml: String,
+}
+
+impl Room {
+    /// Its element with so much asked for.
+    pub fn asking(&self, kib: u64) -> String {
+        let (open, close) = ("<requested unit='KiB'>", "</requested>");
+        self.xml.replace(&format!("{open}{}{close}", self.asked_kib), &format!("{open}{kib}{close}"))
+    }
 }
 
 /// A device of ours.
@@ -45,12 +65,16 @@ impl Traits {
         let note = domain.split_once("<amphi:body").map_or("", |(_, rest)| rest);
         // Only the tag: attributes hold numbers and ids, the free text comes after it.
         let tag = note.split('>').next().unwrap_or_default();
+        let room = room(domain);
+        let beside = room.as_ref().map_or(0, |room| room.size_kib);
         Self {
             epoch: attribute(tag, "epoch").and_then(|digits| digits.parse().ok()).unwrap_or(0),
             rescued: attribute(tag, "rescued") == Some("yes"),
             vcpus: processors(domain).0,
             vcpus_most: processors(domain).1,
-            memory_kib: memory_kib(domain),
+            // libvirt counts the device's full size in.
+            memory_kib: kib(domain, "memory").saturating_sub(beside),
+            room,
             devices: [elements(domain, "disk"), elements(domain, "interface")]
                 .concat()
                 .into_iter()
@@ -111,9 +135,20 @@ fn processors(domain: &str) -> (u32, u32) {
 }
 
 /// `<memory unit='KiB'>131072</memory>`, as libvirt writes it back.
-fn memory_kib(domain: &str) -> u64 {
-    let text = domain.split_once("<memory unit='KiB'>").map_or("", |(_, rest)| rest);
+fn kib(text: &str, name: &str) -> u64 {
+    let text = text.split_once(&format!("<{name} unit='KiB'>")).map_or("", |(_, rest)| rest);
     text.split('<').next().and_then(|digits| digits.trim().parse().ok()).unwrap_or(0)
+}
+
+fn room(domain: &str) -> Option<Room> {
+    let begin = domain.find("<memory model='virtio-mem'")?;
+    let (inside, _) = domain[begin..].split_once("</memory>")?;
+    Some(Room {
+        size_kib: kib(inside, "size"),
+        asked_kib: kib(inside, "requested"),
+        taken_kib: kib(inside, "current"),
+        xml: format!("{inside}</memory>"),
+    })
 }
 
 /// The outermost elements of a name that cannot hold its like. Text and attributes are escaped, so a tag is a tag.

@@ -2,7 +2,7 @@
 //! Refuses to look at any file or engine.
 //!
 //! The machine is `pc`: its one PCI bus takes and gives devices through ACPI, without a port reserved for each, and it
-//! starts quicker than `q35`. Of the bus's 32 places some 22 are left for interfaces and volumes that come later.
+//! starts quicker than `q35`. Of the bus's 32 places some 21 are left for interfaces and volumes that come later.
 
 use super::disks::Disk;
 use super::guest::{self, Kit};
@@ -42,6 +42,7 @@ pub struct Surroundings<'a> {
     pub disks: Vec<Disk>,
     pub console_log: PathBuf,
     pub host_cpus: u32,
+    pub host_memory_mib: u64,
     /// What sets start from that run as VMs.
     pub kit: Option<&'a Kit>,
     /// Where the guest's line ends, of such a set.
@@ -78,11 +79,16 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         Acceleration::Kvm => Element::new("cpu").attr("mode", "host-passthrough").attr("migratable", "on"),
         Acceleration::Tcg => Element::new("cpu").attr("mode", "maximum"),
     };
-    Ok(Element::new("domain")
+    let memory = sizing::memory(plan, around.host_memory_mib, around.host_cpus);
+    let cpu = memory.cpu.into_iter().fold(cpu, Element::child);
+    let head = Element::new("domain")
         .attr("type", if accelerated { "kvm" } else { "qemu" })
         .child(Element::new("name").text(domain_name(plan.instance)))
-        .child(Element::new("uuid").text(plan.instance))
-        .child(Element::new("memory").attr("unit", "MiB").text(plan.memory_mib))
+        .child(Element::new("uuid").text(plan.instance));
+    Ok(memory
+        .domain
+        .into_iter()
+        .fold(head, Element::child)
         .child(sizing::vcpu(plan.vcpus, around.host_cpus))
         .child(os(plan, around)?)
         .child(features)
@@ -91,7 +97,7 @@ fn domain_without_metadata(plan: &BodyPlan, around: &Surroundings<'_>) -> Result
         .child(Element::new("on_poweroff").text("destroy"))
         .child(Element::new("on_reboot").text("restart"))
         .child(Element::new("on_crash").text("destroy"))
-        .child(devices(plan, around)))
+        .child(memory.device.into_iter().fold(devices(plan, around), Element::child)))
 }
 
 fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError> {
@@ -104,7 +110,7 @@ fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError
         return Ok(os
             .child(Element::new("kernel").text(kit.kernel.display()))
             .child(Element::new("initrd").text(kit.initramfs.display()))
-            .child(Element::new("cmdline").text(GUEST_CMDLINE)));
+            .child(Element::new("cmdline").text(format!("{GUEST_CMDLINE}{}", words(plan, around)))));
     }
     let BodyDesired::Vm { image, .. } = plan.runs() else {
         return Err(refused(plan, "what is to run is no VM"));
@@ -113,7 +119,8 @@ fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError
         ImageFormat::KernelInitramfs => {
             // A translated guest that gets no time in its first moments takes its timer for broken, and stops.
             let checks = if around.acceleration == Acceleration::Kvm { "" } else { "no_timer_check " };
-            let cmdline = format!("console=ttyS0 {checks}{}", image.cmdline);
+            // What the image says comes last, and counts.
+            let cmdline = format!("console=ttyS0{} {checks}{}", words(plan, around), image.cmdline);
             Ok(os
                 .child(Element::new("kernel").text(blob(plan, plan.runs(), BlobRole::Kernel)?.display()))
                 .child(Element::new("initrd").text(blob(plan, plan.runs(), BlobRole::Initramfs)?.display()))
@@ -127,6 +134,12 @@ fn os(plan: &BodyPlan, around: &Surroundings<'_>) -> Result<Element, DriverError
             .child(Element::new("bios").attr("useserial", "yes").attr("rebootTimeout", BOOT_RETRY_MS))),
         _ => Err(refused(plan, "a VM starts from a disk, or from a kernel with its initramfs")),
     }
+}
+
+/// What a kernel is told where memory may come.
+fn words(plan: &BodyPlan, around: &Surroundings<'_>) -> String {
+    let room = sizing::room(plan, around.host_memory_mib);
+    if room > 0 { format!(" {}", sizing::MEMORY_WORDS) } else { String::new() }
 }
 
 /// The cached file of one of the blobs that a body starts from.
@@ -234,6 +247,7 @@ mod tests {
             disks: disks::of(plan, &files, |_| io),
             console_log: files.console_log(),
             host_cpus: 8,
+            host_memory_mib: 16 << 10,
             kit: None,
             guest_socket: files.guest_socket(),
         }

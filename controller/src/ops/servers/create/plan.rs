@@ -221,6 +221,7 @@ fn blank(id: InstanceId, plan: &Plan, now: Timestamp) -> InstanceRecord {
         power: Power::On,
         restarts: 0,
         resizes: 0,
+        memory_kept_mib: None,
         root: 0,
         rescue: None,
         shelved: None,

@@ -5,7 +5,7 @@ use crate::instance::Bell;
 use amphi_api::InstanceId;
 use amphi_api::instance::MemberStatus;
 use amphi_guest::VERSION;
-use amphi_guest::words::{FromGuest, Lines, MemberState, ToGuest, line};
+use amphi_guest::words::{FromGuest, Lines, MemberLimits, MemberState, ToGuest, line};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +53,8 @@ pub struct Guest {
     streams: Mutex<BTreeMap<u32, mpsc::UnboundedSender<Event>>>,
     next: std::sync::atomic::AtomicU32,
     orders: mpsc::Sender<ToGuest>,
+    /// The members' limits since its size has changed: said again to a guest that has started anew.
+    limits: Mutex<Option<ToGuest>>,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -102,6 +104,7 @@ impl Guest {
             streams: Mutex::default(),
             next: 1.into(),
             orders,
+            limits: Mutex::default(),
             task: Mutex::default(),
         });
         let weak = Arc::downgrade(&guest);
@@ -139,6 +142,13 @@ impl Guest {
     /// Says something; waits while the guest takes nothing.
     pub async fn say(&self, order: ToGuest) -> bool {
         self.orders.send(order).await.is_ok()
+    }
+
+    /// Holds the members to these limits.
+    pub async fn limit(&self, members: Vec<MemberLimits>) {
+        let order = ToGuest::Limits { members };
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = Some(order.clone());
+        self.say(order).await;
     }
 
     /// Says something if there is room for it, as those do who cannot wait.
@@ -198,6 +208,8 @@ impl Guest {
                     match serde_json::from_slice::<FromGuest>(&text) {
                         Ok(FromGuest::Hello { number: told, version }) if told == number => {
                             greeted = true;
+                            let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                            limits.into_iter().for_each(|order| self.try_say(order));
                             self.greeted(version, bell);
                         }
                         Ok(word) if greeted => self.hear(word, bell),
