@@ -29,6 +29,15 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// An application credential of another cloud's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegionCredential {
+    pub id: String,
+    #[schema(write_only)]
+    pub secret: Secret,
+}
+
 /// Another controller to make known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -37,9 +46,14 @@ pub struct RegionCreate {
     pub name: String,
     /// `https://HOST[:PORT][/PATH]`, what `AMPHI_URL` is there.
     pub url: String,
-    /// Its API token.
+    /// Its API token. Either this or a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(write_only)]
-    pub token: Secret,
+    pub token: Option<Secret>,
+    /// An application credential there; the role `replicator` is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub credential: Option<RegionCredential>,
     /// Certificates (PEM) to trust in place of the usual ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
@@ -58,6 +72,10 @@ pub struct RegionChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(write_only)]
     pub token: Option<Secret>,
+    /// In place of the former one, or of the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(write_only)]
+    pub credential: Option<RegionCredential>,
     /// Empty: the usual ones again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
@@ -84,9 +102,13 @@ pub struct Region {
 impl RegionCreate {
     pub fn check(&self) -> Result<(), FieldError> {
         validate::label("name", &self.name)?;
+        if self.token.is_none() && self.credential.is_none() {
+            return Err(FieldError::new("token", "a token or an application credential is wanted"));
+        }
         let change = RegionChange {
             url: Some(self.url.clone()),
-            token: Some(self.token.clone()),
+            token: self.token.clone(),
+            credential: self.credential.clone(),
             ca: self.ca.clone(),
             bytes_per_second: self.bytes_per_second,
         };
@@ -105,10 +127,21 @@ impl RegionChange {
                 return Err(FieldError::new("url", message));
             }
         }
-        if let Some(Secret(token)) = &self.token
-            && (token.is_empty() || token.len() > SECRET_MAX || !token.bytes().all(|b| b.is_ascii_graphic()))
-        {
-            return Err(FieldError::new("token", "is empty or has characters that no token has"));
+        let secret = |field: &str, text: &str| {
+            let sound =
+                !text.is_empty() && text.len() <= SECRET_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+            let wrong = || FieldError::new(field, "is empty, too long or has characters that no token has");
+            sound.then_some(()).ok_or_else(wrong)
+        };
+        if let Some(token) = &self.token {
+            secret("token", &token.0)?;
+            if self.credential.is_some() {
+                return Err(FieldError::new("credential", "either a token or a credential, not both"));
+            }
+        }
+        if let Some(credential) = &self.credential {
+            secret("credential.id", &credential.id)?;
+            secret("credential.secret", &credential.secret.0)?;
         }
         if self.ca.as_ref().is_some_and(|ca| {
             ca.len() > CA_MAX || !(ca.is_empty() || ca.contains("-----BEGIN CERTIFICATE-----"))
@@ -285,6 +318,9 @@ mod tests {
             (json!({"url": "http://"}), "url"),
             (json!({"token": ""}), "token"),
             (json!({"token": "a b"}), "token"),
+            (json!({"token": null}), "token"),
+            (json!({"credential": {"id": "i", "secret": "s"}}), "credential"),
+            (json!({"token": null, "credential": {"id": "i", "secret": ""}}), "credential.secret"),
             (json!({"ca": "x"}), "ca"),
             (json!({"bytes_per_second": 1}), "bytes_per_second"),
         ] {

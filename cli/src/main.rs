@@ -266,10 +266,19 @@ mod tests {
             "--rate",
             "1024"
         ]));
-        assert!(
-            !parse(&["region", "create", "north", "--url", "https://h"]),
-            "no secret on the command line"
-        );
+        assert!(parse(&["region", "set", "north", "--credential", "id", "--secret-file", "f"]));
+        assert!(!parse(&["region", "set", "north", "--credential", "id"]), "no secret on the command line");
+        assert!(!parse(&[
+            "region",
+            "set",
+            "n",
+            "--credential",
+            "i",
+            "--secret-file",
+            "f",
+            "--token-file",
+            "f"
+        ]));
         assert!(parse(&["image", "replicate", "web", "--to", "north", "--tags", "--no-wait"]));
         assert!(parse(&["image", "fetch", "web", "--from", "north"]) && !parse(&["image", "fetch", "web"]));
         assert!(parse(&["replication", "policy", "create", "all", "--to", "north", "--property", "a=b"]));

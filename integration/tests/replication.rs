@@ -8,7 +8,8 @@ use amphi_integration::counting::{Counted, counting};
 use amphi_integration::dockerd::done;
 use amphi_integration::program::{Amphi, text};
 use amphi_integration::wait::{Seen, seen, until};
-use serde_json::Value;
+use reqwest::header::HeaderValue;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -154,6 +155,45 @@ fn flipping(runtime: &Runtime, to: SocketAddr) -> (SocketAddr, Arc<AtomicBool>) 
     (address, armed)
 }
 
+/// An application credential of a user who is a replicator in the project `admin` and nothing else: its id and its secret.
+async fn replicator(cloud: &Cloud) -> (String, String) {
+    let (http, base) = (reqwest::Client::new(), format!("{}/identity/v3", cloud.controller.url()));
+    let login = async |user: &str, password: &str| {
+        let domain = json!({"id": "default"});
+        let user = json!({"name": user, "domain": domain, "password": password});
+        let auth = json!({"auth": {"identity": {"methods": ["password"], "password": {"user": user}},
+            "scope": {"project": {"name": "admin", "domain": domain}}}});
+        let answer = http.post(format!("{base}/auth/tokens")).json(&auth).send().await.expect("an answer");
+        let token = answer.headers().get("x-subject-token").cloned().expect("a token");
+        (token, answer.json::<Value>().await.expect("JSON"))
+    };
+    let (admin, about) = login("admin", &cloud.controller.read("admin-password").expect("a password")).await;
+    let order = async |method: reqwest::Method, path: &str, token: &HeaderValue, body: Value| {
+        let request = http.request(method, format!("{base}{path}")).header("x-auth-token", token).json(&body);
+        let answer = request.send().await.expect("an answer");
+        let status = answer.status();
+        let text = answer.text().await.expect("a body");
+        assert!(status.is_success(), "{path}: {status} {text}");
+        serde_json::from_str::<Value>(&text).unwrap_or_default()
+    };
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    use reqwest::Method;
+    let role = order(Method::POST, "/roles", &admin, json!({"role": {"name": "replicator"}})).await;
+    let role = text(&role["role"]["id"]);
+    let user = json!({"user": {"name": "north", "password": "a-password-of-norths", "domain_id": "default"}});
+    let user = text(&order(Method::POST, "/users", &admin, user).await["user"]["id"]);
+    let project = text(&about["token"]["project"]["id"]);
+    let grant = format!("/projects/{project}/users/{user}/roles/{role}");
+    order(Method::PUT, &grant, &admin, json!({})).await;
+    let (north, _) = login("north", "a-password-of-norths").await;
+    // It is good for nothing else.
+    let listed = http.get(format!("{}/v1/images", cloud.controller.url())).header("x-auth-token", &north);
+    assert_eq!(listed.send().await.expect("an answer").status(), 403);
+    let wish = json!({"application_credential": {"name": "north"}});
+    let made = order(Method::POST, &format!("/users/{user}/application_credentials"), &north, wish).await;
+    (text(&made["application_credential"]["id"]), text(&made["application_credential"]["secret"]))
+}
+
 fn file(folder: &Path, name: &str, bytes: &[u8]) -> String {
     let path = folder.join(name);
     std::fs::write(&path, bytes).expect("a file");
@@ -255,11 +295,23 @@ fn images_go_to_another_region_and_each_layer_goes_once() {
     refused(&["image", "replicate", "pair", "--to", "south"], 1, "amphi region set south --token-file FILE");
     north.run(&["region", "set", "south", "--token-file", &south.token_file()]);
     north.run(&["image", "replicate", "pair", "--to", "south"]);
+    // A service that may do this and nothing else.
+    let (credential, password) = runtime.block_on(replicator(&south));
+    let held = file(folder.path(), "secret", password.as_bytes());
+    north.run(&["region", "set", "south", "--credential", &credential, "--secret-file", &held]);
+    let before = north.way("pair", "south")["updated_at"].clone();
+    let went = north.json(&["image", "replicate", "pair", "--to", "south"]);
+    assert!(went["state"] == "done" && went["updated_at"] != before, "{went}");
+    north.run(&["image", "fetch", "taken", "--from", "south", "--no-wait"]);
+    north.run(&["replication", "cancel", "taken"]);
+    let wrong = file(folder.path(), "wrong", b"wrong-secret");
+    north.run(&["region", "set", "south", "--credential", &credential, "--secret-file", &wrong]);
+    refused(&["image", "replicate", "pair", "--to", "south"], 1, next);
     for cloud in [&north, &south] {
         let log = cloud.controller.log().expect("a log");
-        assert!(!log.contains(&secret) && !log.contains("not-the-token"), "{log}");
+        let secrets = [secret.as_str(), &password, "not-the-token", "wrong-secret"];
+        assert!(!secrets.iter().any(|secret| log.contains(secret)), "{log}");
     }
-    north.run(&["replication", "cancel", "taken"]);
     north.run(&["region", "delete", "south"]);
     assert_eq!(north.run(&["replication", "list"]).lines().count(), 1, "they went with their region");
     assert!(south.image(&disk["id"]).is_some(), "what has gone there stays there");

@@ -19,7 +19,8 @@ pub use find::{Named, pick};
 pub use streams::{BodyStream, Heard, Listener, Speaker};
 pub use upload::{Progress, Section};
 
-use crate::ErrorBody;
+use crate::error::ErrorDetail;
+use crate::{ErrorBody, ErrorCode};
 use bytes::Bytes;
 use error::chain;
 use futures_util::{Stream, StreamExt};
@@ -108,6 +109,37 @@ impl Client {
     /// A client for the controller that AMPHI_URL and AMPHI_TOKEN name.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::new(&from_variable(URL_VARIABLE)?, &from_variable(TOKEN_VARIABLE)?)
+    }
+
+    /// A client of an application credential of the identity service: logs in now, and is that user of its project for as
+    /// long as the token lasts that it was given.
+    pub async fn by_credential(
+        url: &str,
+        id: &str,
+        secret: &str,
+        ca: Option<&str>,
+    ) -> Result<Self, ClientError> {
+        let mut client = Self::trusting(url, id, ca)?.of_user();
+        let operation = "log in with an application credential".to_owned();
+        let method = serde_json::json!({"methods": ["application_credential"],
+            "application_credential": {"id": id, "secret": secret}});
+        let body = serde_json::json!({"auth": {"identity": method}});
+        let request = client.http.post(format!("{}/identity/v3/auth/tokens", client.base)).json(&body);
+        let answer = match tokio::time::timeout(client.limit, request.send()).await {
+            Err(_) => return Err(ClientError::Timeout { operation, after: client.limit, saw: None }),
+            Ok(answer) => answer.map_err(|error| ClientError::transport(operation.clone(), &error))?,
+        };
+        let token = answer.headers().get("x-subject-token").and_then(|v| v.to_str().ok());
+        match (answer.status(), token) {
+            (status, Some(token)) if status.is_success() => client.token = token.to_owned(),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                let message = "it is not known there, has expired, or its secret is another".to_owned();
+                let detail = ErrorDetail { code: ErrorCode::Unauthenticated, message, field: None };
+                return Err(ClientError::Api { operation, status: 401, detail });
+            }
+            (status, _) => return Err(refusal(operation, status, b"")),
+        }
+        Ok(client)
     }
 
     /// The same client for a token that the identity service gave a user of a project: what is seen and made is that

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::session::Session;
 use crate::table::{age, bytes, moment, or_dash, pairs, rows};
-use amphi_api::replication::{Region, RegionChange, RegionCreate, Secret};
+use amphi_api::replication::{Region, RegionChange, RegionCreate, RegionCredential, Secret};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,8 @@ pub enum Command {
         /// What AMPHI_URL is there.
         #[arg(long)]
         url: String,
-        /// Holds an API token of it and nothing else; '-': read from standard input.
-        #[arg(long, value_name = "FILE")]
-        token_file: PathBuf,
+        #[command(flatten)]
+        secret: SecretFile,
         #[command(flatten)]
         line: Line,
     },
@@ -31,14 +30,35 @@ pub enum Command {
         region: String,
         #[arg(long)]
         url: Option<String>,
-        /// Holds another API token; '-': read from standard input.
-        #[arg(long, value_name = "FILE")]
-        token_file: Option<PathBuf>,
+        #[command(flatten)]
+        secret: SecretFile,
         #[command(flatten)]
         line: Line,
     },
     /// Forget a region. What has gone there stays there.
     Delete { region: String },
+}
+
+/// What opens the door there: its own token, or an application credential.
+#[derive(Args)]
+pub struct SecretFile {
+    /// Holds its API token and nothing else; '-': read from standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["credential", "secret_file"])]
+    token_file: Option<PathBuf>,
+    /// The id of an application credential there.
+    #[arg(long, value_name = "ID", requires = "secret_file")]
+    credential: Option<String>,
+    /// Holds the credential's secret and nothing else; '-': read from standard input.
+    #[arg(long, value_name = "FILE", requires = "credential")]
+    secret_file: Option<PathBuf>,
+}
+
+impl SecretFile {
+    fn read(self) -> Result<(Option<Secret>, Option<RegionCredential>), Failure> {
+        let token = self.token_file.as_deref().map(token).transpose()?;
+        let secret = self.secret_file.as_deref().map(self::token).transpose()?;
+        Ok((token, self.credential.zip(secret).map(|(id, secret)| RegionCredential { id, secret })))
+    }
 }
 
 #[derive(Args)]
@@ -76,17 +96,17 @@ impl Command {
         match self {
             Self::List => session.list("regions", &client.regions().await?, |r| list(r, Timestamp::now())),
             Self::Show { region } => session.show(&client.region(&region).await?, detail),
-            Self::Create { region, url, token_file, line } => {
-                let token = token(&token_file)?;
+            Self::Create { region, url, secret, line } => {
+                let (token, credential) = secret.read()?;
                 let (ca, bytes_per_second) = line.read()?;
-                let create = RegionCreate { name: region, url, token, ca, bytes_per_second };
+                let create = RegionCreate { name: region, url, token, credential, ca, bytes_per_second };
                 create.check()?;
                 session.show(&client.create_region(&create).await?, detail)
             }
-            Self::Set { region, url, token_file, line } => {
-                let token = token_file.as_deref().map(token).transpose()?;
+            Self::Set { region, url, secret, line } => {
+                let (token, credential) = secret.read()?;
                 let (ca, bytes_per_second) = line.read()?;
-                let change = RegionChange { url, token, ca, bytes_per_second };
+                let change = RegionChange { url, token, credential, ca, bytes_per_second };
                 change.check()?;
                 session.show(&client.change_region(&region, &change).await?, detail)
             }

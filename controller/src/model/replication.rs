@@ -6,7 +6,7 @@
 use super::repository::fits;
 use super::{ImageRecord, Record, Visibility};
 use amphi_api::image::{ImageState, ImageVisibility};
-use amphi_api::replication::{Direction, ReplicationPolicySpec, ReplicationState, Secret};
+use amphi_api::replication::{Direction, RegionCredential, ReplicationPolicySpec, ReplicationState, Secret};
 use amphi_api::{ImageId, ProjectId, RegionId, ReplicationId, ReplicationPolicyId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,11 @@ const REFUSED_MAX: SignedDuration = SignedDuration::from_secs(600);
 pub struct PeerRecord {
     pub name: String,
     pub url: String,
-    pub token: Secret,
+    /// This or a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<RegionCredential>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

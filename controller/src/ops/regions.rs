@@ -181,6 +181,7 @@ impl Ops {
             name: create.name.clone(),
             url: create.url.trim_end_matches('/').to_owned(),
             token: create.token.clone(),
+            credential: create.credential.clone(),
             ca: create.ca.clone().filter(|ca| !ca.is_empty()),
             bytes_per_second: create.bytes_per_second.filter(|rate| *rate > 0),
             created_at: Timestamp::now(),
@@ -207,7 +208,10 @@ impl Ops {
                 record.url = url.trim_end_matches('/').to_owned();
             }
             if let Some(token) = &change.token {
-                record.token = token.clone();
+                (record.token, record.credential) = (Some(token.clone()), None);
+            }
+            if let Some(credential) = &change.credential {
+                (record.token, record.credential) = (None, Some(credential.clone()));
             }
             if let Some(ca) = &change.ca {
                 record.ca = Some(ca.clone()).filter(|ca| !ca.is_empty());

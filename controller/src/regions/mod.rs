@@ -16,12 +16,12 @@ use pace::Pace;
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Transfers to and from one region at a time.
 const AT_ONCE: usize = 2;
 /// So often is an image told before the attempt counts as failed: bytes that were sent are missing still.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 8;
 /// Bytes that go in one piece at a limited pace: never so many that a line looks dead.
 const PIECE: usize = 64 << 10;
 
@@ -30,6 +30,8 @@ pub struct Regions {
     paces: Mutex<HashMap<RegionId, Arc<Pace>>>,
     /// How many transfers each region has now.
     busy: Mutex<HashMap<RegionId, usize>>,
+    /// Blobs on their way: images that share one wait for each other.
+    blobs: Mutex<HashMap<(RegionId, String), Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// One transfer of a region is over when this is dropped.
@@ -80,16 +82,46 @@ fn here(error: OpsError) -> Hitch {
 
 impl Regions {
     pub fn new(ops: Arc<Ops>) -> Arc<Self> {
-        Arc::new(Self { ops, paces: Mutex::default(), busy: Mutex::default() })
+        Arc::new(Self { ops, paces: Mutex::default(), busy: Mutex::default(), blobs: Mutex::default() })
     }
 
-    fn client(peer: &PeerRecord) -> Result<Client, Hitch> {
-        Client::trusting(&peer.url, &peer.token.0, peer.ca.as_deref()).map_err(|error| hitch(peer, error))
+    async fn client(peer: &PeerRecord) -> Result<Client, Hitch> {
+        let ca = peer.ca.as_deref();
+        let client = match (&peer.credential, &peer.token) {
+            (Some(credential), _) => {
+                Client::by_credential(&peer.url, &credential.id, &credential.secret.0, ca).await
+            }
+            (None, Some(token)) => Client::trusting(&peer.url, &token.0, ca),
+            (None, None) => {
+                Err(ClientError::Setup { what: "neither a token nor a credential is known".into() })
+            }
+        };
+        client.map_err(|error| hitch(peer, error))
     }
 
     fn pace(&self, region: RegionId) -> Arc<Pace> {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.entry(region).or_default().clone()
+    }
+
+    /// Leave to move a blob; none, after a while: another image's transfer has moved it, or has failed to.
+    async fn alone(&self, work: &Work, sha256: &str) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let key = (RegionId::of(&work.peer.name), sha256.to_owned());
+        let blob = {
+            let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+            blobs.retain(|_, blob| blob.strong_count() > 0);
+            let known = blobs.get(&key).and_then(Weak::upgrade);
+            let blob = known.unwrap_or_default();
+            blobs.insert(key, Arc::downgrade(&blob));
+            blob
+        };
+        match blob.clone().try_lock_owned() {
+            Ok(guard) => Some(guard),
+            Err(_) => {
+                drop(blob.lock().await);
+                None
+            }
+        }
     }
 
     fn turn(self: &Arc<Self>, region: RegionId) -> Option<Turn> {
@@ -114,7 +146,7 @@ impl Regions {
             true => OpsError::taken("region", hitch.reason),
             false => OpsError::Unavailable(hitch.reason),
         };
-        let client = Self::client(&peer).map_err(said)?;
+        let client = Self::client(&peer).await.map_err(said)?;
         let found = client.replicas(&order.image, order.tags).await.map_err(|e| said(hitch(&peer, e)))?;
         match &found[..] {
             [one] => self.ops.order_replication(order, Some(one)).await,
@@ -163,7 +195,7 @@ impl Regions {
     }
 
     async fn transfer(&self, work: &Work) -> Result<Outcome, Hitch> {
-        let client = Self::client(&work.peer)?;
+        let client = Self::client(&work.peer).await?;
         let wrong = |error| hitch(&work.peer, error);
         match &work.what {
             Errand::Push(replica, mark) => {
@@ -206,6 +238,8 @@ impl Regions {
         missing: &MissingBlob,
     ) -> Result<(), Hitch> {
         let blob = &missing.blob;
+        // Whether it is there then is asked in the next round.
+        let Some(_alone) = self.alone(work, &blob.sha256).await else { return Ok(()) };
         let (bytes, size) = self.ops.read_blob(&blob.sha256, missing.received).await.map_err(here)?;
         if size != blob.size {
             let reason = format!("here: blob {} has {size} bytes, not {}", blob.sha256, blob.size);
@@ -214,7 +248,11 @@ impl Regions {
         let bytes = self.paced(work, bytes.stream());
         let sent =
             client.send_replica_blob(project, blob, missing.received, bytes, Box::new(|_, _| {})).await;
-        sent.map_err(|error| hitch(&work.peer, error))
+        sent.map_err(|error| match &error {
+            // Another cloud brings the same one: what has come of it by then stays.
+            ClientError::Api { status: 409, .. } => Hitch { refused: false, ..hitch(&work.peer, error) },
+            _ => hitch(&work.peer, error),
+        })
     }
 
     async fn fetch(&self, work: &Work, client: &Client, replica: &Replica) -> Result<(), Hitch> {
@@ -222,6 +260,7 @@ impl Regions {
             let answer = self.ops.take_replica(replica).await.map_err(here)?;
             let Some(project) = open(&work.progress, replica, &answer) else { return Ok(()) };
             for MissingBlob { blob, received } in &answer.missing {
+                let Some(_alone) = self.alone(work, &blob.sha256).await else { continue };
                 let bytes = client.read_replica_blob(blob, *received).await;
                 let bytes = bytes.map_err(|error| hitch(&work.peer, error))?;
                 let range = ByteRange { from: *received, total: blob.size };
@@ -310,7 +349,8 @@ mod tests {
         PeerRecord {
             name: "south".into(),
             url: "http://127.0.0.1:1".into(),
-            token: Secret("hush-hush-hush".into()),
+            token: Some(Secret("hush-hush-hush".into())),
+            credential: None,
             ca: None,
             bytes_per_second: None,
             created_at: Timestamp::UNIX_EPOCH,

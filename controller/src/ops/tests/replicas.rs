@@ -161,7 +161,8 @@ async fn what_goes_by_order_and_by_policy_and_when_it_goes_again() {
     let create = |name: &str| RegionCreate {
         name: name.into(),
         url: "http://127.0.0.1:9/".into(),
-        token: serde_json::from_value(json!("hush-hush")).unwrap(),
+        token: Some(serde_json::from_value(json!("hush-hush")).unwrap()),
+        credential: None,
         ca: None,
         bytes_per_second: None,
     };
