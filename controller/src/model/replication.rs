@@ -15,6 +15,9 @@ use uuid::Uuid;
 /// The longest time between two attempts: of what passes, and of what was refused.
 const PASSING_MAX: SignedDuration = SignedDuration::from_secs(60);
 const REFUSED_MAX: SignedDuration = SignedDuration::from_secs(600);
+/// After the first failure, in seconds; twice as long after each that follows.
+const PASSING_FIRST: i64 = 1;
+const REFUSED_FIRST: i64 = 4;
 
 /// Another controller.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,8 +178,11 @@ impl ReplicationRecord {
         if moved && !hitch.refused {
             self.attempts = 0;
         }
-        let most = if hitch.refused { REFUSED_MAX } else { PASSING_MAX };
-        let pause = SignedDuration::from_secs(1_i64 << self.attempts.min(20)).min(most);
+        let (first, most) = match hitch.refused {
+            true => (REFUSED_FIRST, REFUSED_MAX),
+            false => (PASSING_FIRST, PASSING_MAX),
+        };
+        let pause = SignedDuration::from_secs(first << self.attempts.min(20)).min(most);
         self.attempts = self.attempts.saturating_add(1);
         self.next_at = Some(now + pause);
         self.hitch = Some(hitch);

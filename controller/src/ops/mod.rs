@@ -54,6 +54,7 @@ mod reach;
 mod regions;
 pub mod registry;
 mod replicas;
+mod replications;
 mod repositories;
 mod resizing;
 mod resolve;
@@ -99,7 +100,7 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
-pub use regions::{Errand, Outcome, Progress, Work};
+pub use replications::{Errand, Outcome, Progress, Work};
 pub use resuming::{Appended, ByteRange};
 pub use scaling_groups::EndpointQuery;
 pub use snapshots::SnapshotWish;
@@ -192,7 +193,7 @@ pub struct Ops {
     tickets: looking_in::Spent,
     lent: lent::Lent,
     /// What is on its way to other regions or from them.
-    underway: regions::Underway,
+    underway: replications::Underway,
     /// What was measured of instances, and posted of groups.
     figures: scaling_groups::Figures,
 }
@@ -220,7 +221,7 @@ impl Ops {
             door: identity::Door::default(),
             tickets: looking_in::Spent::default(),
             lent: lent::Lent::default(),
-            underway: regions::Underway::default(),
+            underway: replications::Underway::default(),
             figures: scaling_groups::Figures::default(),
         })
     }
