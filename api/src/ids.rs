@@ -88,6 +88,12 @@ id!(/// An image of the catalogue.
     ImageId);
 id!(/// A repository of container images: made of its project and its name.
     RepositoryId);
+id!(/// Another controller that images go to or come from: made of its name.
+    RegionId);
+id!(/// That an image goes to a region or comes from it: made of both.
+    ReplicationId);
+id!(/// Which images go to a region by themselves: made of its name.
+    ReplicationPolicyId);
 id!(/// One exchange of an instance's body.
     ExchangeId);
 id!(/// One failover of a host.
@@ -108,6 +114,22 @@ impl RepositoryId {
     /// The repository of this name in the project: no project has a name twice.
     pub fn of(project: ProjectId, name: &str) -> Self {
         Self(Uuid::new_v5(&project.0, format!("repository {name}").as_bytes()))
+    }
+}
+
+/// What regions' and replication policies' names are named under.
+const REGIONS: Uuid = Uuid::from_u128(0x3f5d_8a10_7c42_5e9b_9b64_d1a7_02c8_ee51);
+
+impl RegionId {
+    /// No two regions have one name.
+    pub fn of(name: &str) -> Self {
+        Self(Uuid::new_v5(&REGIONS, format!("region {name}").as_bytes()))
+    }
+}
+
+impl ReplicationPolicyId {
+    pub fn of(name: &str) -> Self {
+        Self(Uuid::new_v5(&REGIONS, format!("policy {name}").as_bytes()))
     }
 }
 

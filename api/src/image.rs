@@ -146,7 +146,7 @@ pub struct ImageSaid {
     pub visibility: ImageVisibility,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Where a replicated image is from, as its peer is called here.
+    /// Of a replica: the region that it is from, as that calls itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
 }

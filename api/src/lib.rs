@@ -21,6 +21,8 @@ pub mod network;
 pub mod placement;
 pub mod prepull;
 pub mod recipe;
+pub mod replica;
+pub mod replication;
 pub mod repository;
 pub mod resize;
 pub mod rollout;

@@ -76,6 +76,12 @@ enum Noun {
     /// Repositories of container images, as `docker push` makes them: tags and policies.
     #[command(subcommand, alias = "repo")]
     Repository(noun::repository::Command),
+    /// Other controllers that images go to and come from.
+    #[command(subcommand)]
+    Region(noun::region::Command),
+    /// Images on their way to other regions or from them, and which go by themselves.
+    #[command(subcommand)]
+    Replication(noun::replication::Command),
     /// Sets of containers: check a description, create an instance.
     #[command(subcommand)]
     Set(noun::set::Command),
@@ -160,6 +166,8 @@ async fn run(noun: Noun, session: &Session) -> Result<(), Failure> {
         Noun::SecurityGroup(command) => command.run(session).await,
         Noun::Image(command) => command.run(session).await,
         Noun::Repository(command) => command.run(session).await,
+        Noun::Region(command) => command.run(session).await,
+        Noun::Replication(command) => command.run(session).await,
         Noun::Set(command) => command.run(session).await,
         Noun::Group(command) => command.run(session).await,
         Noun::Vm(command) => command.run(session).await,
@@ -245,8 +253,42 @@ mod tests {
     }
 
     #[test]
+    fn regions() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["amphi"], words].concat()).is_ok();
+        assert!(parse(&[
+            "region",
+            "create",
+            "north",
+            "--url",
+            "https://h",
+            "--token-file",
+            "-",
+            "--rate",
+            "1024"
+        ]));
+        assert!(parse(&["region", "set", "north", "--credential", "id", "--secret-file", "f"]));
+        assert!(!parse(&["region", "set", "north", "--credential", "id"]), "no secret on the command line");
+        assert!(!parse(&[
+            "region",
+            "set",
+            "n",
+            "--credential",
+            "i",
+            "--secret-file",
+            "f",
+            "--token-file",
+            "f"
+        ]));
+        assert!(parse(&["image", "replicate", "web", "--to", "north", "--tags", "--no-wait"]));
+        assert!(parse(&["image", "fetch", "web", "--from", "north"]) && !parse(&["image", "fetch", "web"]));
+        assert!(parse(&["replication", "policy", "create", "all", "--to", "north", "--property", "a=b"]));
+        assert!(parse(&["replication", "cancel", "web", "--region", "north"]));
+    }
+
+    #[test]
     fn the_orders_of_pages_are_orders() {
-        for (page, least) in [("convert", 5), ("groups", 15), ("images", 3), ("import", 9), ("registry", 5)] {
+        for (page, least) in [("convert", 5), ("groups", 15), ("images", 12), ("import", 9), ("registry", 5)]
+        {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/{page}.md"));
             let text = std::fs::read_to_string(path).unwrap();
             let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());

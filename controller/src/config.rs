@@ -58,6 +58,9 @@ pub struct Config {
     pub failover: FailoverConfig,
     #[serde(default)]
     pub images: ImagesConfig,
+    /// What this cloud calls itself to the regions that its images go to. Default: `hosts_url`'s host.
+    #[serde(default)]
+    pub region: Option<String>,
     /// Outside registries whose images are to be had as `mirror/NAME/…`.
     #[serde(default)]
     pub mirror: BTreeMap<String, MirrorConfig>,
@@ -157,6 +160,9 @@ impl Config {
         );
         config.scheduler_id()?;
         config.images.check()?;
+        if let Some(region) = &config.region {
+            amphi_api::validate::label("region", region).map_err(|e| anyhow::anyhow!("{e}"))?;
+        }
         ensure!(config.hosts_url.starts_with("https://"), "hosts_url must begin with https://");
         if let Some(url) = &config.public_url {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
@@ -193,6 +199,12 @@ impl Config {
         }
     }
 
+    /// What this cloud calls itself.
+    pub fn region(&self) -> String {
+        let host = || self.hosts_names().pop().unwrap_or_default();
+        self.region.clone().unwrap_or_else(host)
+    }
+
     /// The names that the hosts' face answers to: its address, and the host part of its URL.
     pub fn hosts_names(&self) -> Vec<String> {
         let mut names = vec![self.hosts_listen.ip().to_string()];
@@ -226,6 +238,8 @@ mod tests {
         let config = Config::parse(GOOD).unwrap();
         assert_eq!(config.hosts_names(), ["10.99.0.1", "cloud.example"]);
         assert_eq!(config.recycle_hours, 168);
+        assert_eq!(config.region(), "cloud.example");
+        assert_eq!(Config::parse(&format!("region = \"north\"\n{GOOD}")).unwrap().region(), "north");
         assert!(config.failover.automatic);
         assert!(
             !Config::parse(&format!("{GOOD}\n[failover]\nautomatic = false")).unwrap().failover.automatic
@@ -235,6 +249,7 @@ mod tests {
         assert_eq!(images.terms().grace.as_secs(), 5);
         for (bad, word) in [
             (format!("{GOOD}\n[images]\nsweep_seconds = 0"), "images.sweep_seconds"),
+            (format!("region = \"a b\"\n{GOOD}"), "region"),
             (format!("{GOOD}\ncolour = 1"), "colour"),
             (GOOD.replace("ovn_sb", "ovn_sp"), "ovn_sp"),
             (GOOD.replace("https://", "http://"), "hosts_url"),

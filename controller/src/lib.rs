@@ -15,6 +15,7 @@ pub mod model;
 pub mod network;
 pub mod ops;
 pub mod pki;
+pub mod regions;
 pub mod scheduler;
 pub mod store;
 pub mod streams;

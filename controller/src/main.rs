@@ -12,6 +12,7 @@ use amphi_controller::mirror::Mirror;
 use amphi_controller::network::Southbound;
 use amphi_controller::ops::{Ops, Settings, World};
 use amphi_controller::pki::{self, Ca};
+use amphi_controller::regions::Regions;
 use amphi_controller::store::{SledStore, Store};
 use amphi_controller::tasks::{self, Task};
 use anyhow::Context;
@@ -81,6 +82,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         policy: config.policy(),
         automatic_failover: config.failover.automatic,
         blobs: config.images.terms(),
+        region: config.region(),
     };
     let ops = Ops::new(store.clone(), world.clone(), links.clone(), blobs, settings);
     if !ops.identity_ready() {
@@ -89,12 +91,13 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
 
     ops.make_default_flavors().await?;
     let mirror = Mirror::open(ops.clone(), &config.mirror)?;
+    let regions = Regions::new(ops.clone());
 
     let stop = CancellationToken::new();
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
-    let tasks: [Arc<dyn Task>; 14] = [
+    let tasks: [Arc<dyn Task>; 15] = [
         Arc::new(failover),
         Arc::new(tasks::Blobs { ops: ops.clone(), every: config.images.sweep() }),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
@@ -102,6 +105,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
         Arc::new(tasks::Journal { ops: ops.clone() }),
         Arc::new(tasks::Leases::new(ops.clone())),
         Arc::new(tasks::RecycleBin::new(ops.clone(), keep)),
+        Arc::new(tasks::Replication { regions: regions.clone() }),
         Arc::new(tasks::Retention { ops: ops.clone() }),
         Arc::new(tasks::ScalingGroups { ops: ops.clone() }),
         Arc::new(tasks::Rollouts { ops: ops.clone() }),
@@ -130,7 +134,8 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     };
     let address = listener.local_addr()?;
-    let service = faces::of_one_listener(Native { ops }, mirror, &token, config.public_url.as_deref());
+    let service =
+        faces::of_one_listener(Native { ops, regions }, mirror, &token, config.public_url.as_deref());
     let service = service.into_make_service_with_connect_info::<SocketAddr>();
     let native_face = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut native_face = tokio::spawn(native_face.into_future());

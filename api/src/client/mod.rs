@@ -6,6 +6,7 @@ mod error;
 mod find;
 mod groups;
 mod prepulls;
+mod replication;
 mod repositories;
 mod rollouts;
 mod routes;
@@ -18,8 +19,11 @@ pub use find::{Named, pick};
 pub use streams::{BodyStream, Heard, Listener, Speaker};
 pub use upload::{Progress, Section};
 
-use crate::ErrorBody;
+use crate::error::ErrorDetail;
+use crate::{ErrorBody, ErrorCode};
+use bytes::Bytes;
 use error::chain;
+use futures_util::{Stream, StreamExt};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::{Serialize, de::DeserializeOwned};
@@ -59,6 +63,11 @@ impl Client {
     /// plain `http` too: reqwest panics without one. Proxies of the environment are not used and redirects are not
     /// followed, so that the token goes nowhere but to the controller.
     pub fn new(url: &str, token: &str) -> Result<Self, ClientError> {
+        Self::trusting(url, token, None)
+    }
+
+    /// The same that trusts these certificates (PEM) and no others.
+    pub fn trusting(url: &str, token: &str, ca: Option<&str>) -> Result<Self, ClientError> {
         let bad = |why: String| ClientError::Setup { what: format!("the controller's URL '{url}' {why}") };
         let parsed = Url::parse(url.trim()).map_err(|e| bad(format!("cannot be read: {e}")))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
@@ -80,6 +89,10 @@ impl Client {
             // Without this a machine that has no CA certificates could not even speak plain HTTP: the platform's
             // store is loaded eagerly and an empty one is an error.
             builder = builder.tls_certs_only([]);
+        } else if let Some(pem) = ca {
+            let unread = |e| ClientError::Setup { what: format!("the certificates to trust: {}", chain(&e)) };
+            let roots = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(unread)?;
+            builder = builder.tls_certs_only(roots);
         }
         let http = builder
             .build()
@@ -96,6 +109,37 @@ impl Client {
     /// A client for the controller that AMPHI_URL and AMPHI_TOKEN name.
     pub fn from_env() -> Result<Self, ClientError> {
         Self::new(&from_variable(URL_VARIABLE)?, &from_variable(TOKEN_VARIABLE)?)
+    }
+
+    /// A client of an application credential of the identity service: logs in now, and is that user of its project for as
+    /// long as the token lasts that it was given.
+    pub async fn by_credential(
+        url: &str,
+        id: &str,
+        secret: &str,
+        ca: Option<&str>,
+    ) -> Result<Self, ClientError> {
+        let mut client = Self::trusting(url, id, ca)?.of_user();
+        let operation = "log in with an application credential".to_owned();
+        let method = serde_json::json!({"methods": ["application_credential"],
+            "application_credential": {"id": id, "secret": secret}});
+        let body = serde_json::json!({"auth": {"identity": method}});
+        let request = client.http.post(format!("{}/identity/v3/auth/tokens", client.base)).json(&body);
+        let answer = match tokio::time::timeout(client.limit, request.send()).await {
+            Err(_) => return Err(ClientError::Timeout { operation, after: client.limit, saw: None }),
+            Ok(answer) => answer.map_err(|error| ClientError::transport(operation.clone(), &error))?,
+        };
+        let token = answer.headers().get("x-subject-token").and_then(|v| v.to_str().ok());
+        match (answer.status(), token) {
+            (status, Some(token)) if status.is_success() => client.token = token.to_owned(),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                let message = "it is not known there, has expired, or its secret is another".to_owned();
+                let detail = ErrorDetail { code: ErrorCode::Unauthenticated, message, field: None };
+                return Err(ClientError::Api { operation, status: 401, detail });
+            }
+            (status, _) => return Err(refusal(operation, status, b"")),
+        }
+        Ok(client)
     }
 
     /// The same client for a token that the identity service gave a user of a project: what is seen and made is that
@@ -180,6 +224,29 @@ impl Call {
             Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
             Ok(Ok(response)) if response.status().is_success() => Ok(response.headers().clone()),
             Ok(Ok(response)) => Err(refusal(operation, response.status(), b"")),
+        }
+    }
+
+    /// Sends within the limit; a success's bytes as they come, for as long as they do.
+    pub(crate) async fn stream(
+        self,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Send + 'static, ClientError> {
+        let Call { operation, request, limit } = self;
+        let answer = async {
+            let response = request.send().await?;
+            match response.status() {
+                status if status.is_success() => Ok(Ok(response)),
+                status => Ok::<_, reqwest::Error>(Err((status, response.bytes().await?))),
+            }
+        };
+        match tokio::time::timeout(limit, answer).await {
+            Err(_) => Err(ClientError::Timeout { operation, after: limit, saw: None }),
+            Ok(Err(error)) => Err(ClientError::transport(operation, &error)),
+            Ok(Ok(Err((status, bytes)))) => Err(refusal(operation, status, &bytes)),
+            Ok(Ok(Ok(response))) => {
+                let broken = |error: reqwest::Error| std::io::Error::other(chain(&error.without_url()));
+                Ok(response.bytes_stream().map(move |part| part.map_err(broken)))
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! Blobs of images, streamed: never whole in memory, as long as it takes while bytes move, given up when they stop.
 
 use super::{CALL_TIMEOUT, Call, Client, ClientError};
-use crate::ImageId;
 use crate::image::{Blob, BlobRole, BlobsKnown, BlobsWanted};
 use crate::recipe::{self, Recipe};
+use crate::{ImageId, ProjectId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use reqwest::{Method, header};
@@ -36,6 +36,8 @@ pub type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
 enum Target<'a> {
     Role(ImageId, BlobRole),
     Blob(&'a str),
+    /// For a project that is another controller's.
+    Replica(ProjectId, &'a str),
 }
 
 impl Target<'_> {
@@ -43,13 +45,14 @@ impl Target<'_> {
         match self {
             Self::Role(id, role) => format!("/images/{id}/blobs/{}", role_word(*role)),
             Self::Blob(sha256) => format!("/blobs/{sha256}"),
+            Self::Replica(project, sha256) => format!("/replica-blobs/{sha256}?project={project}"),
         }
     }
 
     fn words(&self) -> String {
         match self {
             Self::Role(id, role) => format!("the {} of image {id}", role_word(*role)),
-            Self::Blob(sha256) => format!("blob {sha256}"),
+            Self::Blob(sha256) | Self::Replica(_, sha256) => format!("blob {sha256}"),
         }
     }
 }
@@ -184,6 +187,18 @@ impl Client {
                     .body(reqwest::Body::wrap_stream(counted))
             });
         watched(call, operation, sent, length - at).await
+    }
+
+    /// Sends a replica's blob from a byte on, in one go: whoever sends asks what has arrived before it goes on.
+    pub async fn send_replica_blob(
+        &self,
+        project: ProjectId,
+        blob: &Blob,
+        from: u64,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        progress: Progress,
+    ) -> Result<(), ClientError> {
+        self.append(Target::Replica(project, &blob.sha256), from, blob.size, bytes, Arc::new(progress)).await
     }
 
     /// Uploads `length` bytes as one blob of an image.

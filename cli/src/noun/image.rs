@@ -3,7 +3,7 @@
 
 mod parts;
 
-use super::prepull;
+use super::{prepull, replication};
 use crate::failure::Failure;
 use crate::progress::upload;
 use crate::session::Session;
@@ -38,6 +38,10 @@ pub enum Command {
     Create(Create),
     /// Have hosts fetch an image before anything starts from it; without an order, show which hosts have it.
     Prepull(prepull::Prepull),
+    /// Bring an image to another region.
+    Replicate(replication::Replicate),
+    /// Fetch an image from another region.
+    Fetch(replication::Fetch),
     /// Say something else of an image; what is not named stays.
     Set(Set),
     /// Images of other projects that everybody may start from.
@@ -180,6 +184,8 @@ impl Command {
                 session.list("images", &session.client()?.images().await?, |i| list(i, Timestamp::now()))
             }
             Self::Prepull(prepull) => prepull.run(session).await,
+            Self::Replicate(replicate) => replicate.run(session).await,
+            Self::Fetch(fetch) => fetch.run(session).await,
             Self::List { layers: true } => {
                 let client = session.client()?;
                 let (images, below) = (client.images().await?, client.all_layers().await?);

@@ -21,6 +21,8 @@ pub mod place;
 pub mod port;
 mod prepull;
 pub mod recycle_bin;
+pub mod region;
+pub mod replication;
 pub mod repository;
 pub mod resize;
 pub mod rollout;

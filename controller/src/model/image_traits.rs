@@ -3,6 +3,7 @@
 use super::{ConversionRecord, ImageRecord};
 use amphi_api::ProjectId;
 use amphi_api::image::{Blob, ImageFormat};
+use amphi_api::replica::Origin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,9 @@ pub struct ImageTraits {
     pub staged: Option<StagedBlob>,
     /// It is made of another image.
     pub conversion: Option<ConversionRecord>,
+    /// Of a replica: where it is from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub updated_at: Option<Timestamp>,
 }
 

@@ -24,6 +24,7 @@ mod passes;
 mod past;
 mod prepull;
 mod quota;
+mod replication;
 mod repository;
 mod rollout;
 mod scaling_group;
@@ -70,6 +71,7 @@ pub use passes::CopyRecord;
 pub use past::{PAST_KEPT, PastInstanceRecord};
 pub use prepull::{HostImagesRecord, HostSight as ImageHostSight, PrepullRecord, prepull_state};
 pub use quota::{NO_LIMIT, QuotaKey, QuotaRecord, QuotaService, Resource};
+pub use replication::{Hitch, PeerRecord, ReplicationPolicyRecord, ReplicationRecord};
 pub use repository::{
     LinkKey, LinkRecord, LinkSight, Mirrored, RepositoryRecord, TagKey, TagRecord, links_due, tags_due,
 };

@@ -177,7 +177,7 @@ impl Record for TagRecord {
 }
 
 /// Whether a text fits a pattern: `*` stands for any characters, `?` for one.
-fn fits(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn fits(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     // Where the last star stood, and how much of the text it has taken.
     let mut star: Option<(usize, usize)> = None;

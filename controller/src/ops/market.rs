@@ -19,7 +19,6 @@ use uuid::Uuid;
 /// Glance's properties that say what the native face has words for.
 pub const DESCRIPTION: &str = "description";
 pub const VERSION: &str = "version";
-pub const ORIGIN: &str = "amphi_origin";
 
 /// Most entries of one page of the market.
 const PAGE_MAX: u32 = 1000;
@@ -203,7 +202,7 @@ impl ImageRecord {
                 version: property(VERSION),
                 visibility,
                 tags: self.traits.tags.iter().cloned().collect(),
-                origin: property(ORIGIN),
+                origin: self.traits.origin.as_ref().map(|origin| origin.region.clone()),
             },
         }
     }

@@ -51,7 +51,10 @@ mod prepull;
 mod qos;
 pub mod quotas;
 mod reach;
+mod regions;
 pub mod registry;
+mod replicas;
+mod replications;
 mod repositories;
 mod resizing;
 mod resolve;
@@ -97,6 +100,7 @@ pub use networks::ProviderWish;
 pub use orders::{LOG_LINES_MAX, VolumeFate};
 pub use ports::{PortChange, PortTarget, PortWish};
 pub use reach::Reach;
+pub use replications::{Errand, Outcome, Progress, Work};
 pub use resuming::{Appended, ByteRange};
 pub use scaling_groups::EndpointQuery;
 pub use snapshots::SnapshotWish;
@@ -165,6 +169,8 @@ pub struct Settings {
     /// Whether hosts keep leases, and instances fail over when one has ended.
     pub automatic_failover: bool,
     pub blobs: BlobTerms,
+    /// What this cloud calls itself to other regions.
+    pub region: String,
 }
 
 pub struct Ops {
@@ -186,6 +192,8 @@ pub struct Ops {
     leases: Arc<Leases>,
     tickets: looking_in::Spent,
     lent: lent::Lent,
+    /// What is on its way to other regions or from them.
+    underway: replications::Underway,
     /// What was measured of instances, and posted of groups.
     figures: scaling_groups::Figures,
 }
@@ -213,6 +221,7 @@ impl Ops {
             door: identity::Door::default(),
             tickets: looking_in::Spent::default(),
             lent: lent::Lent::default(),
+            underway: replications::Underway::default(),
             figures: scaling_groups::Figures::default(),
         })
     }

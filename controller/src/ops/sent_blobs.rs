@@ -37,7 +37,7 @@ impl Ops {
     }
 
     /// An archive has no bytes of its own: it is made of others.
-    async fn whole_blob(&self, scope: ProjectId, sha256: &str) -> Result<Option<Blob>, OpsError> {
+    pub(super) async fn whole_blob(&self, scope: ProjectId, sha256: &str) -> Result<Option<Blob>, OpsError> {
         let digest = digest_of(sha256)?;
         if self.world().read().blobs.get(digest).is_none_or(|row| row.archive.is_some()) {
             return Ok(None);
@@ -136,7 +136,7 @@ impl Ops {
     }
 
     /// A blob that is an image's without being written again; none: it has to be looked at as it passes.
-    async fn as_it_lies(
+    pub(super) async fn as_it_lies(
         &self,
         format: ImageFormat,
         role: BlobRole,

@@ -201,6 +201,9 @@ pub struct View {
     pub repositories: Table<RepositoryRecord>,
     pub links: Table<LinkRecord>,
     pub tags: Table<TagRecord>,
+    pub peers: Table<PeerRecord>,
+    pub replications: Table<ReplicationRecord>,
+    pub replication_policies: Table<ReplicationPolicyRecord>,
     pub prepulls: Table<PrepullRecord>,
     pub host_images: Table<HostImagesRecord>,
     sums: HashMap<ProjectId, Sums>,
@@ -503,6 +506,9 @@ impl View {
                 self.named.link(before.as_deref(), self.links.get(id).map(|row| &**row));
             }
             TagRecord::PREFIX => drop(self.tags.put(read!(), version)),
+            PeerRecord::PREFIX => drop(self.peers.put(read!(), version)),
+            ReplicationRecord::PREFIX => drop(self.replications.put(read!(), version)),
+            ReplicationPolicyRecord::PREFIX => drop(self.replication_policies.put(read!(), version)),
             PortRecord::PREFIX => {
                 let (id, before) = self.ports.put(read!(), version);
                 if let Some(before) = before {
@@ -731,6 +737,9 @@ impl View {
                 self.named.link(before.as_deref(), None);
             }
             TagRecord::PREFIX => drop(remove(&mut self.tags, id)),
+            PeerRecord::PREFIX => drop(remove(&mut self.peers, id)),
+            ReplicationRecord::PREFIX => drop(remove(&mut self.replications, id)),
+            ReplicationPolicyRecord::PREFIX => drop(remove(&mut self.replication_policies, id)),
             ExchangeRecord::PREFIX => {
                 let journey = remove(&mut self.exchanges, id).and_then(|e| Some((e.id, e.journey.clone()?)));
                 for (id, host) in journey.iter().flat_map(|(id, j)| [(id, j.from), (id, j.to)]) {

@@ -6,6 +6,7 @@ use super::extract::Body;
 use super::guard::Scope;
 use super::images::{OFFSET, content_range};
 use crate::faces::upload;
+use crate::images::BlobRead;
 use amphi_api::ErrorCode;
 use amphi_api::image::{Blob, BlobsKnown, BlobsWanted};
 use axum::Json;
@@ -47,18 +48,22 @@ pub async fn read(
     Path(sha256): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let from =
-        match headers.get(RANGE).map(|value| value.to_str().unwrap_or_default()) {
-            None => None,
-            Some(text) => {
-                let first = text.strip_prefix("bytes=").and_then(|rest| rest.strip_suffix('-'));
-                let first = first.and_then(|first| first.parse::<u64>().ok());
-                Some(first.ok_or_else(|| {
-                    Failure::new(ErrorCode::InvalidField, "must be bytes=FIRST-").at("range")
-                })?)
-            }
-        };
+    let from = first(&headers)?;
     let (bytes, size) = native.ops.read_lone_blob(scope, &sha256, from.unwrap_or(0)).await?;
+    Ok(content(bytes, from, size))
+}
+
+/// The first byte that is asked for, where one is named.
+pub(super) fn first(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
+    let Some(value) = headers.get(RANGE) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let first = text.strip_prefix("bytes=").and_then(|rest| rest.strip_suffix('-'));
+    let first = first.and_then(|first| first.parse::<u64>().ok());
+    first.map(Some).ok_or_else(|| Failure::new(ErrorCode::InvalidField, "must be bytes=FIRST-").at("range"))
+}
+
+/// A blob's bytes from one on, with what says which they are.
+pub(super) fn content(bytes: BlobRead, from: Option<u64>, size: u64) -> Response {
     let first = from.unwrap_or(0);
     let mut headers = vec![
         (CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -74,7 +79,7 @@ pub async fn read(
             response.headers_mut().insert(name, value);
         }
     }
-    Ok(response)
+    response
 }
 
 /// Upload a blob that an image's recipe or manifest names afterwards, in parts, each of which goes on where the one before has

@@ -18,6 +18,8 @@ mod instances;
 mod networks;
 mod placements;
 mod prepulls;
+mod regions;
+mod replicas;
 mod repositories;
 mod rollouts;
 mod scaling_groups;
@@ -32,6 +34,7 @@ mod volumes;
 mod words;
 
 use crate::ops::Ops;
+use crate::regions::Regions;
 use amphi_api::ErrorCode;
 use answers::Failure;
 use axum::Router;
@@ -48,6 +51,7 @@ use utoipa_axum::routes;
 #[derive(Clone)]
 pub struct Native {
     pub ops: Arc<Ops>,
+    pub regions: Arc<Regions>,
 }
 
 #[derive(OpenApi)]
@@ -111,6 +115,15 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(images::put_blob, images::blob_offset, images::append_blob))
         .routes(routes!(blobs::known))
         .routes(routes!(blobs::read, blobs::offset, blobs::append))
+        .routes(routes!(regions::list, regions::create))
+        .routes(routes!(regions::show, regions::change, regions::delete))
+        .routes(routes!(regions::replications, regions::replicate))
+        .routes(routes!(regions::replication, regions::forget))
+        .routes(routes!(regions::policies, regions::create_policy))
+        .routes(routes!(regions::delete_policy))
+        .routes(routes!(replicas::list))
+        .routes(routes!(replicas::put, replicas::delete))
+        .routes(routes!(replicas::read, replicas::append))
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(instances::show, instances::delete))
         .routes(routes!(instances::start))

@@ -2,6 +2,7 @@
 
 use super::{Native, openapi, router};
 use crate::ops::tests::{BLOB_LIMIT, Cloud};
+use crate::regions::Regions;
 use amphi_api::{ErrorBody, ErrorCode};
 use axum::Router;
 use axum::body::Body;
@@ -55,7 +56,7 @@ async fn post(face: &Router, path: &str, body: &Value) -> Answer {
 
 async fn furnished() -> (Cloud, Router) {
     let (cloud, _, _) = Cloud::furnished().await;
-    let face = router(Native { ops: cloud.ops.clone() }, TOKEN);
+    let face = router(Native { regions: Regions::new(cloud.ops.clone()), ops: cloud.ops.clone() }, TOKEN);
     (cloud, face)
 }
 
@@ -338,7 +339,8 @@ async fn a_blob_in_parts_goes_on_where_it_stopped() {
     let limit = format!("bytes 2-4/{}", BLOB_LIMIT + 1);
     assert_eq!(append(&limit, "llo", None).await.refusal().1, ErrorCode::TooLarge);
     // A controller that was killed goes on, too.
-    let face = router(Native { ops: cloud.another().await.ops.clone() }, TOKEN);
+    let ops = cloud.another().await.ops.clone();
+    let face = router(Native { regions: Regions::new(ops.clone()), ops }, TOKEN);
     let request = Request::patch(&path)
         .header("authorization", format!("Bearer {TOKEN}"))
         .header("content-range", "bytes 2-4/5")

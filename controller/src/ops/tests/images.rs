@@ -25,7 +25,7 @@ fn halves(text: &'static str, meet: &Arc<Barrier>) -> BlobStream {
     futures_util::stream::iter([Ok(Bytes::from(first))]).chain(second).boxed()
 }
 
-fn whole(bytes: &[u8]) -> BlobStream {
+pub fn whole(bytes: &[u8]) -> BlobStream {
     futures_util::stream::iter([Ok(Bytes::copy_from_slice(bytes))]).boxed()
 }
 
@@ -128,7 +128,7 @@ async fn bytes_from_before_blobs_had_records_stay_until_nobody_names_them() {
     await_files(&cloud, &[]).await;
 }
 
-fn layer(name: &str) -> Vec<u8> {
+pub fn layer(name: &str) -> Vec<u8> {
     [make::file(name, &[7; 1000]), make::end()].concat()
 }
 

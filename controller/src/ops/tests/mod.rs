@@ -12,6 +12,7 @@ mod moves;
 mod passes;
 mod placement;
 mod prepull;
+mod replicas;
 mod resizing;
 mod rollouts;
 mod scaling_groups;
@@ -195,6 +196,7 @@ impl Cloud {
             policy: Policy::default(),
             automatic_failover: true,
             blobs: TERMS,
+            region: "here".into(),
         };
         let ops = Ops::new(store.clone(), world, links.clone(), blobs, settings);
         Self { ops, links, store, dir }
