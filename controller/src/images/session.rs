@@ -272,7 +272,7 @@ impl BlobStore {
             }
             remove(&path).await;
         }
-        Ok(())
+        self.shelf.tidy(untouched).await
     }
 }
 
