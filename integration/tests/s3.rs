@@ -294,12 +294,12 @@ async fn a_store_that_is_busy_slow_or_gone() {
     // Left over: the parts came, and neither their end nor that they are given up was heard.
     let heard = Arc::new(AtomicBool::new(false));
     let hears = heard.clone();
-    door.goes_wrong(move |method, address| match method {
-        &Method::DELETE => {
+    door.goes_wrong(move |method, address| match *method {
+        Method::DELETE => {
             hears.store(true, Ordering::SeqCst);
             Some(Answer::Code(403, "AccessDenied"))
         }
-        &Method::POST if address.contains("uploadId") => Some(Answer::Code(500, "InternalError")),
+        Method::POST if address.contains("uploadId") => Some(Answer::Code(500, "InternalError")),
         _ => None,
     });
     told(shelf.keep(&large, (40 << 20) + 1, digest, "p").await.unwrap_err(), "InternalError");
