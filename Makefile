@@ -23,7 +23,7 @@ test: install images
 
 # What is about images alone.
 test-images: install images
-	$(SUDO) cargo nextest run --workspace -E 'test(/image|registry|mirror|repositor|blob|flatten|pulls|oci/) | test(sets::a_set_runs) | binary(registry) | binary(sharing) | binary(set_as_vm) | binary(import) | binary(convert) | binary(catalogue) | test(/conver/)'
+	$(SUDO) cargo nextest run --workspace -E 'test(/image|registry|mirror|repositor|blob|flatten|pulls|oci/) | test(sets::a_set_runs) | binary(registry) | binary(sharing) | binary(set_as_vm) | binary(import) | binary(convert) | binary(catalogue) | binary(s3) | test(/conver/)'
 
 # Tempest's own tests against the lab that `AMPHI_RECYCLE_HOURS=0 make up` has started (hundreds of volumes would fill the
 # bin); TEMPEST is the runner, beside its list and pins.

@@ -2,6 +2,7 @@
 //! left out is a setting that somebody believes in.
 
 use crate::fence::{Fence, FenceConfig};
+use crate::images::shelf::s3::S3Config;
 use crate::mirror::MirrorConfig;
 use crate::ops::BlobTerms;
 use crate::scheduler::{CPU_OVERCOMMIT, MEMORY_OVERCOMMIT_PERCENT, Policy, SchedulerId};
@@ -81,7 +82,7 @@ impl Default for FailoverConfig {
     }
 }
 
-/// `[images]`: how long blobs stay that nothing names.
+/// `[images]`: where blobs lie, and how long those stay that nothing names.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImagesConfig {
@@ -94,11 +95,14 @@ pub struct ImagesConfig {
     pub upload_seconds: u32,
     /// Between two looks at all blobs, in seconds.
     pub sweep_seconds: u32,
+    /// A bucket for the blobs in place of `state_dir/images/blobs`.
+    pub s3: Option<S3Config>,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
-        Self { push_seconds: 24 * 3600, grace_seconds: 600, upload_seconds: 24 * 3600, sweep_seconds: 60 }
+        let day = 24 * 3600;
+        Self { push_seconds: day, grace_seconds: 600, upload_seconds: day, sweep_seconds: 60, s3: None }
     }
 }
 
@@ -247,7 +251,11 @@ mod tests {
         assert_eq!(config.images.terms().grace, BlobTerms::default().grace);
         let images = Config::parse(&format!("{GOOD}\n[images]\ngrace_seconds = 5")).unwrap().images;
         assert_eq!(images.terms().grace.as_secs(), 5);
+        let bucket = "[images.s3]\nendpoint = \"https://s3\"\nbucket = \"b\"\ncredentials_file = \"/c\"";
+        let images = Config::parse(&format!("{GOOD}\n{bucket}")).unwrap().images;
+        assert_eq!(images.s3.unwrap().region, "us-east-1");
         for (bad, word) in [
+            (format!("{GOOD}\n{bucket}\nsecret = \"x\""), "secret"),
             (format!("{GOOD}\n[images]\nsweep_seconds = 0"), "images.sweep_seconds"),
             (format!("region = \"a b\"\n{GOOD}"), "region"),
             (format!("{GOOD}\ncolour = 1"), "colour"),

@@ -8,6 +8,7 @@ use amphi_controller::faces::hosts::{self, Links};
 use amphi_controller::faces::native::Native;
 use amphi_controller::faces::side::Side;
 use amphi_controller::images::BlobStore;
+use amphi_controller::images::shelf::s3::S3;
 use amphi_controller::mirror::Mirror;
 use amphi_controller::network::Southbound;
 use amphi_controller::ops::{Ops, Settings, World};
@@ -66,6 +67,20 @@ fn main() -> anyhow::Result<()> {
     outcome
 }
 
+async fn blob_store(config: &Config) -> anyhow::Result<BlobStore> {
+    let folder = config.state_dir.join("images");
+    let Some(s3) = &config.images.s3 else { return Ok(BlobStore::open(&folder).await?) };
+    let shelf = Arc::new(S3::open(s3).context("in [images.s3]")?);
+    let looked = shelf.clone();
+    // Beside the start: a store that is away holds up nothing but what lies there.
+    tokio::spawn(async move {
+        if let Err(error) = looked.look().await {
+            tracing::error!("{error}");
+        }
+    });
+    Ok(BlobStore::on(shelf, &folder).await?)
+}
+
 async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
@@ -73,7 +88,7 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     private(&config.state_dir.join("store"))?;
     let store: Arc<dyn Store> = Arc::new(SledStore::open(&config.state_dir.join("store"))?);
     let world = World::open(store.clone()).await?;
-    let blobs = Arc::new(BlobStore::open(&config.state_dir.join("images")).await?);
+    let blobs = Arc::new(blob_store(&config).await?);
     let ca = Arc::new(Ca::open(&config.state_dir.join("ca"))?);
     let links = Arc::new(Links::default());
     let settings = Settings {

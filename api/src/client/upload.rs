@@ -7,13 +7,13 @@ use crate::{ImageId, ProjectId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use reqwest::{Method, header};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::AsyncSeekExt;
 
 /// Bytes read from a file at a time.
 const CHUNK: usize = 256 * 1024;
@@ -76,7 +76,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let length = tokio::fs::metadata(path).await.map_err(unreadable(path))?.len();
         if length < IN_PARTS {
-            let file = tokio::fs::File::open(path).await.map_err(unreadable(path))?;
+            let file = open(path, 0).await?;
             return self.upload_blob(id, role, length, chunks(file, length), progress).await;
         }
         self.upload_section(Target::Role(id, role), path, Section { at: 0, length }, progress).await
@@ -129,8 +129,7 @@ impl Client {
         let length = section.length;
         let (mut at, mut idle) = (0, 0);
         loop {
-            let mut file = tokio::fs::File::open(path).await.map_err(unreadable(path))?;
-            file.seek(io::SeekFrom::Start(section.at + at)).await.map_err(unreadable(path))?;
+            let file = open(path, section.at + at).await?;
             let sent = self.append(target, at, length, chunks(file, length - at), progress.clone()).await;
             let Err(error) = sent else { return Ok(()) };
             if !error.is_passing() {
@@ -231,13 +230,24 @@ fn unreadable(path: &Path) -> impl Fn(io::Error) -> ClientError + '_ {
     }
 }
 
-/// So many bytes of a file, from where it stands.
-fn chunks(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::try_unfold(file.take(length), |mut file| async move {
-        let mut chunk = vec![0; CHUNK];
-        let got = file.read(&mut chunk).await?;
-        chunk.truncate(got);
-        Ok::<_, io::Error>((got > 0).then(|| (Bytes::from(chunk), file)))
+async fn open(path: &Path, at: u64) -> Result<std::fs::File, ClientError> {
+    let mut file = tokio::fs::File::open(path).await.map_err(unreadable(path))?;
+    file.seek(io::SeekFrom::Start(at)).await.map_err(unreadable(path))?;
+    Ok(file.into_std().await)
+}
+
+/// So many bytes of a file, from where it stands. The next ones are read while these go.
+fn chunks(file: std::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let read = |mut file: io::Take<std::fs::File>| {
+        tokio::task::spawn_blocking(move || {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
+            Ok::<_, io::Error>((chunk, file))
+        })
+    };
+    stream::try_unfold(read(file.take(length)), move |reading| async move {
+        let (chunk, file) = reading.await.map_err(io::Error::other)??;
+        Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), read(file))))
     })
 }
 

@@ -5,9 +5,10 @@
 mod documents;
 
 use super::BlobStore;
-use super::error::BlobError;
+use super::error::{BlobError, io};
 use super::layer;
 use super::oci::{Wrong, config, manifest};
+use super::pour::Pour;
 use super::spool::{Digests, Spool, Spooled};
 use super::tar::{Kind, NoTar, Step, Walk, shorten};
 use crate::digest::{Digest, LayerFacts};
@@ -72,15 +73,16 @@ pub async fn take_apart<E: std::fmt::Display>(
     bytes: impl Stream<Item = Result<Bytes, E>>,
     expected: Option<&str>,
 ) -> Result<Apart, BlobError> {
-    let mut whole = Digests::default();
+    // Digests only: what is in the archive goes into files of its own.
+    let (mut whole, mut size) = (Pour::new(None, Some(Digests::default()), None), 0);
     let mut taker = Taker::new(store);
     let mut refused = None;
     let mut bytes = pin!(bytes);
     while let Some(part) = bytes.next().await {
-        let part =
-            part.map_err(|e| BlobError::Interrupted { received: whole.size, reason: e.to_string() })?;
-        whole.update(&part);
-        if whole.size > store.limit() {
+        let part = part.map_err(|e| BlobError::Interrupted { received: size, reason: e.to_string() })?;
+        size += part.len() as u64;
+        whole.take(part.clone()).await.map_err(io("digest an upload"))?;
+        if size > store.limit() {
             return Err(BlobError::TooLarge { limit: store.limit() });
         }
         if let Err(error) = taker.take(&part).await {
@@ -95,12 +97,13 @@ pub async fn take_apart<E: std::fmt::Display>(
     }
     while refused.is_some() {
         let Some(part) = bytes.next().await else { break };
-        whole.update(
-            &part.map_err(|e| BlobError::Interrupted { received: whole.size, reason: e.to_string() })?,
-        );
+        let part = part.map_err(|e| BlobError::Interrupted { received: size, reason: e.to_string() })?;
+        size += part.len() as u64;
+        whole.take(part).await.map_err(io("digest an upload"))?;
     }
-    let size = whole.size;
-    let (digest, md5) = whole.finish();
+    let whole = whole.end().await.map_err(io("digest an upload"))?;
+    let lost = || std::io::Error::other("its digests were lost");
+    let (digest, md5) = whole.ok_or_else(lost).map_err(io("digest an upload"))?.finish();
     if let Some(expected) = expected.filter(|e| *e != digest.to_string()) {
         return Err(BlobError::WrongDigest { expected: expected.to_owned(), found: digest.to_string() });
     }
@@ -144,7 +147,8 @@ impl<'a> Taker<'a> {
         }
     }
 
-    async fn take(&mut self, mut bytes: &[u8]) -> Result<(), BlobError> {
+    async fn take(&mut self, part: &Bytes) -> Result<(), BlobError> {
+        let mut bytes: &[u8] = part;
         if !self.begun && !bytes.is_empty() {
             self.begun = true;
             if !matches!(layer::compression(bytes), Ok(Compression::None)) {
@@ -180,7 +184,7 @@ impl<'a> Taker<'a> {
                 }
                 Step::Data(data) => match &mut self.open {
                     Some(Open::Held(held)) => held.extend_from_slice(data),
-                    Some(Open::Spool(spool)) => spool.write(data).await?,
+                    Some(Open::Spool(spool)) => spool.write(part.slice_ref(data)).await?,
                     None => {}
                 },
                 Step::End => {
@@ -291,7 +295,7 @@ impl<'a> Taker<'a> {
                         Content::Spooled(file) => file,
                         Content::Held(bytes) => {
                             let mut spool = self.store.spool().await?;
-                            spool.write(&bytes).await?;
+                            spool.write(bytes.into()).await?;
                             spool.finish().await?
                         }
                     };

@@ -15,6 +15,8 @@ pub enum BlobError {
     TooLarge { limit: u64 },
     #[error("cannot {doing}: no space is left on the image store's disk; nothing was kept")]
     Full { doing: &'static str },
+    #[error("cannot {doing}: the blob store, bucket {at}: {message}")]
+    Away { doing: &'static str, at: String, message: String },
     #[error("cannot {doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
     /// The bytes are not what their format says; in whole sentences, for whoever sent them.

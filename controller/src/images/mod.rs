@@ -1,4 +1,4 @@
-//! Bytes of images by their digest, on a shelf of the controller's file system. Owns `blobs/` and
+//! Bytes of images by their digest, on a shelf: the controller's file system or a bucket. Owns `blobs/` and
 //! `uploads/`: a blob is there whole and verified, or not at all; an upload goes on at the byte where it stopped. Refuses to know what an image is and who may see
 //! what: records name digests, and the place of each one's file.
 
@@ -6,6 +6,7 @@ mod apart;
 mod error;
 mod layer;
 pub mod oci;
+mod pour;
 mod read;
 mod session;
 pub mod shelf;
@@ -96,7 +97,7 @@ impl BlobStore {
         while let Some(part) = bytes.next().await {
             let part =
                 part.map_err(|e| BlobError::Interrupted { received: spool.size(), reason: e.to_string() })?;
-            spool.write(&part).await?;
+            spool.write(part).await?;
         }
         let spooled = spool.finish().await?;
         if let Some(expected) = expected.filter(|e| *e != spooled.digest.to_string()) {

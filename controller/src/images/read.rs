@@ -3,18 +3,20 @@
 use super::BlobStore;
 use crate::digest::Digest;
 use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::StreamReader;
 
 /// Read ahead, in bytes.
 const CHUNK: usize = 256 << 10;
 
 /// Bytes to read.
-pub struct BlobRead(Pin<Box<dyn AsyncRead + Send>>);
+pub struct BlobRead(StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>);
 
 impl AsyncRead for BlobRead {
     fn poll_read(
@@ -22,18 +24,46 @@ impl AsyncRead for BlobRead {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(context, into)
+        Pin::new(&mut self.0).poll_read(context, into)
     }
 }
 
 impl BlobRead {
-    pub(super) fn new(read: impl AsyncRead + Send + 'static) -> Self {
-        Self(Box::pin(read))
+    pub(super) fn new(bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        Self(StreamReader::new(bytes.boxed()))
+    }
+
+    /// A file from where it stands. The next piece is read while one goes.
+    pub(super) fn file(file: File) -> Self {
+        let read = |mut file: File| {
+            tokio::task::spawn_blocking(move || {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
+                Ok::<_, io::Error>((chunk, file))
+            })
+        };
+        Self::new(stream::try_unfold(read(file), move |reading| async move {
+            let (chunk, file) = reading.await.map_err(io::Error::other)??;
+            Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), read(file))))
+        }))
     }
 
     /// In pieces as a face sends them.
     pub fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
-        ReaderStream::with_capacity(self, CHUNK)
+        let (rest, begun) = self.0.into_inner_with_chunk();
+        stream::iter(begun.map(Ok)).chain(rest)
+    }
+
+    /// The same, of so many bytes.
+    pub fn stream_of(self, length: u64) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        self.stream().scan(length, |left, piece| {
+            let piece = piece.map(|mut piece| {
+                piece.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= piece.len() as u64;
+                piece
+            });
+            std::future::ready(Some(piece).filter(|piece| !piece.as_ref().is_ok_and(Bytes::is_empty)))
+        })
     }
 }
 
@@ -68,14 +98,14 @@ impl BlobStore {
             }
         }
         let store = self.clone();
-        let opened = futures_util::stream::iter(rest).then(move |(part, skip)| {
+        let opened = stream::iter(rest).then(move |(part, skip)| {
             let store = store.clone();
             async move {
                 match part {
                     Placed::Bytes(bytes) => {
                         let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
                         let bytes = bytes.slice(skip..);
-                        Ok(futures_util::stream::iter([Ok::<_, io::Error>(bytes)]).left_stream())
+                        Ok(stream::iter([Ok::<_, io::Error>(bytes)]).left_stream())
                     }
                     Placed::Blob { digest, place, size } => {
                         let (read, there) =
@@ -85,11 +115,11 @@ impl BlobStore {
                                 "blob {digest} has {there} bytes, not {size}"
                             )));
                         }
-                        Ok(ReaderStream::with_capacity(read.take(size - skip), CHUNK).right_stream())
+                        Ok(read.stream().right_stream())
                     }
                 }
             }
         });
-        BlobRead(Box::pin(StreamReader::new(Box::pin(opened.try_flatten()))))
+        BlobRead::new(opened.try_flatten())
     }
 }

@@ -4,6 +4,7 @@
 
 use super::BlobStore;
 use super::error::{BlobError, SessionError, io};
+use super::pour::Pour;
 use super::spool::{Digests, Spooled};
 use amphi_api::ProjectId;
 use bytes::Bytes;
@@ -14,10 +15,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -61,14 +62,25 @@ pub(super) struct Sessions(Mutex<HashMap<UploadId, Arc<Running>>>);
 struct Running {
     /// The newest request that wants to write.
     newest: watch::Sender<u64>,
-    /// Held by the request that writes; the digests of what has come so far.
-    turn: tokio::sync::Mutex<Option<Digests>>,
+    /// Held by the request that writes, and as long as anything of it is being written.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Of what has come so far; who looks at them has the turn.
+    digests: Mutex<Option<Digests>>,
+}
+
+impl Running {
+    fn digests(&self) -> MutexGuard<'_, Option<Digests>> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Sessions {
     fn of(&self, id: UploadId) -> Arc<Running> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(Running { newest: watch::Sender::new(0), turn: Default::default() });
+        let fresh = || {
+            let (turn, digests) = Default::default();
+            Arc::new(Running { newest: watch::Sender::new(0), turn, digests })
+        };
         all.entry(id).or_insert_with(fresh).clone()
     }
 
@@ -146,60 +158,55 @@ impl BlobStore {
             ticket = *newest;
         });
         let mut newest = running.newest.subscribe();
-        let turn = tokio::time::timeout(TAKE_OVER, running.turn.lock()).await;
-        let mut turn = turn.map_err(|_| SessionError::Superseded { received: here })?;
+        let turn = tokio::time::timeout(TAKE_OVER, running.turn.clone().lock_owned()).await;
+        let turn = turn.map_err(|_| SessionError::Superseded { received: here })?;
         here = self.received(id, owner).await?;
         if at.is_some_and(|at| at != here) {
             return Err(SessionError::WrongOffset { received: here });
         }
         // Digests that do not cover just what is here are made anew at the end.
-        let mut digests =
-            turn.take().filter(|d| d.size == here).or_else(|| (here == 0).then(Digests::default));
+        let known = running.digests().take().filter(|d| d.size == here);
+        let digests = known.or_else(|| (here == 0).then(Digests::default));
         let path = self.dir_of(id).join("data");
-        let mut file = OpenOptions::new().append(true).open(&path).await.map_err(io("write an upload"))?;
+        let file = OpenOptions::new().append(true).open(&path).await.map_err(io("write an upload"))?;
+        // What is still being written holds the turn, also when this request is dropped.
+        let mut pour = Pour::new(Some(file.into_std().await), digests, Some(Arc::new(turn)));
         let mut bytes = pin!(bytes);
-        let mut ended = Ok(());
-        loop {
+        let mut quiet = pin!(tokio::time::sleep(STALL));
+        let ended = loop {
+            let cut = |reason: String| Err(SessionError::Cut { received: here, reason });
             let part = tokio::select! {
                 biased;
-                () = superseded(&mut newest, ticket) => {
-                    ended = Err(SessionError::Superseded { received: here });
-                    break;
-                }
-                part = tokio::time::timeout(STALL, bytes.next()) => part,
+                () = superseded(&mut newest, ticket) => break Err(SessionError::Superseded { received: here }),
+                part = bytes.next() => part,
+                settled = pour.settle() => match settled {
+                    Ok(()) => continue,
+                    Err(error) => return Err(self.unwritten(id, error).await),
+                },
+                () = &mut quiet => break cut(format!("nothing came for {} s", STALL.as_secs())),
             };
-            let cut = |reason: String| Err(SessionError::Cut { received: here, reason });
             let part = match part {
-                Ok(Some(Ok(part))) => part,
-                Ok(None) => break,
-                Ok(Some(Err(error))) => {
-                    ended = cut(error.to_string());
-                    break;
-                }
-                Err(_) => {
-                    ended = cut(format!("nothing came for {} s", STALL.as_secs()));
-                    break;
-                }
+                Some(Ok(part)) => part,
+                None => break Ok(()),
+                Some(Err(error)) => break cut(error.to_string()),
             };
-            if here.saturating_add(part.len() as u64) > self.limit {
-                drop(file);
+            let size = part.len() as u64;
+            if here.saturating_add(size) > self.limit {
+                drop(pour);
                 self.cancel(id).await;
                 return Err(BlobError::TooLarge { limit: self.limit }.into());
             }
-            if let Err(error) = file.write_all(&part).await {
+            if let Err(error) = pour.take(part).await {
                 // How much of it came to the disk is not known: digests of the whole are made anew.
-                let _ = file.flush().await;
                 return Err(self.unwritten(id, error).await);
             }
-            if let Some(digests) = &mut digests {
-                digests.update(&part);
-            }
-            here += part.len() as u64;
+            here += size;
+            quiet.as_mut().reset(tokio::time::Instant::now() + STALL);
+        };
+        match pour.end().await {
+            Ok(digests) => *running.digests() = digests,
+            Err(error) => return Err(self.unwritten(id, error).await),
         }
-        if let Err(error) = file.flush().await {
-            return Err(self.unwritten(id, error).await);
-        }
-        *turn = digests;
         ended.map(|()| here)
     }
 
@@ -217,12 +224,13 @@ impl BlobStore {
         let here = self.received(id, owner).await?;
         let running = self.sessions.of(id);
         let turn = tokio::time::timeout(TAKE_OVER, running.turn.lock()).await;
-        let mut turn = turn.map_err(|_| SessionError::Superseded { received: here })?;
+        let _turn = turn.map_err(|_| SessionError::Superseded { received: here })?;
         let here = self.received(id, owner).await?;
         let data = self.dir_of(id).join("data");
         let file = File::open(&data).await.map_err(io("read an upload"))?;
         file.sync_all().await.map_err(io("write an upload to the disk"))?;
-        let digests = match turn.take().filter(|d| d.size == here) {
+        let known = running.digests().take().filter(|d| d.size == here);
+        let digests = match known {
             Some(digests) => digests,
             None => digests_of(file).await?,
         };
@@ -264,7 +272,7 @@ impl BlobStore {
             }
             remove(&path).await;
         }
-        Ok(())
+        self.shelf.tidy(untouched).await
     }
 }
 

@@ -1,19 +1,19 @@
 //! A file in the making: its bytes counted and digested as they come, and gone with its handle unless it was kept.
 
 use super::error::{BlobError, io};
+use super::pour::Pour;
 use crate::digest::Digest;
 use bytes::Bytes;
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
 
 /// Digests of bytes that come one after the other.
 #[derive(Clone, Default)]
 pub(super) struct Digests {
-    sha256: Sha256,
-    md5: Md5,
+    pub(super) sha256: Sha256,
+    pub(super) md5: Md5,
     pub(super) size: u64,
 }
 
@@ -40,9 +40,10 @@ impl Drop for Goes {
 }
 
 pub(super) struct Spool {
-    file: File,
+    file: std::fs::File,
+    pour: Pour,
     path: Goes,
-    digests: Digests,
+    size: u64,
     limit: u64,
 }
 
@@ -56,37 +57,48 @@ pub struct Spooled {
 
 impl Spool {
     pub(super) async fn create(path: PathBuf, limit: u64) -> Result<Self, BlobError> {
-        let file = File::create(&path).await.map_err(io("begin an upload"))?;
-        Ok(Self { file, path: Goes(path), digests: Digests::default(), limit })
+        let file = File::create(&path).await.map_err(io("begin an upload"))?.into_std().await;
+        let path = Goes(path);
+        let pour =
+            Pour::new(Some(file.try_clone().map_err(io("begin an upload"))?), Some(Digests::default()), None);
+        Ok(Self { file, pour, path, size: 0, limit })
     }
 
     pub(super) fn size(&self) -> u64 {
-        self.digests.size
+        self.size
     }
 
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        if self.digests.size.saturating_add(bytes.len() as u64) > self.limit {
+    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.size = self.size.saturating_add(bytes.len() as u64);
+        if self.size > self.limit {
             return Err(BlobError::TooLarge { limit: self.limit });
         }
-        self.digests.update(bytes);
-        self.file.write_all(bytes).await.map_err(io("write an upload"))
+        self.pour.take(bytes).await.map_err(io("write an upload"))
     }
 
     pub(super) async fn finish(mut self) -> Result<Spooled, BlobError> {
-        self.file.flush().await.map_err(io("write an upload"))?;
-        self.file.sync_all().await.map_err(io("write an upload to the disk"))?;
-        let size = self.digests.size;
-        let (digest, md5) = self.digests.finish();
-        Ok(Spooled { path: self.path, digest, md5, size })
+        let digests = self.pour.end().await.map_err(io("write an upload"))?;
+        let file = self.file;
+        let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
+        synced
+            .unwrap_or_else(|e| Err(std::io::Error::other(e)))
+            .map_err(io("write an upload to the disk"))?;
+        let lost = || std::io::Error::other("its digests were lost");
+        let digests = digests.ok_or_else(lost).map_err(io("write an upload"))?;
+        Ok(Spooled::of(self.path, digests))
     }
 }
 
 impl Spooled {
     /// A file that came whole by another way; it goes with this, too.
     pub(super) fn whole(path: PathBuf, digests: Digests) -> Self {
+        Self::of(Goes(path), digests)
+    }
+
+    fn of(path: Goes, digests: Digests) -> Self {
         let size = digests.size;
         let (digest, md5) = digests.finish();
-        Self { path: Goes(path), digest, md5, size }
+        Self { path, digest, md5, size }
     }
 
     pub fn path(&self) -> &Path {

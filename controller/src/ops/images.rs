@@ -36,7 +36,7 @@ impl From<BlobError> for OpsError {
             BlobError::TooLarge { limit } => OpsError::TooLarge(limit),
             BlobError::Full { .. } => OpsError::StorageFull(error.to_string()),
             BlobError::Unknown { sha256 } => OpsError::NotFound { noun: "blob", id: sha256 },
-            BlobError::Io { .. } => OpsError::Unavailable(error.to_string()),
+            BlobError::Away { .. } | BlobError::Io { .. } => OpsError::Unavailable(error.to_string()),
         }
     }
 }

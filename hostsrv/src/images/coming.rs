@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a stream may stand still.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -106,9 +106,11 @@ impl Way<'_> {
             return Ok(());
         }
         let begun = opened.size;
-        let (mut part, mut peer) = (Some(opened), None);
-        let poured = self.pour(&mut part, &mut peer).await;
-        let Some(part) = part else { return poured };
+        let (mut writing, mut peer) = (Writing { part: Some(opened), flying: None, tell: self.tell }, None);
+        let poured = self.pour(&mut writing, &mut peer).await;
+        // What has come counts whatever went wrong, and is not left being written.
+        let poured = poured.and(writing.land().await);
+        let Some(part) = writing.part else { return poured };
         match poured {
             // What has come is the beginning of the next try; on a full disk, it is in the way.
             Err(trouble) => {
@@ -123,18 +125,19 @@ impl Way<'_> {
 
     /// Fetches until all is there. A stream that broke after it had brought something is taken up again at once.
     /// `peer`: a host that some of it came from.
-    async fn pour(&self, part: &mut Option<Part>, peer: &mut Option<HostId>) -> Result<(), Trouble> {
+    async fn pour(&self, writing: &mut Writing<'_>, peer: &mut Option<HostId>) -> Result<(), Trouble> {
         loop {
-            let from = part.as_ref().map_or(0, |part| part.size);
+            let from = writing.size();
             self.tell.send_replace(State::Coming(from));
             if from == self.blob.size {
                 return Ok(());
             }
-            let Err(trouble) = self.pour_once(part, from, peer).await else { return Ok(()) };
-            let now = part.as_ref().map_or(0, |part| part.size);
+            let poured = self.pour_once(writing, from, peer).await;
+            writing.land().await?;
+            let Err(trouble) = poured else { return Ok(()) };
             match trouble {
-                Trouble::Down { message, .. } if now > from => {
-                    tracing::info!(blob = self.blob.sha256, at = now, "taken up again: {message}");
+                Trouble::Down { message, .. } if writing.size() > from => {
+                    tracing::info!(blob = self.blob.sha256, at = writing.size(), "taken up again: {message}");
                 }
                 trouble => return Err(trouble),
             }
@@ -143,7 +146,7 @@ impl Way<'_> {
 
     async fn pour_once(
         &self,
-        part: &mut Option<Part>,
+        writing: &mut Writing<'_>,
         from: u64,
         peer: &mut Option<HostId>,
     ) -> Result<(), Trouble> {
@@ -157,7 +160,15 @@ impl Way<'_> {
         let mut pieces: Vec<Bytes> = Vec::new();
         let (mut waiting, mut size) = (0, from);
         let broke = loop {
-            let piece = match tokio::time::timeout(SILENCE, stream.next()).await {
+            let piece = tokio::select! {
+                biased;
+                landed = writing.land(), if writing.flying.is_some() => {
+                    landed?;
+                    continue;
+                }
+                piece = tokio::time::timeout(SILENCE, stream.next()) => piece,
+            };
+            let piece = match piece {
                 Ok(Some(Ok(piece))) => piece,
                 Ok(Some(Err(error))) => break Some(format!("{error:#}")),
                 Ok(None) => break None,
@@ -172,10 +183,10 @@ impl Way<'_> {
             pieces.push(piece);
             if waiting >= WRITE {
                 waiting = 0;
-                self.write(part, std::mem::take(&mut pieces)).await?;
+                writing.write(std::mem::take(&mut pieces)).await?;
             }
         };
-        self.write(part, pieces).await?;
+        writing.write(pieces).await?;
         match broke {
             // All had come before: what it is, the digest tells.
             Some(_) if size == self.blob.size => Ok(()),
@@ -185,29 +196,6 @@ impl Way<'_> {
             }
             None => Ok(()),
         }
-    }
-
-    async fn write(&self, part: &mut Option<Part>, pieces: Vec<Bytes>) -> Result<(), Trouble> {
-        // Taken for good where the caller is dropped meanwhile: then the part is on disk, and nobody's.
-        let Some(mut own) = part.take() else {
-            return Err(Trouble::Io {
-                doing: "write a blob",
-                kind: io::ErrorKind::Other,
-                raw: None,
-                message: "its part is not open".into(),
-            });
-        };
-        let (own, written) = tokio::task::spawn_blocking(move || {
-            let written = own.write(&pieces);
-            (own, written)
-        })
-        .await
-        .map_err(|e| Trouble::io("write a blob")(io::Error::other(e)))?;
-        let size = own.size;
-        *part = Some(own);
-        written.map_err(Trouble::io("write a blob"))?;
-        self.tell.send_replace(State::Coming(size));
-        Ok(())
     }
 
     /// Compares the digest, and gives the part its place.
@@ -235,6 +223,46 @@ impl Way<'_> {
         })
         .await?;
         self.shelf.grown.notify_one();
+        Ok(())
+    }
+}
+
+/// A part to which pieces are written on a thread of its own, while the next ones come.
+struct Writing<'a> {
+    /// None while they are written; and for good where the caller is dropped meanwhile: then it is on disk, and nobody's.
+    part: Option<Part>,
+    flying: Option<JoinHandle<(Part, io::Result<()>)>>,
+    tell: &'a watch::Sender<State>,
+}
+
+impl Writing<'_> {
+    fn size(&self) -> u64 {
+        self.part.as_ref().map_or(0, |part| part.size)
+    }
+
+    /// Begins to write these, behind the ones before.
+    async fn write(&mut self, pieces: Vec<Bytes>) -> Result<(), Trouble> {
+        self.land().await?;
+        let Some(mut part) = self.part.take() else {
+            return Err(Trouble::io("write a blob")(io::Error::other("its part is not open")));
+        };
+        self.flying = Some(tokio::task::spawn_blocking(move || {
+            let written = part.write(&pieces);
+            (part, written)
+        }));
+        Ok(())
+    }
+
+    /// Until what was given is written. May be dropped and asked for again.
+    async fn land(&mut self) -> Result<(), Trouble> {
+        let Some(flying) = &mut self.flying else { return Ok(()) };
+        let landed = flying.await;
+        self.flying = None;
+        let (part, written) = landed.map_err(|e| Trouble::io("write a blob")(io::Error::other(e)))?;
+        let size = part.size;
+        self.part = Some(part);
+        written.map_err(Trouble::io("write a blob"))?;
+        self.tell.send_replace(State::Coming(size));
         Ok(())
     }
 }

@@ -9,7 +9,6 @@ use amphi_api::image::Blob;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use tokio::io::AsyncReadExt;
 
 const KIND: &str = "application/octet-stream";
 
@@ -107,7 +106,7 @@ async fn local(call: &Call, wanted: Digest, size: u64) -> Result<Response, Failu
 }
 
 fn body(read: BlobRead, length: u64) -> Body {
-    Body::from_stream(tokio_util::io::ReaderStream::with_capacity(read.take(length), 256 << 10))
+    Body::from_stream(read.stream_of(length))
 }
 
 fn head(status: StatusCode, digest: Digest, length: u64) -> Response {

@@ -73,6 +73,7 @@ pub async fn all(shelf: &dyn Shelf, dir: &Path) {
         assert_eq!(shelf.size(digest, "two").await.expect("a look"), None);
         assert_eq!(shelf.size(digest, "").await.expect("a look"), Some(size));
     }
+    shelf.tidy(Duration::ZERO).await.expect("to tidy");
     let found = shelf.list().await.expect("a list");
     assert_eq!(found.len(), 6);
     let day = Duration::from_secs(86_400);

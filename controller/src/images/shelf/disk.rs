@@ -51,7 +51,7 @@ impl Shelf for Disk {
         if from > 0 {
             file.seek(SeekFrom::Start(from)).await.map_err(io("read a blob"))?;
         }
-        Ok((BlobRead::new(file), size))
+        Ok((BlobRead::file(file.into_std().await), size))
     }
 
     async fn size(&self, digest: Digest, place: &str) -> Result<Option<u64>, BlobError> {

@@ -1,16 +1,17 @@
-//! Where finished blobs lie: on the controller's file system. A shelf knows names and bytes; what
+//! Where finished blobs lie: on the controller's file system or in a bucket. A shelf knows names and bytes; what
 //! comes to it is whole, verified and on the local disk before, and is there whole or not at all afterwards. Refuses to know
 //! what a blob is, who may see it, and when it goes.
 
 pub mod conformance;
 pub mod disk;
+pub mod s3;
 
 use super::error::BlobError;
 use super::read::BlobRead;
 use crate::digest::Digest;
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A blob's file, whether a record names it or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,11 @@ pub trait Shelf: Send + Sync {
 
     /// The file of one, where it lies on this machine.
     fn local(&self, digest: Digest, place: &str) -> Option<PathBuf>;
+
+    /// Takes away what began so long ago to become a blob here and never did.
+    async fn tidy(&self, _untouched: Duration) -> Result<(), BlobError> {
+        Ok(())
+    }
 }
 
 /// Below the top: two digits of the digest, then all of it and the place.
