@@ -235,7 +235,10 @@ impl Reconciler {
                 }
                 Ok(ledger.note(id, begun)?)
             }
-            (Step::Ensure, _, Some(instance)) => self.ensure(item, instance).await,
+            (Step::Ensure, _, Some(instance)) => self.ensure(item, instance, None).await,
+            (Step::EnsureWith { volume }, _, Some(instance)) => {
+                self.ensure(item, instance, Some((*volume, desired))).await
+            }
             (Step::Resize, _, Some(instance)) => self.resize(item, instance, desired).await,
             (Step::Depart, _, Some(instance)) => self.depart(instance).await,
             (Step::NoteRestarts { restarts }, Item::Instance(id), _) => {
@@ -297,7 +300,13 @@ impl Reconciler {
         Ok(self.body_driver(body.kind())?.prepare(&plan).await?)
     }
 
-    async fn ensure(&self, item: Item, instance: &InstanceDesired) -> Result<(), WorkError> {
+    /// `making`: the volume that is to be made meanwhile, and the order that says how.
+    async fn ensure(
+        &self,
+        item: Item,
+        instance: &InstanceDesired,
+        making: Option<(VolumeId, &HostDesired)>,
+    ) -> Result<(), WorkError> {
         let kind = instance.body.kind();
         let driver = self.body_driver(kind)?.clone();
         // Docker asks for a set's shared volume through the volume driver when a container starts, and waits there for
@@ -325,7 +334,17 @@ impl Reconciler {
             return Ok(());
         }
         self.note_begun(instance)?;
+        // Before the engine hears of a container that names it.
+        let _coming = match making {
+            Some((id, _)) => self.drivers.volumes.announce(id.0).await?,
+            None => None,
+        };
         let attached = async {
+            // Whoever waits for it learns at once what has become of it, however long the engine takes.
+            let _coming = _coming;
+            if let Some((id, desired)) = making {
+                self.ensure_volume(desired, id).await?;
+            }
             match late {
                 Some(id) => self.attach_one(id, kind).await.map(drop),
                 None => Ok(()),

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::activation::dm;
 use super::activation::loop_device;
 use super::filesystem;
-use super::lock::VolumeLocks;
+use super::lock::{VolumeLock, VolumeLocks};
 use super::lvm::{Lvm, LvmCommand};
 use super::report::{LvReport, MAKING_TAG, TAG, XFS_TAG};
 use super::shared::Part;
@@ -70,6 +70,8 @@ pub struct LvmDriver {
     pub(super) config: LvmConfig,
     pub(super) lvm: Lvm,
     pub(super) locks: VolumeLocks,
+    /// Volumes on their way.
+    coming: VolumeLocks,
     /// Windows of raw devices, by volume (loop activation).
     held: Mutex<HashMap<Uuid, File>>,
     version: OnceCell<String>,
@@ -119,7 +121,8 @@ impl LvmDriver {
             lvm = lvm.shared(Part::new(&config.run_dir, &config.state_dir));
         }
         let locks = VolumeLocks::new(config.run_dir.join("volumes.lock"));
-        Ok(LvmDriver { config, lvm, locks, held: Mutex::default(), version: OnceCell::new() })
+        let coming = VolumeLocks::new(config.run_dir.join("volumes.coming"));
+        Ok(LvmDriver { config, lvm, locks, coming, held: Mutex::default(), version: OnceCell::new() })
     }
 
     /// Of a shared group that has answered once.
@@ -320,6 +323,18 @@ impl VolumeDriver for LvmDriver {
                 Ok(Attached { device: active.path, mount: Some(point) })
             }
         }
+    }
+
+    async fn announce(&self, id: Uuid) -> Result<Option<VolumeLock>, StorageError> {
+        self.coming.lock(&[id]).await.map(Some)
+    }
+
+    fn is_coming(&self, id: Uuid) -> Result<bool, StorageError> {
+        Ok(self.coming.try_lock(id)?.is_none())
+    }
+
+    async fn arrival(&self, id: Uuid) -> Result<(), StorageError> {
+        self.coming.lock(&[id]).await.map(drop)
     }
 
     async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError> {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Attach, Attached, BinOrder, Filesystem, LvmDriver, ObservedVolume, Quiesce, StorageError, StorageFacts,
-    VolumeDriver, VolumeSpec,
+    VolumeDriver, VolumeLock, VolumeSpec,
 };
 use crate::qemu_img::DiskFormat;
 
@@ -121,6 +121,19 @@ impl VolumeDriver for Groups {
 
     async fn attach(&self, id: Uuid, how: Attach) -> Result<Attached, StorageError> {
         self.of(id).await?.attach(id, how).await
+    }
+
+    // Of whatever group: they share a directory.
+    async fn announce(&self, id: Uuid) -> Result<Option<VolumeLock>, StorageError> {
+        self.own.announce(id).await
+    }
+
+    fn is_coming(&self, id: Uuid) -> Result<bool, StorageError> {
+        self.own.is_coming(id)
+    }
+
+    async fn arrival(&self, id: Uuid) -> Result<(), StorageError> {
+        self.own.arrival(id).await
     }
 
     async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError> {

@@ -43,6 +43,7 @@ use uuid::Uuid;
 pub use attach::{is_marked, mark_of, write_mark};
 pub use driver::{LvmConfig, LvmDriver};
 pub use groups::Groups;
+pub use lock::VolumeLock;
 
 /// How an LV becomes a block device on this host; detected by trying, never configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -210,6 +211,22 @@ pub trait VolumeDriver: Send + Sync {
     async fn ensure(&self, spec: &VolumeSpec) -> Result<(), StorageError>;
 
     async fn attach(&self, id: Uuid, how: Attach) -> Result<Attached, StorageError>;
+
+    /// Tells whoever else drives these volumes (Docker's plug-in does, in a process of its own) that the volume is on its way,
+    /// until the answer is dropped: it is being made and attached by the caller.
+    async fn announce(&self, _: Uuid) -> Result<Option<VolumeLock>, StorageError> {
+        Ok(None)
+    }
+
+    /// Whether the volume is on its way, as [`Self::announce`] says; nobody waits.
+    fn is_coming(&self, _: Uuid) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
+    /// Waits until nobody says any more that the volume is on its way: it has come, or failed to.
+    async fn arrival(&self, _: Uuid) -> Result<(), StorageError> {
+        Ok(())
+    }
 
     /// Where the volume is mounted by this host, as the kernel alone tells, within microseconds. Nothing is ever
     /// mounted that is not ready or is in the bin.

@@ -76,6 +76,10 @@ async fn find(driver: &Driver, id: Uuid) -> Result<Option<PathBuf>, String> {
     if let Some(point) = driver.mounted(id).await.map_err(|error| error.to_string())? {
         return Ok(Some(point));
     }
+    // The container is made meanwhile; its start waits for the mount.
+    if driver.is_coming(id).map_err(|error| error.to_string())? {
+        return Ok(None);
+    }
     let found = volumes(driver).await?.into_iter().find(|volume| volume.id == id);
     found.map(|volume| volume.mounted).ok_or_else(|| {
         format!("volume {id} does not exist on this host; Amphi creates volumes, Docker does not")
@@ -98,6 +102,7 @@ async fn remove(body: Bytes) -> Json<Value> {
 async fn mount(State(driver): State<Driver>, body: Bytes) -> Json<Value> {
     answer(async {
         let id = volume(&body)?;
+        driver.arrival(id).await.map_err(|error| error.to_string())?;
         if let Some(point) = driver.mounted(id).await.map_err(|error| error.to_string())? {
             return Ok(json!({ "Mountpoint": point.display().to_string() }));
         }
@@ -156,7 +161,8 @@ mod tests {
     use http_body_util::BodyExt;
     use std::path::Path;
 
-    struct Fake(Vec<ObservedVolume>);
+    /// What is there, and what is on its way.
+    struct Fake(Vec<ObservedVolume>, Option<Uuid>);
 
     #[async_trait]
     impl VolumeDriver for Fake {
@@ -173,6 +179,9 @@ mod tests {
             assert_eq!(how, Attach::Mounted);
             let found = self.0.iter().find(|volume| volume.id == id).ok_or(StorageError::Unknown { id })?;
             Ok(Attached { device: "/dev/x".into(), mount: found.mounted.clone() })
+        }
+        fn is_coming(&self, id: Uuid) -> Result<bool, StorageError> {
+            Ok(self.1 == Some(id))
         }
         async fn mounted(&self, id: Uuid) -> Result<Option<PathBuf>, StorageError> {
             Ok(self.0.iter().find(|volume| volume.id == id).and_then(|volume| volume.mounted.clone()))
@@ -212,7 +221,8 @@ mod tests {
     }
 
     async fn call(name: &str, body: &str) -> Value {
-        let router = router(Arc::new(Fake(vec![observed(1, None), observed(2, Some(5))])));
+        let there = vec![observed(1, None), observed(2, Some(5))];
+        let router = router(Arc::new(Fake(there, Some(Uuid::from_u128(7)))));
         let request = HttpRequest::post(format!("/VolumeDriver.{name}"))
             .header("content-type", "application/vnd.docker.plugins.v1.1+json")
             .body(Body::from(body.to_owned()))
@@ -236,6 +246,18 @@ mod tests {
         assert_eq!(call("Get", &named).await, json!({ "Err": "", "Volume": volume }));
         assert_eq!(call("List", "").await, json!({ "Err": "", "Volumes": [volume] }));
         assert_eq!(call("Capabilities", "").await["Capabilities"]["Scope"], "local");
+    }
+
+    #[tokio::test]
+    async fn a_container_is_made_while_its_volume_comes_and_not_started_without_it() {
+        let id = Uuid::from_u128(7);
+        let named = format!(r#"{{"Name":"{id}"}}"#);
+        let volume = json!({ "Name": id.to_string(), "Mountpoint": "" });
+        assert_eq!(call("Create", &named).await, json!({ "Err": "" }));
+        assert_eq!(call("Get", &named).await, json!({ "Err": "", "Volume": volume }));
+        // The fake waits for nothing: by then it has not come.
+        let error = call("Mount", &named).await["Err"].to_string();
+        assert!(error.contains("unknown on this host"), "{error}");
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ cases!(
     volumes::the_bin_keeps_restores_and_purges,
     volumes::everything_twice_is_once,
     volumes::a_fresh_driver_finds_everything_again,
+    volumes::what_is_on_its_way_is_known_to_others,
     volumes::many_at_once_do_not_meet,
     copies::a_snapshot_is_one_point_in_time,
     copies::a_guest_is_paused_and_always_resumed,

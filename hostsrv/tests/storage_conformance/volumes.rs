@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use amphi_hostsrv::storage::{
     Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeKind, VolumeSpec,
@@ -214,6 +215,26 @@ pub async fn a_fresh_driver_finds_everything_again(rig: &mut Rig) {
     rig.driver.detach(disk).await.expect("detached by the new one");
     rig.driver.detach(id).await.expect("detached by the new one");
     assert!(rig.driver.observe().await.expect("observes").iter().all(|volume| volume.device.is_none()));
+}
+
+pub async fn what_is_on_its_way_is_known_to_others(rig: &mut Rig) {
+    let (id, other) = (Uuid::new_v4(), Uuid::new_v4());
+    // As Docker's plug-in, which is a process of its own.
+    let plugin = rig.fresh_driver().await;
+    assert!(!plugin.is_coming(id).expect("asks"));
+    let announced = rig.driver.announce(id).await.expect("announced");
+    assert!(plugin.is_coming(id).expect("asks") && !plugin.is_coming(other).expect("asks"));
+    plugin.arrival(other).await.expect("nobody says that it comes");
+    let arrival = plugin.arrival(id);
+    tokio::pin!(arrival);
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut arrival).await;
+    assert!(waits.is_err(), "it waits for what comes");
+    rig.driver.ensure(&xfs(id, 32)).await.expect("made meanwhile");
+    let point = rig.mount(id).await;
+    drop(announced);
+    arrival.await.expect("it has come");
+    assert!(!plugin.is_coming(id).expect("asks"));
+    assert_eq!(plugin.mounted(id).await.expect("asks"), Some(point));
 }
 
 pub async fn many_at_once_do_not_meet(rig: &mut Rig) {

@@ -71,7 +71,11 @@ pub fn instance(
             steps.push(Step::Restore { volume: volume.id });
         }
     }
-    let ensure_volumes = || volumes.iter().map(|v| Step::EnsureVolume { volume: v.id });
+    let beside = made_beside(desired, volumes, seen);
+    let ensure_volumes = || {
+        let first = volumes.iter().map(|v| v.id).filter(move |id| Some(*id) != beside);
+        first.map(|volume| Step::EnsureVolume { volume })
+    };
     let lacking = || volumes.iter().filter(|v| lacks(v, seen)).map(|v| v.id);
     let current = mine.iter().find(|b| b.epoch == desired.epoch && b.kind == kind);
     let restart = memory.begun.restarts < desired.restarts;
@@ -125,7 +129,7 @@ pub fn instance(
             steps.extend(resize());
             steps.extend(note);
             steps.extend(restarted());
-            steps.push(Step::Ensure);
+            steps.push(beside.map_or(Step::Ensure, |volume| Step::EnsureWith { volume }));
         }
         (false, Some(body)) if body.state != ObservedState::Stopped || !body.volumes.is_empty() => {
             steps.push(Step::Stop { kind, grace: GRACE });
@@ -277,4 +281,18 @@ fn held_elsewhere(desired: &InstanceDesired, seen: &Observed<'_>) -> bool {
 fn takes_what_is_held(desired: &InstanceDesired, body: &ObservedBody, seen: &Observed<'_>) -> bool {
     let gains = desired.attachments.iter().any(|a| !body.volumes.contains(&a.volume));
     gains && held_elsewhere(desired, seen)
+}
+
+/// The volume of a set that may be made while its containers are: it begins blank, so that takes no longer than they do, and
+/// no container can start without it. Bytes that come from elsewhere are there first, and what is missing is no blank one.
+fn made_beside(
+    desired: &InstanceDesired,
+    volumes: &[&VolumeDesired],
+    seen: &Observed<'_>,
+) -> Option<VolumeId> {
+    let own =
+        desired.volume.filter(|_| desired.body.kind() == BodyKind::Set && desired.root_volume.is_none())?;
+    let order = volumes.iter().find(|v| v.id == own)?;
+    let absent = seen.volumes.is_some_and(|all| !all.contains_key(&own.0));
+    (absent && !order.made && order.source.is_none()).then_some(own)
 }

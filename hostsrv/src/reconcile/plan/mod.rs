@@ -73,6 +73,11 @@ pub enum Step {
     /// Attach the volumes as the kind of body needs them, then make the body as it should be: there, plugged, halted or
     /// not.
     Ensure,
+    /// The same for a set, whose volume is made meanwhile: it begins blank, and the engine needs it only when a container
+    /// starts.
+    EnsureWith {
+        volume: VolumeId,
+    },
     /// The ordered restarts up to this count are begun: nothing of the body runs that was started before.
     NoteRestarts {
         restarts: u64,

@@ -5,7 +5,7 @@ use amphi_api::image::{Image, ImageFormat, ImageState};
 use amphi_api::instance::Power;
 use amphi_api::wire::{
     AttachmentDesired, BodyDesired, HostDesired, InstanceDesired, LeavingDesired, SnapshotDesired, Tombstone,
-    VolumeDesired,
+    VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId, ProjectId};
 use std::path::PathBuf;
@@ -149,6 +149,7 @@ fn name(step: &Step) -> String {
         Step::EnsureVolume { .. } => "volume",
         Step::DetachVolume { .. } => "detach",
         Step::Ensure => "ensure",
+        Step::EnsureWith { .. } => "ensure with volume",
         Step::Resize => "resize",
         Step::NoteRestarts { .. } => "note",
         Step::Trash { .. } => "trash",
@@ -453,6 +454,32 @@ fn plugs_and_rescues() {
     assert_eq!(waits.plan(), Vec::<String>::new());
     waits.bodies[1].volumes.clear();
     assert_eq!(waits.plan(), ["volume", "ensure"]);
+}
+
+#[test]
+fn a_blank_volume_is_made_while_the_containers_are() {
+    let gone = |w: &mut World| {
+        w.volume.made = false;
+        w.volumes.clear();
+    };
+    let vm = |w: &mut World| w.desired.body = body_of(Vm);
+    let copy = |w: &mut World| w.volume.source = Some(VolumeSource::Volume(VolumeId::new()));
+    let on_root = |w: &mut World| w.desired.root_volume = Some(VolumeId::new());
+    let missed = |w: &mut World| w.volume.made = true;
+    let unfinished = |w: &mut World| {
+        let half = ObservedVolume { complete: false, ..observed_volume(&w.volume) };
+        w.volumes.insert(w.volume.id.0, half);
+    };
+    for (what, world, steps) in [
+        ("blank and absent", world().and(gone), vec!["ensure with volume"]),
+        ("of a VM, which has it from its start on", world().and(gone).and(vm), vec!["volume", "ensure"]),
+        ("a copy takes long", world().and(gone).and(copy), vec!["volume", "ensure"]),
+        ("beside a root volume", world().and(gone).and(on_root), vec!["volume", "ensure"]),
+        ("it was there once", world().and(gone).and(missed), vec!["volume", "ensure"]),
+        ("half made", world().and(gone).and(unfinished), vec!["volume", "ensure"]),
+    ] {
+        assert_eq!(world.plan(), steps, "{what}");
+    }
 }
 
 #[test]
