@@ -7,7 +7,7 @@ use amphi_api::instance::{BodyKind, Power};
 use amphi_api::streams::StreamTarget;
 use amphi_api::wire::{
     AttachmentDesired, BodyDesired, BodyState, ExportDesired, ExportSource, HostDesired, HostStatus,
-    InstanceDesired, PrepullDesired, Tombstone, VolumeDesired,
+    InstanceDesired, PrepullDesired, Tombstone, VolumeDesired, VolumeSource,
 };
 use amphi_api::{HostId, ImageId, InstanceId, ProjectId, VolumeId};
 use amphi_hostsrv::convert::Converter;
@@ -522,13 +522,10 @@ async fn what_is_under_way_is_not_buried() {
         let mut host = Host::new();
         let (sets, volumes) = (host.sets.clone(), host.volumes.clone());
         let held = if in_the_engine { sets.slow.lock().await } else { volumes.slow.lock().await };
-        let volume = VolumeDesired {
-            id: VolumeId::new(),
-            size_bytes: 10,
-            made: false,
-            source: None,
-            trashed_at: None,
-        };
+        // A copy is there before anything is started; beside a blank one the containers are made.
+        let source = (!in_the_engine).then(|| VolumeSource::Volume(VolumeId::new()));
+        let volume =
+            VolumeDesired { id: VolumeId::new(), size_bytes: 10, made: false, source, trashed_at: None };
         let instance = set(volume.id);
         let tombstones = vec![
             Tombstone::Instance { id: instance.id, epoch: instance.epoch },

@@ -225,6 +225,10 @@ impl Rollouts {
 fn a_running_set_is_updated_under_load() -> Result<()> {
     let t = Rollouts::up()?;
 
+    // What begins to listen only now refuses, and that is no update's fault.
+    for port in [80, 81, 82] {
+        t.answers(port)?;
+    }
     println!("another image for one of three");
     let (since, before) = (uptime_ms()?, t.pids()?);
     let told: Rollout =

@@ -17,7 +17,6 @@ pub mod registry;
 pub mod roots;
 mod shelf;
 mod trouble;
-mod turns;
 
 use crate::instance::{CachedImage, DriverError};
 use amphi_api::image::{Blob, BlobRole, Image};

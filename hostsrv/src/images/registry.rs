@@ -6,7 +6,6 @@
 //! registries at 127.0.0.0/8 so without being told to.
 
 use super::manifest::{self, DOCUMENT_MAX};
-use super::turns::Turns;
 use super::{ImageCache, Trouble};
 use crate::instance::CachedImage;
 use amphi_api::ImageId;
@@ -52,9 +51,7 @@ struct Offered {
     image: ImageId,
     manifest: (String, &'static str, Bytes),
     config: (String, Bytes),
-    /// With the place of each, the lowest first.
-    layers: BTreeMap<String, (usize, Blob)>,
-    turns: Arc<Turns>,
+    layers: BTreeMap<String, Blob>,
     trouble: watch::Sender<Option<Trouble>>,
 }
 
@@ -146,15 +143,9 @@ impl Registry {
             image: image.id,
             manifest: (manifest_digest, media_type, manifest),
             config: (config_digest, config),
-            // A layer that is there twice counts at its lowest place.
             layers: layers
-                .enumerate()
-                .rev()
-                .map(|(at, l)| {
-                    (format!("sha256:{}", l.sha256), (at, Blob { sha256: l.sha256.clone(), size: l.size }))
-                })
+                .map(|l| (format!("sha256:{}", l.sha256), Blob { sha256: l.sha256.clone(), size: l.size }))
                 .collect(),
-            turns: Arc::default(),
             trouble: watch::Sender::new(None),
         });
         self.offers().push(offered.clone());
@@ -242,29 +233,24 @@ async fn blob(
         return whole(&reference, BYTES, config);
     }
     let layer = |offered: &Arc<Offered>| Some((offered.clone(), offered.layers.get(&reference)?.clone()));
-    let Some((offered, (at, layer))) = registry.find(layer) else { return unknown() };
+    let Some((_, layer)) = registry.find(layer) else { return unknown() };
     let (state, of) = (Arc::downgrade(&registry), reference.clone());
-    let (size, cache) = (layer.size, registry.cache.clone());
-    let (turns, found) = (offered.turns.clone(), cache.used(&layer.sha256).is_some());
-    // The answer begins at once, its bytes when it is their turn; what is here needs none.
-    let bytes = async move {
-        let turn = if found { None } else { Some(turns.take(at).await) };
-        let bytes = cache
-            .open(&layer)
-            .await
-            .unwrap_or_else(|trouble| Box::pin(futures_util::stream::once(std::future::ready(Err(trouble)))));
-        bytes.inspect(move |_| {
-            let _held = &turn;
-        })
-    };
-    // Whatever is wrong, the engine only sees that the bytes end; who asked it to pull is told why.
-    let bytes = futures_util::stream::once(bytes).flatten().inspect(move |piece| {
-        if let (Err(trouble), Some(registry)) = (piece, state.upgrade()) {
-            tell(&registry, &of, trouble);
+    match registry.cache.open(&layer).await {
+        Ok(bytes) => {
+            // Whatever is wrong, the engine only sees that the bytes end; who asked it to pull is told why.
+            let bytes = bytes.inspect(move |piece| {
+                if let (Err(trouble), Some(registry)) = (piece, state.upgrade()) {
+                    tell(&registry, &of, trouble);
+                }
+            });
+            let bytes = bytes.map(|piece| piece.map_err(|trouble| io::Error::other(format!("{trouble:?}"))));
+            (headers(&reference, BYTES, layer.size), Body::from_stream(bytes)).into_response()
         }
-    });
-    let bytes = bytes.map(|piece| piece.map_err(|trouble| io::Error::other(format!("{trouble:?}"))));
-    (headers(&reference, BYTES, size), Body::from_stream(bytes)).into_response()
+        Err(trouble) => {
+            tell(&registry, &reference, &trouble);
+            refusal(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", "the layer cannot be had now")
+        }
+    }
 }
 
 /// Told to all images that have this layer and are being pulled.
@@ -283,7 +269,7 @@ async fn blob_head(
 ) -> Response {
     let look = |offered: &Arc<Offered>| match offered.config.0 == reference {
         true => Some(offered.config.1.len() as u64),
-        false => offered.layers.get(&reference).map(|(_, layer)| layer.size),
+        false => offered.layers.get(&reference).map(|layer| layer.size),
     };
     match registry.upgrade().filter(|_| repository == REPOSITORY).and_then(|registry| registry.find(look)) {
         Some(size) => headers(&reference, BYTES, size).into_response(),
