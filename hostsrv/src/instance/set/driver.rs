@@ -117,7 +117,7 @@ impl SetDriver {
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
         let roots = tokio::spawn(roots::watch(shared.clone())).abort_handle();
-        tokio::spawn(exec::sweep(shared.state_dir.clone()));
+        tokio::spawn(exec::sweep(Arc::downgrade(&shared)));
         tokio::spawn(tools::sweep(Arc::downgrade(&shared)));
         Ok(Self { shared, events, roots })
     }

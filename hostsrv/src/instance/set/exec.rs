@@ -14,7 +14,7 @@ use bollard::exec::{CreateExecOptions, ResizeExecOptions};
 use futures_util::StreamExt;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -85,14 +85,11 @@ pub(super) async fn begin(
         .await?;
     let body = json!({"Detach": false, "Tty": spec.tty});
     let path = format!("/exec/{}/start", made.id);
+    let running = Arc::new(Running::new(shared, made.id));
+    // Before there is a process: an agent that dies at any moment from here on leaves word of it.
+    running.note("");
     let handed = hijack(engine.socket(), &doing, engine.limits.start, &path, &body).await?;
-    let running = Arc::new(Running {
-        shared: shared.clone(),
-        note: folder(&shared.state_dir).join(&made.id),
-        id: made.id,
-        leader: OnceCell::new(),
-    });
-    // Known as early as can be: who ends it later must find it, and so must the next agent.
+    // Known as early as can be: who ends it later must find it.
     tokio::spawn({
         let running = running.clone();
         let size = spec.size;
@@ -114,7 +111,7 @@ pub(super) async fn begin(
 struct Running {
     shared: Arc<Shared>,
     id: String,
-    /// Where its process is written down.
+    /// Where it is written down, by its id for the engine; its process in it as soon as that is known.
     note: PathBuf,
     /// None: it ended before it was seen, or was never there.
     leader: OnceCell<Option<Leader>>,
@@ -129,6 +126,17 @@ impl Drop for Running {
 }
 
 impl Running {
+    fn new(shared: &Arc<Shared>, id: String) -> Self {
+        let note = folder(&shared.state_dir).join(&id);
+        Self { shared: shared.clone(), id, note, leader: OnceCell::new() }
+    }
+
+    fn note(&self, text: &str) {
+        if let Err(error) = write(&self.note, text) {
+            tracing::warn!(%error, "a command cannot be written down; it may outlive this agent");
+        }
+    }
+
     async fn leader(&self) -> Option<Leader> {
         *self.leader.get_or_init(|| self.find()).await
     }
@@ -140,9 +148,7 @@ impl Running {
             _ => None,
         });
         let leader = Leader::of(pid.await.flatten()?)?;
-        if let Err(error) = write(&self.note, leader) {
-            tracing::warn!(%error, "a command cannot be written down; it will outlive this agent");
-        }
+        self.note(&leader.write());
         Some(leader)
     }
 
@@ -219,18 +225,25 @@ fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("commands")
 }
 
-fn write(note: &Path, leader: Leader) -> std::io::Result<()> {
+fn write(note: &Path, text: &str) -> std::io::Result<()> {
     std::fs::create_dir_all(note.parent().unwrap_or(note))?;
-    std::fs::write(note, leader.write())
+    std::fs::write(note, text)
 }
 
 /// Ends what an agent before this one left running.
-pub async fn sweep(state_dir: PathBuf) {
+pub async fn sweep(shared: Weak<Shared>) {
+    let Some(state_dir) = shared.upgrade().map(|shared| shared.state_dir.clone()) else { return };
     let Ok(notes) = std::fs::read_dir(folder(&state_dir)) else { return };
     // Those that are there now: this agent writes down its own soon.
     let notes: Vec<PathBuf> = notes.flatten().map(|entry| entry.path()).collect();
     for note in notes {
-        let leader = std::fs::read_to_string(&note).ok().and_then(|text| Leader::read(&text));
+        let text = std::fs::read_to_string(&note).unwrap_or_default();
+        // Its process was not known yet when the agent died: the engine tells it, unless it has forgotten the command.
+        let leader =
+            match (text.is_empty(), note.file_name().and_then(|name| name.to_str()), shared.upgrade()) {
+                (true, Some(id), Some(shared)) => Running::new(&shared, id.to_owned()).leader().await,
+                _ => Leader::read(&text),
+            };
         if let Some(leader) = leader {
             tracing::info!(pid = leader.pid, "ending a command whose client was lost");
             leader.end_session().await;
