@@ -160,6 +160,9 @@ impl RegionChange {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "snake_case")]
+// That of a security group's rule has the plain name.
+#[schemars(rename = "ReplicationDirection")]
+#[schema(as = ReplicationDirection)]
 pub enum Direction {
     /// From here to the region.
     #[default]
