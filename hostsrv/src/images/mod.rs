@@ -115,7 +115,7 @@ impl ImageCache {
     /// A layer's bytes, the first of them before the last has come. They end early where something is wrong.
     pub async fn open(&self, blob: &Blob) -> Result<Bytestream, Trouble> {
         check_digest(blob)?;
-        // Again: between a look and an open the file may take its place, or be taken away.
+        // Again: between a look and an open the file may be taken away.
         for _ in 0..3 {
             let coming = self.coming(blob, true);
             let mut state = coming.state.clone();
@@ -129,8 +129,12 @@ impl ImageCache {
             match tokio::fs::File::open(path).await {
                 Ok(file) if kept => return Ok(handing::kept(self.shelf.clone(), blob.clone(), file)),
                 Ok(file) => return Ok(handing::part(self.shelf.clone(), blob.clone(), file, coming)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Trouble::io("open a blob")(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Trouble::io("open a blob")(error));
+                }
+                Err(_) if kept => {}
+                // It takes its place, or was not what it should be: in a moment its state says which.
+                Err(_) => coming.kept().await?,
             }
         }
         Err(Trouble::Down {

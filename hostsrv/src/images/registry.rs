@@ -6,7 +6,7 @@
 //! registries at 127.0.0.0/8 so without being told to.
 
 use super::manifest::{self, DOCUMENT_MAX};
-use super::{ImageCache, Trouble};
+use super::{Bytestream, ImageCache, Trouble};
 use crate::instance::CachedImage;
 use amphi_api::ImageId;
 use amphi_api::image::{Blob, BlobRole};
@@ -234,9 +234,9 @@ async fn blob(
     }
     let layer = |offered: &Arc<Offered>| Some((offered.clone(), offered.layers.get(&reference)?.clone()));
     let Some((_, layer)) = registry.find(layer) else { return unknown() };
-    let (state, of) = (Arc::downgrade(&registry), reference.clone());
-    match registry.cache.open(&layer).await {
+    match begun(registry.cache.open(&layer).await).await {
         Ok(bytes) => {
+            let (state, of) = (Arc::downgrade(&registry), reference.clone());
             // Whatever is wrong, the engine only sees that the bytes end; who asked it to pull is told why.
             let bytes = bytes.inspect(move |piece| {
                 if let (Err(trouble), Some(registry)) = (piece, state.upgrade()) {
@@ -249,6 +249,19 @@ async fn blob(
         Err(trouble) => {
             tell(&registry, &reference, &trouble);
             refusal(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", "the layer cannot be had now")
+        }
+    }
+}
+
+/// Waits for the first piece: an answer whose body fails at once has no head either, since that goes out with the first
+/// bytes, and the engine would be left with a closed connection where a status can be told.
+async fn begun(opened: Result<Bytestream, Trouble>) -> Result<Bytestream, Trouble> {
+    let mut bytes = opened?;
+    match bytes.next().await {
+        None => Ok(bytes),
+        Some(first) => {
+            let first = first?;
+            Ok(futures_util::stream::iter([Ok(first)]).chain(bytes).boxed())
         }
     }
 }

@@ -184,7 +184,8 @@ async fn a_layer_that_does_not_come_is_told() {
     stage.source.blobs.lock().unwrap().insert(stage.image.layers[0].sha256.clone(), bytes);
     let answer = stage.get(&stage.layer()).await;
     assert!(answer.status() == 503 || answer.bytes().await.is_err(), "all of it went to the engine");
-    assert!(matches!(offer.trouble().await, Trouble::Broken(_)));
+    let trouble = offer.trouble().await;
+    assert!(matches!(trouble, Trouble::Broken(_)), "{trouble:?}");
 
     // Flipped on the disk, later.
     stage.source.put(&vec![7; 700_000]);
@@ -200,7 +201,8 @@ async fn a_layer_that_does_not_come_is_told() {
     std::fs::write(&path, bytes).unwrap();
     std::fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
     assert!(stage.get(&stage.layer()).await.bytes().await.is_err());
-    assert!(matches!(offer.trouble().await, Trouble::Changed(_)));
+    let trouble = offer.trouble().await;
+    assert!(matches!(trouble, Trouble::Changed(_)), "{trouble:?}");
     assert!(stage.get(&stage.layer()).await.bytes().await.is_ok(), "it has come anew");
 }
 
