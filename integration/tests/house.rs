@@ -108,3 +108,49 @@ fn one_room_knows_each_engine() {
     only("controller/src", &["controller/src/store"], &["sled::"]);
     never("hostsrv/src/reconcile", &["docker", "libvirt", "lvm", "ovs-"]);
 }
+
+/// Names of the types that are described to clients, each with its place. A type is called as `schema(as = …)` says, or by
+/// its own name.
+fn described(dir: &str) -> Vec<(String, String)> {
+    let root = root();
+    let mut found = Vec::new();
+    for file in sources(&root.join(dir)) {
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let (mut derived, mut alias) = (false, None);
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            derived |= code.contains("ToSchema") && !code.trim_start().starts_with("use ");
+            if let Some((_, after)) = code.split_once("schema(as = ") {
+                alias = after.split([')', ',']).next().map(str::to_owned);
+            }
+            let words: Vec<&str> = code.split([' ', '<', '(', '{', ';']).collect();
+            let Some(at) = words.iter().position(|word| matches!(*word, "struct" | "enum")) else { continue };
+            let own = words.get(at + 1).map(|own| (*own).to_owned());
+            let name = alias.take().or(own).expect("a type has a name");
+            if std::mem::take(&mut derived) {
+                let place = file.strip_prefix(&root).unwrap_or(&file).display();
+                found.push((name, format!("{place}:{}", number + 1)));
+            }
+        }
+    }
+    found
+}
+
+/// The generator of the description takes the second of two for the first, and answers then do not fit it.
+#[test]
+fn no_two_described_types_share_a_name() {
+    let mut places = std::collections::BTreeMap::<String, Vec<String>>::new();
+    for (name, place) in ["api/src", "controller/src"].into_iter().flat_map(described) {
+        places.entry(name).or_default().push(place);
+    }
+    assert!(
+        places.len() > 200,
+        "only {} types are described: is this test still about something?",
+        places.len()
+    );
+    for alias in ["ReplicationDirection", "GroupRollout"] {
+        assert!(places.contains_key(alias), "{alias} is not seen: other names are missed as well");
+    }
+    places.retain(|_, places| places.len() > 1);
+    assert!(places.is_empty(), "name them apart, with #[schema(as = …)]: {places:#?}");
+}
