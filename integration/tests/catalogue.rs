@@ -2,52 +2,15 @@
 //! everybody may start from are found by those who look for them.
 
 use amphi_integration::alone::Controller;
+use amphi_integration::counting::counting;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 const LAYER: usize = 6 << 20;
 
 fn programs() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_amphi-lab")).parent().expect("the programs' directory")
-}
-
-/// In front of a controller: passes everything, and counts what goes in.
-async fn counting(to: SocketAddr) -> (String, Arc<AtomicU64>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (url, count) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicU64::new(0)));
-    let counted = count.clone();
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let counted = counted.clone();
-            tokio::spawn(async move {
-                let Ok(far) = TcpStream::connect(to).await else { return };
-                let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
-                    (near.into_split(), far.into_split());
-                let up = async {
-                    let mut buffer = vec![0; 64 << 10];
-                    while let Ok(read @ 1..) = from_near.read(&mut buffer).await {
-                        counted.fetch_add(read as u64, Ordering::SeqCst);
-                        if to_far.write_all(&buffer[..read]).await.is_err() {
-                            break;
-                        }
-                    }
-                    let _closed = to_far.shutdown().await;
-                };
-                let down = async {
-                    let _ended = tokio::io::copy(&mut from_far, &mut to_near).await;
-                    let _closed = to_near.shutdown().await;
-                };
-                tokio::join!(up, down);
-            });
-        }
-    });
-    (url, count)
 }
 
 struct Cli {
@@ -130,7 +93,14 @@ fn start(purpose: &str, settings: &str) -> Controller {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_with_one_new_layer_costs_that_layer() {
     let controller = start("catalogue", "");
-    let (url, sent) = counting(controller.url().trim_start_matches("http://").parse().unwrap()).await;
+    let (front, count) =
+        counting(controller.url().trim_start_matches("http://").parse().unwrap()).await.unwrap();
+    let (url, mut before) = (format!("http://{front}"), 0);
+    // Since it was asked last.
+    let mut sent = || {
+        let now = count.up();
+        now - std::mem::replace(&mut before, now)
+    };
     let cli = Cli { url, token: controller.read("admin-token").unwrap() };
     let folder = tempfile::tempdir().unwrap();
     let base = [layer(1), layer(2), layer(3)];
@@ -138,11 +108,11 @@ async fn an_image_with_one_new_layer_costs_that_layer() {
     let (one, two) =
         (docker_archive(folder.path(), "one", &base), docker_archive(folder.path(), "two", &next));
 
-    let before = sent.swap(0, Ordering::SeqCst);
+    let before = sent();
     cli.run(&["image", "create", "one", one.to_str().unwrap()]).await;
-    let first = sent.swap(0, Ordering::SeqCst);
+    let first = sent();
     let made = cli.json(&["image", "create", "two", two.to_str().unwrap()]).await;
-    let second = sent.swap(0, Ordering::SeqCst);
+    let second = sent();
     println!(
         "{before} bytes before; 3 layers of {LAYER} bytes cost {first}, the same and a new one {second}"
     );
@@ -150,7 +120,7 @@ async fn an_image_with_one_new_layer_costs_that_layer() {
     let most = (LAYER + (256 << 10)) as u64;
     assert!((LAYER as u64..most).contains(&second), "one layer of {LAYER} bytes cost {second}");
     cli.run(&["image", "create", "again", two.to_str().unwrap()]).await;
-    let third = sent.swap(0, Ordering::SeqCst);
+    let third = sent();
     assert!(third < 256 << 10, "nothing new cost {third} bytes");
 
     // It is the same archive, byte for byte, and known by the same id as Docker gives it.

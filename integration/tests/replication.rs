@@ -4,7 +4,7 @@
 
 use amphi_integration::alone::Controller;
 use amphi_integration::archive::{archive, noise};
-use amphi_integration::counting::{Counted, counting};
+use amphi_integration::counting::{Counted, counting, door};
 use amphi_integration::dockerd::done;
 use amphi_integration::program::{Amphi, text};
 use amphi_integration::wait::{Seen, seen, until};
@@ -17,8 +17,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -115,44 +113,21 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }
 
-fn door(runtime: &Runtime, to: &Cloud) -> (SocketAddr, Arc<Counted>) {
+fn counted(runtime: &Runtime, to: &Cloud) -> (SocketAddr, Arc<Counted>) {
     runtime.block_on(counting(to.address())).expect("a door")
 }
 
 /// A door that flips one bit of what goes in, each time that it is told to.
 fn flipping(runtime: &Runtime, to: SocketAddr) -> (SocketAddr, Arc<AtomicBool>) {
     let armed = Arc::new(AtomicBool::new(false));
-    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a door");
-    let (address, flip) = (listener.local_addr().expect("an address"), armed.clone());
-    runtime.spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let flip = flip.clone();
-            tokio::spawn(async move {
-                let Ok(far) = TcpStream::connect(to).await else { return };
-                let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
-                    (near.into_split(), far.into_split());
-                let up = async {
-                    let mut buffer = vec![0; 64 << 10];
-                    while let Ok(read @ 1..) = from_near.read(&mut buffer).await {
-                        // So many at once are an image's, not words.
-                        if read > 32 << 10 && flip.swap(false, Ordering::SeqCst) {
-                            buffer[read / 2] ^= 0x10;
-                        }
-                        if to_far.write_all(&buffer[..read]).await.is_err() {
-                            break;
-                        }
-                    }
-                    let _closed = to_far.shutdown().await;
-                };
-                let down = async {
-                    let _ended = tokio::io::copy(&mut from_far, &mut to_near).await;
-                    let _closed = to_near.shutdown().await;
-                };
-                tokio::join!(up, down);
-            });
+    let flip = armed.clone();
+    let up = move |bytes: &mut [u8]| {
+        // So many at once are an image's, not words.
+        if bytes.len() > 32 << 10 && flip.swap(false, Ordering::SeqCst) {
+            bytes[bytes.len() / 2] ^= 0x10;
         }
-    });
-    (address, armed)
+    };
+    (runtime.block_on(door(to, up, |_| ())).expect("a door"), armed)
 }
 
 /// An application credential of a user who is a replicator in the project `admin` and nothing else: its id and its secret.
@@ -208,7 +183,7 @@ fn sha256(bytes: &[u8]) -> String {
 fn images_go_to_another_region_and_each_layer_goes_once() {
     let (runtime, folder) = (runtime(), tempfile::tempdir().expect("a folder"));
     let (north, south) = (Cloud::start("replication", "north"), Cloud::start("replication", "south"));
-    let (front, count) = door(&runtime, &south);
+    let (front, count) = counted(&runtime, &south);
     north.knows("south", &south, front, &[]);
     let shown = north.run(&["region", "show", "south", "--json"]);
     let secret = south.controller.read("admin-token").expect("a token");
@@ -323,7 +298,7 @@ fn a_sender_or_receiver_that_is_killed_costs_no_byte_twice() {
     let (runtime, folder) = (runtime(), tempfile::tempdir().expect("a folder"));
     let mut north = Cloud::start("replication-killed", "north");
     let mut south = Cloud::start("replication-killed", "south");
-    let (front, count) = door(&runtime, &south);
+    let (front, count) = counted(&runtime, &south);
     north.knows("south", &south, front, &["--rate", "4096"]);
     let disk = file(folder.path(), "disk", &noise("killed", SIZE as usize));
     let made = north.make("disk", &["--disk", &disk]);
@@ -361,7 +336,7 @@ fn a_sender_or_receiver_that_is_killed_costs_no_byte_twice() {
     south.knows("north", &north, north.address(), &["--rate", "4096"]);
     let made =
         north.make("again", &["--disk", &file(folder.path(), "again", &noise("again", SIZE as usize))]);
-    let (front, count) = door(&runtime, &north);
+    let (front, count) = counted(&runtime, &north);
     south.run(&["region", "set", "north", "--url", &format!("http://{front}")]);
     let before = count.down();
     south.run(&["image", "fetch", "again", "--from", "north", "--no-wait"]);

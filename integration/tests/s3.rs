@@ -5,14 +5,14 @@ use amphi_controller::digest::Digest;
 use amphi_controller::images::BlobError;
 use amphi_controller::images::shelf::s3::{S3, S3Config};
 use amphi_controller::images::shelf::{Shelf, conformance};
-use amphi_integration::alone::Controller;
+use amphi_integration::alone::{Controller, free_port};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use sha2::Digest as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +42,7 @@ struct Moto {
 
 impl Moto {
     async fn start(bucket: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         let child = Command::new(venv().join("bin/moto_server"))
             .args(["-H", "127.0.0.1", "-p", &port.to_string()])
             .stdin(Stdio::null())

@@ -102,21 +102,27 @@ struct Said {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Visibility {
+pub(super) enum Visibility {
     Public,
     Community,
     Shared,
     Private,
 }
 
+impl From<Visibility> for ImageVisibility {
+    fn from(word: Visibility) -> Self {
+        match word {
+            Visibility::Public => Self::Public,
+            Visibility::Community => Self::Community,
+            Visibility::Shared => Self::Shared,
+            Visibility::Private => Self::Private,
+        }
+    }
+}
+
 impl Said {
     fn edit(self, name: Option<String>) -> ImageEdit {
-        let visibility = self.visibility.map(|visibility| match visibility {
-            Visibility::Public => ImageVisibility::Public,
-            Visibility::Community => ImageVisibility::Community,
-            Visibility::Shared => ImageVisibility::Shared,
-            Visibility::Private => ImageVisibility::Private,
-        });
+        let visibility = self.visibility.map(ImageVisibility::from);
         ImageEdit { name, description: self.description, version: self.image_version, visibility }
     }
 }

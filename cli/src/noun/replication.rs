@@ -1,5 +1,6 @@
 //! `amphi replication`, `amphi image replicate` and `amphi image fetch`: images that go to other regions and come from them.
 
+use super::image::Visibility;
 use crate::failure::Failure;
 use crate::session::Session;
 use crate::table::{bytes, moment, or_dash, pairs, rows, word};
@@ -9,7 +10,7 @@ use amphi_api::image::ImageVisibility;
 use amphi_api::replication::{
     Direction, Replication, ReplicationCreate, ReplicationPolicy, ReplicationPolicySpec, ReplicationState,
 };
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -69,14 +70,6 @@ pub struct Create {
     /// Delete a replica when its image is deleted here.
     #[arg(long)]
     deletes: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Visibility {
-    Public,
-    Community,
-    Shared,
-    Private,
 }
 
 /// `amphi image replicate`.
@@ -217,12 +210,7 @@ impl Create {
                 .ok_or_else(|| Failure::new(2, format!("--property {pair}: must be KEY=VALUE")))?;
             properties.insert(key.to_owned(), value.to_owned());
         }
-        let visibility = self.visibility.map(|visibility| match visibility {
-            Visibility::Public => ImageVisibility::Public,
-            Visibility::Community => ImageVisibility::Community,
-            Visibility::Shared => ImageVisibility::Shared,
-            Visibility::Private => ImageVisibility::Private,
-        });
+        let visibility = self.visibility.map(ImageVisibility::from);
         Ok(ReplicationPolicySpec {
             name: self.policy,
             region: self.to,

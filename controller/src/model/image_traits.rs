@@ -2,7 +2,7 @@
 
 use super::{ConversionRecord, ImageRecord};
 use amphi_api::ProjectId;
-use amphi_api::image::{Blob, ImageFormat};
+use amphi_api::image::{Blob, ImageFormat, ImageVisibility};
 use amphi_api::replica::Origin;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,28 @@ pub enum Visibility {
     Shared,
     #[default]
     Private,
+}
+
+impl From<ImageVisibility> for Visibility {
+    fn from(said: ImageVisibility) -> Self {
+        match said {
+            ImageVisibility::Public => Self::Public,
+            ImageVisibility::Community => Self::Community,
+            ImageVisibility::Shared => Self::Shared,
+            ImageVisibility::Private => Self::Private,
+        }
+    }
+}
+
+impl From<Visibility> for ImageVisibility {
+    fn from(kept: Visibility) -> Self {
+        match kept {
+            Visibility::Public => Self::Public,
+            Visibility::Community => Self::Community,
+            Visibility::Shared => Self::Shared,
+            Visibility::Private => Self::Private,
+        }
+    }
 }
 
 impl Visibility {

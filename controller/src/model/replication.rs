@@ -4,8 +4,8 @@
 //! said of the image than was brought. A failure leaves it open: it is tried again, less and less often.
 
 use super::repository::fits;
-use super::{ImageRecord, Record, Visibility};
-use amphi_api::image::{ImageState, ImageVisibility};
+use super::{ImageRecord, Record};
+use amphi_api::image::ImageState;
 use amphi_api::replication::{Direction, RegionCredential, ReplicationPolicySpec, ReplicationState, Secret};
 use amphi_api::{ImageId, ProjectId, RegionId, ReplicationId, ReplicationPolicyId};
 use jiff::{SignedDuration, Timestamp};
@@ -62,18 +62,12 @@ impl ReplicationPolicyRecord {
     /// Whether an image goes by it.
     pub fn means(&self, image: &ImageRecord) -> bool {
         let spec = &self.spec;
-        let visibility = match image.traits.visibility {
-            Visibility::Public => ImageVisibility::Public,
-            Visibility::Community => ImageVisibility::Community,
-            Visibility::Shared => ImageVisibility::Shared,
-            Visibility::Private => ImageVisibility::Private,
-        };
         let property = |(key, value): (&String, &String)| image.traits.properties.get(key) == Some(value);
         image.state() == ImageState::Active
             && !image.closing
             && spec.image.as_ref().is_none_or(|p| fits(p.as_bytes(), image.name.as_bytes()))
             && self.project.is_none_or(|project| project == image.project)
-            && spec.visibility.is_none_or(|wanted| wanted == visibility)
+            && spec.visibility.is_none_or(|wanted| wanted == image.traits.visibility.into())
             && spec.properties.iter().all(property)
     }
 }
@@ -211,6 +205,7 @@ impl Record for ReplicationRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Visibility;
     use amphi_api::image::{Blob, BlobRole, ImageFormat};
     use serde_json::json;
 

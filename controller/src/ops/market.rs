@@ -168,15 +168,9 @@ fn changes(edit: &ImageEdit, record: &ImageRecord) -> Vec<ImageChange> {
         Some("") => record.traits.properties.get(key).map(|_| ImageChange::RemoveProperty(key.to_owned())),
         Some(text) => Some(ImageChange::SetProperty(key.to_owned(), text.to_owned())),
     };
-    let visibility = edit.visibility.map(|visibility| match visibility {
-        ImageVisibility::Public => Visibility::Public,
-        ImageVisibility::Community => Visibility::Community,
-        ImageVisibility::Shared => Visibility::Shared,
-        ImageVisibility::Private => Visibility::Private,
-    });
     [
         edit.name.clone().map(ImageChange::Name),
-        visibility.map(ImageChange::Visibility),
+        edit.visibility.map(|said| ImageChange::Visibility(said.into())),
         property(DESCRIPTION, &edit.description),
         property(VERSION, &edit.version),
     ]
@@ -189,18 +183,12 @@ impl ImageRecord {
     /// As clients see it who look at it alone.
     pub fn detail(&self) -> ImageDetail {
         let property = |key: &str| self.traits.properties.get(key).cloned();
-        let visibility = match self.traits.visibility {
-            Visibility::Public => ImageVisibility::Public,
-            Visibility::Community => ImageVisibility::Community,
-            Visibility::Shared => ImageVisibility::Shared,
-            Visibility::Private => ImageVisibility::Private,
-        };
         ImageDetail {
             image: self.view(),
             said: ImageSaid {
                 description: property(DESCRIPTION),
                 version: property(VERSION),
-                visibility,
+                visibility: self.traits.visibility.into(),
                 tags: self.traits.tags.iter().cloned().collect(),
                 origin: self.traits.origin.as_ref().map(|origin| origin.region.clone()),
             },

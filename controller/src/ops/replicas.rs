@@ -9,7 +9,7 @@ use super::{BlobStream, ByteRange, Draft, Ops, OpsError, View, image_bytes};
 use crate::images::BlobRead;
 use crate::images::oci::manifest;
 use crate::model::*;
-use amphi_api::image::{Blob, BlobRole, ImageFormat, ImageState, ImageVisibility};
+use amphi_api::image::{Blob, BlobRole, ImageFormat, ImageState};
 use amphi_api::recipe::{LITERAL_MAX, Piece, Recipe};
 use amphi_api::replica::{
     MissingBlob, Origin, Replica, ReplicaAnswer, ReplicaPushed, ReplicaSaid, ReplicaState, ReplicaTag,
@@ -359,12 +359,7 @@ fn say(record: &mut ImageRecord, replica: &Replica) {
     record.name.clone_from(&replica.name);
     record.cmdline.clone_from(&replica.cmdline);
     let traits = &mut record.traits;
-    traits.visibility = match said.visibility {
-        ImageVisibility::Public => Visibility::Public,
-        ImageVisibility::Community => Visibility::Community,
-        ImageVisibility::Shared => Visibility::Shared,
-        ImageVisibility::Private => Visibility::Private,
-    };
+    traits.visibility = said.visibility.into();
     traits.tags.clone_from(&said.tags);
     traits.properties.clone_from(&said.properties);
     (traits.hidden, traits.deactivated) = (said.hidden, said.deactivated);

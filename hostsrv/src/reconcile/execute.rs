@@ -335,13 +335,13 @@ impl Reconciler {
         }
         self.note_begun(instance)?;
         // Before the engine hears of a container that names it.
-        let _coming = match making {
+        let announced = match making {
             Some((id, _)) => self.drivers.volumes.announce(id.0).await?,
             None => None,
         };
         let attached = async {
             // Whoever waits for it learns at once what has become of it, however long the engine takes.
-            let _coming = _coming;
+            let _coming = announced;
             if let Some((id, desired)) = making {
                 self.ensure_volume(desired, id).await?;
             }

@@ -196,7 +196,7 @@ fn spawn(program: &Path, folder: &Path, clock: Option<&Clock>) -> Result<Child> 
 
 /// A port that stays free while the process that listens there is killed and started again: below those that the kernel gives
 /// to connections by itself (ip(7), `ip_local_port_range`), where processes of several tests begin at different places.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let begin = std::process::id().wrapping_mul(61);
     for _ in 0..PORTS.len() {

@@ -10,7 +10,7 @@ mod hosts;
 mod wire;
 
 pub use clock::Clock;
-pub use controller::Controller;
+pub use controller::{Controller, free_port};
 pub use host::Host;
 pub use hosts::MemoryHost;
 pub use wire::Wire;

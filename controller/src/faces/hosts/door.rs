@@ -3,7 +3,7 @@
 //! 0.7 s is none, and a controller that starts fifty instances has no worker free that soon. All others go on to the face,
 //! their handshake not yet done. Refuses everything that waits for a disk, a record or a host.
 
-use super::tls::{Accepted, HANDSHAKE, Peer};
+use super::tls::{Accepted, Peer, in_time};
 use super::{LEASE_MAX, State, lease};
 use amphi_api::lease::LEASE_ALPN;
 use amphi_api::urgency;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
@@ -99,11 +98,7 @@ async fn accept_all(
         tokio::spawn(async move {
             let _permit = permit;
             let _ = tcp.set_nodelay(true);
-            match timeout(HANDSHAKE, admit(tcp, address, tls, callers, renewing)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
-            }
+            in_time(address, admit(tcp, address, tls, callers, renewing)).await;
         });
     }
 }

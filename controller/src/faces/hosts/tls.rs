@@ -15,7 +15,7 @@ use tokio_rustls::server::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
 
 /// A handshake takes at most this long.
-pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes under way at once; more connections wait at the door.
 const HANDSHAKES: usize = 256;
 
@@ -114,6 +114,19 @@ pub async fn serve(
     served
 }
 
+/// What a handshake comes to; none, and told, where it fails or takes too long.
+pub(super) async fn in_time<T>(
+    address: SocketAddr,
+    shaken: impl Future<Output = std::io::Result<T>>,
+) -> Option<T> {
+    match tokio::time::timeout(HANDSHAKE, shaken).await {
+        Ok(Ok(done)) => return Some(done),
+        Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+    }
+    None
+}
+
 async fn shake_hands(
     mut callers: mpsc::Receiver<Caller>,
     tls: Arc<rustls::ServerConfig>,
@@ -129,13 +142,9 @@ async fn shake_hands(
                 let tcp = TcpStream::from_std(tcp)?;
                 StartHandshake::from_parts(said, tcp).into_stream(tls).await
             };
-            match tokio::time::timeout(HANDSHAKE, shaken).await {
-                Ok(Ok(stream)) => {
-                    let peer = Peer::of(&stream, address);
-                    let _ = done.send((stream, peer)).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+            if let Some(stream) = in_time(address, shaken).await {
+                let peer = Peer::of(&stream, address);
+                let _ = done.send((stream, peer)).await;
             }
         });
     }

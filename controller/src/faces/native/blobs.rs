@@ -98,8 +98,15 @@ pub async fn append(
 ) -> Result<Response, Failure> {
     let range = content_range(request.headers())?;
     let bytes = upload::bytes_of(request.into_body());
-    Ok(match native.ops.append_lone_blob(scope, &sha256, range, bytes).await? {
-        Ok(blob) => Json(blob).into_response(),
-        Err(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
-    })
+    Ok(arrived(native.ops.append_lone_blob(scope, &sha256, range, bytes).await?))
+}
+
+/// The blob, or how many of its bytes are here.
+pub(super) fn arrived(outcome: Result<Blob, u64>) -> Response {
+    outcome.map_or_else(awaited, |blob| Json(blob).into_response())
+}
+
+/// So many bytes are here, and more are awaited.
+pub(super) fn awaited(here: u64) -> Response {
+    (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response()
 }

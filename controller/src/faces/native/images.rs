@@ -2,6 +2,7 @@
 
 use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
+use super::blobs;
 use super::extract::{Body, Id, Params, id, parse};
 use super::guard::Scope;
 use crate::faces::upload;
@@ -279,7 +280,7 @@ pub async fn append_blob(
     let bytes = upload::bytes_of(request.into_body());
     let appended = native.ops.append_blob(scope, image, role, range, bytes, expected.as_deref()).await?;
     Ok(match appended {
-        Appended::More(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
+        Appended::More(here) => blobs::awaited(here),
         Appended::Whole(image) => Json(*image).into_response(),
     })
 }

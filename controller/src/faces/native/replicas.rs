@@ -3,9 +3,9 @@
 
 use super::Native;
 use super::answers::{Failure, ReadRefusals, WriteRefusals};
-use super::blobs::{content, first};
+use super::blobs::{arrived, content, first};
 use super::extract::{Body, Id, Params};
-use super::images::{OFFSET, content_range};
+use super::images::content_range;
 use crate::faces::upload;
 use amphi_api::image::Blob;
 use amphi_api::replica::{Replica, ReplicaAnswer, ReplicaState};
@@ -13,7 +13,7 @@ use amphi_api::{ErrorCode, ImageId, ProjectId};
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -121,8 +121,5 @@ pub async fn append(
 ) -> Result<Response, Failure> {
     let range = content_range(request.headers())?;
     let bytes = upload::bytes_of(request.into_body());
-    Ok(match native.ops.take_replica_blob(whose.project, &sha256, range, bytes).await? {
-        Ok(blob) => Json(blob).into_response(),
-        Err(here) => (StatusCode::ACCEPTED, [(OFFSET, here.to_string())]).into_response(),
-    })
+    Ok(arrived(native.ops.take_replica_blob(whose.project, &sha256, range, bytes).await?))
 }
