@@ -112,9 +112,10 @@ async fn run(config: Config, handed: Option<std::net::TcpListener>) -> anyhow::R
     let keep = SignedDuration::from_hours(i64::from(config.recycle_hours));
     let southbound = Arc::new(Southbound::open(&config.ovn_sb)?);
     let failover = tasks::Failover::new(ops.clone(), ops.leases().clone(), southbound, config.fences()?);
-    let tasks: [Arc<dyn Task>; 15] = [
+    let tasks: [Arc<dyn Task>; 16] = [
         Arc::new(failover),
         Arc::new(tasks::Blobs { ops: ops.clone(), every: config.images.sweep() }),
+        Arc::new(tasks::Checksums { ops: ops.clone() }),
         Arc::new(tasks::Exchanges { ops: ops.clone() }),
         Arc::new(tasks::MaintenanceMoves { ops: ops.clone() }),
         Arc::new(tasks::Journal { ops: ops.clone() }),

@@ -48,18 +48,9 @@ impl Face {
         })
     }
 
-    /// Bytes, handed to whoever takes them.
-    pub fn download<T>(
-        &self,
-        path: &str,
-        take: impl AsyncFnOnce(reqwest::Response) -> Result<T>,
-    ) -> Result<T> {
-        let request = self.http.get(format!("{}/{path}", self.url)).header("x-auth-token", &self.token);
-        self.runtime.block_on(async {
-            let answer = request.send().await.with_context(|| format!("GET {path}"))?;
-            ensure!(answer.status().is_success(), "GET {path}: {}", answer.status());
-            take(answer).await
-        })
+    /// What another client needs to fetch this: the URL and the token.
+    pub fn at(&self, path: &str) -> Result<(String, &str)> {
+        Ok((format!("{}/{path}", self.url), self.token.to_str().context("the token")?))
     }
 
     /// Makes one thing of the network service; its id.

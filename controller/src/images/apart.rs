@@ -30,7 +30,7 @@ const HELD_MAX: u64 = 8 << 20;
 pub struct Apart {
     /// Of the whole archive.
     pub digest: Digest,
-    pub md5: String,
+    pub md5: Option<String>,
     pub size: u64,
     pub recipe: Recipe,
     pub manifest: Bytes,
@@ -74,7 +74,7 @@ pub async fn take_apart<E: std::fmt::Display>(
     expected: Option<&str>,
 ) -> Result<Apart, BlobError> {
     // Digests only: what is in the archive goes into files of its own.
-    let (mut whole, mut size) = (Pour::new(None, Some(Digests::default()), None), 0);
+    let (mut whole, mut size) = (Pour::new(None, Some(Digests::with_md5()), None), 0);
     let mut taker = Taker::new(store);
     let mut refused = None;
     let mut bytes = pin!(bytes);
@@ -169,7 +169,7 @@ impl<'a> Taker<'a> {
                                 self.held += entry.size;
                                 Open::Held(Vec::new())
                             } else {
-                                Open::Spool(self.store.spool().await?)
+                                Open::Spool(self.store.spool(Digests::default()).await?)
                             });
                             Target::File(self.parts.len())
                         }
@@ -225,7 +225,7 @@ impl<'a> Taker<'a> {
         Ok(())
     }
 
-    async fn finish(self, digest: Digest, md5: String, size: u64) -> Result<Apart, BlobError> {
+    async fn finish(self, digest: Digest, md5: Option<String>, size: u64) -> Result<Apart, BlobError> {
         self.walk.end().map_err(broken)?;
         let Meaning { config: config_bytes, manifest, layers: named } =
             documents::read(&self.files, &self.parts).await?;
@@ -294,7 +294,7 @@ impl<'a> Taker<'a> {
                     let file = match part.content {
                         Content::Spooled(file) => file,
                         Content::Held(bytes) => {
-                            let mut spool = self.store.spool().await?;
+                            let mut spool = self.store.spool(Digests::default()).await?;
                             spool.write(bytes.into()).await?;
                             spool.finish().await?
                         }

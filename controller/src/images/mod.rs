@@ -29,7 +29,7 @@ use amphi_api::disk::{DiskFormat, Ends};
 use bytes::Bytes;
 use error::io;
 use futures_util::{Stream, StreamExt};
-use spool::Spool;
+use spool::{Digests, Spool};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -51,8 +51,8 @@ pub struct BlobStore {
 pub struct Stored {
     pub digest: Digest,
     pub size: u64,
-    /// Lower-case hexadecimal MD5: what glance calls an image's checksum.
-    pub md5: String,
+    /// Lower-case hexadecimal MD5, what glance calls an image's checksum; none: it was not taken.
+    pub md5: Option<String>,
     pub place: String,
 }
 
@@ -81,9 +81,9 @@ impl BlobStore {
     }
 
     /// A file in the making; it goes with its handle.
-    async fn spool(&self) -> Result<Spool, BlobError> {
+    async fn spool(&self, digests: Digests) -> Result<Spool, BlobError> {
         let path = self.uploads.join(format!("{}.part", uuid::Uuid::new_v4()));
-        Spool::create(path, self.limit).await
+        Spool::create(path, self.limit, digests).await
     }
 
     /// Takes bytes into a file that can be kept. With `expected`, other bytes are refused.
@@ -92,7 +92,7 @@ impl BlobStore {
         bytes: impl Stream<Item = Result<Bytes, E>>,
         expected: Option<&str>,
     ) -> Result<Spooled, BlobError> {
-        let mut spool = self.spool().await?;
+        let mut spool = self.spool(Digests::with_md5()).await?;
         let mut bytes = pin!(bytes);
         while let Some(part) = bytes.next().await {
             let part =

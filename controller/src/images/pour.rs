@@ -1,6 +1,6 @@
 //! Bytes on their way into a file. What comes is gathered while what came before is written and digested on threads of their
-//! own: SHA-256 behind the write on one, MD5 on another. Bounded: a sender waits when what it has sent is not yet
-//! written. Refuses to hold a thread while nothing comes.
+//! own: SHA-256 behind the write on one, MD5, where it is wanted, on another; and the disk begins with it meanwhile. Bounded: a
+//! sender waits when what it has sent is not yet written. Refuses to hold a thread while nothing comes.
 
 use super::spool::Digests;
 use bytes::Bytes;
@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 
 /// Gathered at most while others are written, in bytes.
 const GATHERED: usize = 2 << 20;
+/// The disk is told to begin after so many bytes: whoever waits for all of them at the end waits for few.
+const SYNCED: u64 = 16 << 20;
 
 /// Kept as long as anything is being written: what a writer holds against others, even when it is dropped in between.
 pub(super) type Hold = Option<Arc<dyn Any + Send + Sync>>;
@@ -25,6 +27,9 @@ pub(super) struct Pour {
     gathered: Vec<Bytes>,
     waiting: usize,
     flying: Option<JoinHandle<io::Result<Option<Digests>>>>,
+    /// Written since the disk was last told.
+    unsynced: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
     hold: Hold,
 }
 
@@ -32,7 +37,8 @@ impl Pour {
     /// Behind what is in the file. `digests`: of just that.
     pub fn new(file: Option<File>, digests: Option<Digests>, hold: Hold) -> Self {
         let file = file.map(Arc::new);
-        Self { file, digests, gathered: Vec::new(), waiting: 0, flying: None, hold }
+        let (gathered, waiting, unsynced) = (Vec::new(), 0, 0);
+        Self { file, digests, gathered, waiting, flying: None, unsynced, syncing: None, hold }
     }
 
     /// Takes a piece. An error may be that of an earlier one.
@@ -61,6 +67,10 @@ impl Pour {
         self.land().await?;
         self.fly();
         self.land().await?;
+        // What the disk refuses is told once, to whoever asks first.
+        if let Some(syncing) = self.syncing.take() {
+            syncing.await.map_err(io::Error::other)??;
+        }
         Ok(self.digests.take())
     }
 
@@ -71,6 +81,24 @@ impl Pour {
             self.flying = None;
             self.digests = landed??;
         }
+        self.sync().await
+    }
+
+    /// Has the disk begin with what is written, unless it is at it.
+    async fn sync(&mut self) -> io::Result<()> {
+        match &mut self.syncing {
+            Some(syncing) if !syncing.is_finished() => return Ok(()),
+            Some(syncing) => {
+                let synced = syncing.await.map_err(io::Error::other);
+                self.syncing = None;
+                synced??;
+            }
+            None => {}
+        }
+        if let Some(file) = self.file.clone().filter(|_| self.unsynced >= SYNCED) {
+            self.unsynced = 0;
+            self.syncing = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        }
         Ok(())
     }
 
@@ -79,11 +107,11 @@ impl Pour {
             return;
         }
         let pieces: Arc<[Bytes]> = std::mem::take(&mut self.gathered).into();
-        self.waiting = 0;
+        self.unsynced += std::mem::take(&mut self.waiting) as u64;
         let (file, hold, digests) = (self.file.clone(), self.hold.clone(), self.digests.take());
         self.flying = Some(tokio::spawn(async move {
             let (first, second, size) = match digests {
-                Some(Digests { sha256, md5, size }) => (Some(sha256), Some(md5), size),
+                Some(Digests { sha256, md5, size }) => (Some(sha256), md5, size),
                 None => (None, None, 0),
             };
             let bytes = pieces.clone();
@@ -103,8 +131,11 @@ impl Pour {
                 })
             });
             let sha256 = sha256.await.map_err(io::Error::other)??;
-            let (Some(sha256), Some(md5)) = (sha256, md5) else { return Ok(None) };
-            let md5 = md5.await.map_err(io::Error::other)?;
+            let md5 = match md5 {
+                Some(md5) => Some(md5.await.map_err(io::Error::other)?),
+                None => None,
+            };
+            let Some(sha256) = sha256 else { return Ok(None) };
             Ok(Some(Digests { sha256, md5, size: size + added as u64 }))
         }));
     }

@@ -13,20 +13,28 @@ use tokio::fs::File;
 #[derive(Clone, Default)]
 pub(super) struct Digests {
     pub(super) sha256: Sha256,
-    pub(super) md5: Md5,
+    /// None: it is not taken.
+    pub(super) md5: Option<Md5>,
     pub(super) size: u64,
 }
 
 impl Digests {
+    /// The default takes SHA-256 alone: MD5 takes more than twice as long, and nothing here relies on it.
+    pub(super) fn with_md5() -> Self {
+        Self { md5: Some(Md5::default()), ..Self::default() }
+    }
+
     pub(super) fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
-        self.md5.update(bytes);
+        if let Some(md5) = &mut self.md5 {
+            md5.update(bytes);
+        }
         self.size += bytes.len() as u64;
     }
 
     /// SHA-256, and MD5 in lower-case hexadecimal.
-    pub(super) fn finish(self) -> (Digest, String) {
-        (Digest(self.sha256.finalize().into()), hex::encode(self.md5.finalize()))
+    pub(super) fn finish(self) -> (Digest, Option<String>) {
+        (Digest(self.sha256.finalize().into()), self.md5.map(|md5| hex::encode(md5.finalize())))
     }
 }
 
@@ -51,16 +59,16 @@ pub(super) struct Spool {
 pub struct Spooled {
     path: Goes,
     pub digest: Digest,
-    pub md5: String,
+    /// Lower-case hexadecimal; none: it was not taken.
+    pub md5: Option<String>,
     pub size: u64,
 }
 
 impl Spool {
-    pub(super) async fn create(path: PathBuf, limit: u64) -> Result<Self, BlobError> {
+    pub(super) async fn create(path: PathBuf, limit: u64, digests: Digests) -> Result<Self, BlobError> {
         let file = File::create(&path).await.map_err(io("begin an upload"))?.into_std().await;
         let path = Goes(path);
-        let pour =
-            Pour::new(Some(file.try_clone().map_err(io("begin an upload"))?), Some(Digests::default()), None);
+        let pour = Pour::new(Some(file.try_clone().map_err(io("begin an upload"))?), Some(digests), None);
         Ok(Self { file, pour, path, size: 0, limit })
     }
 

@@ -28,7 +28,7 @@ pub struct ImageTraits {
     pub min_disk: u32,
     /// In MiB.
     pub min_ram: u32,
-    /// Lower-case hexadecimal MD5 of the bytes: glance's `checksum`.
+    /// Lower-case hexadecimal MD5 of the bytes, glance's `checksum`; none: nobody has read them for it yet.
     pub md5: Option<String>,
     /// Size of the disk that the bytes describe, in bytes.
     pub virtual_size: Option<u64>,
@@ -48,7 +48,7 @@ pub struct ImageTraits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StagedBlob {
     pub blob: Blob,
-    pub md5: String,
+    pub md5: Option<String>,
     #[serde(default)]
     pub virtual_size: Option<u64>,
 }

@@ -283,7 +283,7 @@ impl Ops {
             if lost.as_ref() == Some(&record.place) {
                 record.place.clone_from(&stored.place);
             }
-            record.md5 = Some(stored.md5.clone());
+            record.md5 = stored.md5.clone().or(record.md5);
             record.layer = record.layer.or(layer);
             lend(&mut record, scope, now, lent);
             let mut draft = Draft::default();

@@ -21,7 +21,7 @@ const CHUNK: usize = 256 << 10;
 /// Bytes that are in the store, lent to the project until an image names them.
 pub(super) struct Brought {
     pub blob: Blob,
-    pub md5: String,
+    pub md5: Option<String>,
     pub virtual_size: Option<u64>,
     /// What a manifest names.
     pub container: Option<Checked>,
@@ -166,7 +166,7 @@ impl Ops {
                 Some(row) => (*row.record).clone(),
                 None => blank(apart.digest, apart.size, String::new()),
             };
-            record.md5 = Some(apart.md5.clone());
+            record.md5 = apart.md5.clone().or(record.md5);
             record.archive = Some(parts.clone());
             lend(&mut record, scope, now, lent);
             draft.put_record(row, &record);

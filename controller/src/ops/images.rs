@@ -177,7 +177,7 @@ impl Ops {
                 record.take_parts(parts);
             }
             record.blobs.insert(*role, staged.blob);
-            record.traits.md5 = Some(staged.md5);
+            record.traits.md5 = staged.md5;
             record.traits.virtual_size = staged.virtual_size;
             record.traits.updated_at = Some(Timestamp::now());
             let mut draft = Draft::default();
@@ -276,7 +276,7 @@ impl Ops {
                         container.fill(view, &mut draft, &mut record)?;
                     }
                     record.blobs.insert(role, brought.blob.clone());
-                    record.traits.md5 = Some(brought.md5.clone());
+                    record.traits.md5.clone_from(&brought.md5);
                     record.traits.virtual_size = brought.virtual_size;
                     record.traits.updated_at = Some(Timestamp::now());
                     draft.update(row, &record);

@@ -11,6 +11,7 @@ pub mod asked;
 pub mod blobs;
 mod boot_log;
 mod bringing;
+mod checksums;
 pub mod container_images;
 mod conversions;
 pub mod desired;

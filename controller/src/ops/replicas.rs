@@ -184,7 +184,7 @@ impl Ops {
                 container.fill(view, draft, &mut record)?;
             }
             record.blobs.insert(*role, brought.blob.clone());
-            record.traits.md5 = Some(brought.md5.clone());
+            record.traits.md5.clone_from(&brought.md5);
             record.traits.virtual_size = brought.virtual_size;
         }
         Ok(record)

@@ -147,10 +147,7 @@ impl Ops {
         }
         let record: Option<BlobRecord> =
             self.world().read().blobs.get(digest_of(sha256)?).map(|row| (*row.record).clone());
-        let Some((record, md5)) = record.and_then(|record| record.md5.clone().map(|md5| (record, md5)))
-        else {
-            return Ok(None);
-        };
+        let Some(record) = record else { return Ok(None) };
         let virtual_size = match DiskFormat::of(format).filter(|_| role == BlobRole::Disk) {
             Some(disk) => {
                 let ends = self.blobs.ends(record.digest, &record.place, disk).await?;
@@ -159,6 +156,6 @@ impl Ops {
             None => None,
         };
         let blob = Blob { sha256: sha256.to_owned(), size: record.size };
-        Ok(Some(Brought { blob, md5, virtual_size, container: None }))
+        Ok(Some(Brought { blob, md5: record.md5, virtual_size, container: None }))
     }
 }

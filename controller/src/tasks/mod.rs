@@ -1,6 +1,7 @@
 //! Work that nobody waits for: each task takes no input and looks at the world anew each time.
 
 mod blobs;
+mod checksums;
 pub mod driver;
 mod exchanges;
 mod failover;
@@ -19,6 +20,7 @@ mod topology;
 mod twins;
 
 pub use blobs::Blobs;
+pub use checksums::Checksums;
 pub use driver::{Task, drive};
 pub use exchanges::Exchanges;
 pub use failover::{Failover, Verdicts};

@@ -5,6 +5,7 @@ use crate::images::make_tar as make;
 use crate::images::oci::media;
 use crate::model::{Digest, ManifestKind};
 use crate::ops::BlobStream;
+use crate::ops::ByteRange;
 use crate::ops::blobs::PushRefused;
 use amphi_api::image::{Compression, ImageCreate};
 use bytes::Bytes;
@@ -227,6 +228,32 @@ async fn staged_archives_are_taken_apart_too() {
     let seen = cloud.ops.image(P, id).unwrap();
     assert_eq!((seen.layers.len(), seen.layers[0].compression), (1, Compression::None));
     assert_eq!(read(&cloud, &seen.blobs[&BlobRole::Archive].sha256).await, bytes);
+}
+
+#[tokio::test]
+async fn a_checksum_that_was_not_taken_on_the_way_comes_afterwards() {
+    let cloud = Cloud::new().await;
+    let send = async |bytes: &[u8]| {
+        let (id, total) = (image(&cloud, "raw").await, bytes.len() as u64);
+        let (one, two) = bytes.split_at(bytes.len() / 2);
+        for (from, part) in [(0, one), (one.len() as u64, two)] {
+            let range = ByteRange { from, total };
+            cloud.ops.append_blob(P, id, BlobRole::Disk, range, whole(part), None).await.unwrap();
+        }
+        id
+    };
+    let bytes = vec![b'a'; 700_000];
+    let (sent, lost, at_once) = (send(&bytes).await, send(b"lost").await, image(&cloud, "raw").await);
+    put(&cloud, at_once, whole(b"hello")).await.unwrap();
+    let md5 = |id| cloud.ops.world().read().images.get(id).unwrap().traits.md5.clone();
+    assert_eq!((md5(sent), md5(lost)), (None, None));
+    assert_eq!(md5(at_once).as_deref(), Some("5d41402abc4b2a76b9719d911017c592"));
+
+    // One that cannot be read keeps none of the others from theirs.
+    let place = cloud.ops.world().read().blobs.get(sha(b"lost")).unwrap().place.clone();
+    cloud.ops.blobs.remove(sha(b"lost"), &place).await.unwrap();
+    assert!(cloud.ops.fill_checksums().await.is_err());
+    assert_eq!((md5(sent), md5(lost)), (Some(hex::encode(md5::Md5::digest(&bytes))), None));
 }
 
 /// Pushes a blob as a registry's client does: asks, then sends in two parts.
