@@ -7,16 +7,20 @@ use crate::processes::SELF;
 use crate::{calls, cgroup, own_disk, rootfs, user};
 use amphi_guest::config::{Guest, Member};
 use amphi_guest::words::Exec;
+use nix::fcntl::{AtFlags, OFlag, open, renameat};
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 /// The description, for those that are started again.
 pub const DESCRIPTION: &str = "/run/guest.json";
@@ -24,6 +28,8 @@ pub const DESCRIPTION: &str = "/run/guest.json";
 const FAILED: u8 = 125;
 const NOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// Between two looks at whether a role has become its program, which takes milliseconds.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A command in a member.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,12 +87,27 @@ fn described(name: &str) -> io::Result<(Guest, Member)> {
     member.map(|member| (guest, member)).ok_or_else(|| io::Error::other(format!("no member {name}")))
 }
 
-/// Starts the next role, writes down its process and waits for its end.
+/// Starts the next role, writes down its process once it has become its program, and waits for its end.
 fn wait_for(role: &str, name: &str, pid_file: &str) -> io::Result<u8> {
+    // A member changes the root of its holder, too: what is looked at and written afterwards is held open.
+    let held = |path: &str| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let (folder, file) = pid_file.rsplit_once('/').unwrap_or((".", pid_file));
+    let (processes, folder) = (held("/proc")?, held(folder)?);
+    let part = format!("{file}.part");
+    let mut written = fs::File::create(format!("{pid_file}.part"))?;
+    let own = fs::metadata(SELF)?;
     let mut child = Command::new(SELF).args([role, name]).spawn()?;
-    let part = format!("{pid_file}.part");
-    fs::write(&part, child.id().to_string())?;
-    fs::rename(part, pid_file)?;
+    // Before that it is not where it will be: a command that follows it into its namespaces would find the machine's root.
+    let program = format!("{}/exe", child.id());
+    let is_ours = || {
+        let seen = fstatat(&processes, program.as_str(), AtFlags::empty());
+        seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (own.dev(), own.ino()))
+    };
+    while child.try_wait()?.is_none() && is_ours() {
+        std::thread::sleep(LOOK);
+    }
+    write!(written, "{}", child.id())?;
+    renameat(&folder, part.as_str(), &folder, file)?;
     let status = child.wait()?;
     let signal = status.signal().map_or(FAILED, |signal| 128_u8.saturating_add(signal as u8));
     Ok(status.code().map_or(signal, |code| code as u8))
