@@ -87,7 +87,7 @@ pub fn find(report: &mut Report) -> Result<PathBuf, Ended> {
     if !sub.is_empty() {
         report.root.push_str(&format!(" {sub}"));
     }
-    further(scratch, &all, &all[at].name, report);
+    further(scratch, &all, (&all[at].name, sub), report);
     Ok(scratch.to_owned())
 }
 
@@ -250,7 +250,8 @@ fn activate(volume: &Volume, physical: &BTreeMap<String, PathBuf>, number: usize
 }
 
 /// What the fstab mounts below the root. The kernel's part of it is not in the image; what is elsewhere is noted.
-fn further(root: &Path, all: &[Found], own: &str, report: &mut Report) {
+/// `own`: where the root itself is from, and its subvolume.
+fn further(root: &Path, all: &[Found], own: (&str, &str), report: &mut Report) {
     let mut wanted: Vec<Vec<String>> = within::lines(root, "etc/fstab")
         .into_iter()
         .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
@@ -264,13 +265,10 @@ fn further(root: &Path, all: &[Found], own: &str, report: &mut Report) {
             report.note("swap", spec, "a container uses its host's");
             continue;
         }
-        let bind =
-            fields.get(3).is_some_and(|options| options.split(',').any(|o| o == "bind" || o == "rbind"));
         if at == "/" || PSEUDO.contains(&kind.as_str()) || at.starts_with("/boot") {
             continue;
         }
-        let one = all.iter().find(|one| one.name != own && is_called(one, spec));
-        let Some(one) = one.filter(|_| !bind) else {
+        let Some((one, sub)) = meant(all, own, spec, fields.get(3).map_or("", String::as_str)) else {
             report.note(
                 "mount",
                 &format!("{spec} on {at} ({kind})"),
@@ -278,8 +276,6 @@ fn further(root: &Path, all: &[Found], own: &str, report: &mut Report) {
             );
             continue;
         };
-        let options = fields.get(3).into_iter().flat_map(|options| options.split(','));
-        let sub = options.into_iter().find(|option| option.starts_with("subvol=")).unwrap_or_default();
         let mounted = within::resolve(root, at)
             .filter(|target| target.is_dir())
             .ok_or_else(|| io::Error::other("there is no such directory"))
@@ -289,6 +285,27 @@ fn further(root: &Path, all: &[Found], own: &str, report: &mut Report) {
             Err(error) => report.note("unread", &format!("{} on {at}", one.name), &error.to_string()),
         }
     }
+}
+
+/// What a line of an fstab means: another file system of this disk, or another subvolume of the root's own; with the option
+/// that names its subvolume.
+fn meant<'a>(
+    all: &'a [Found],
+    own: (&str, &str),
+    spec: &str,
+    options: &'a str,
+) -> Option<(&'a Found, &'a str)> {
+    let one = all.iter().find(|one| is_called(one, spec))?;
+    let mut options = options.split(',');
+    if options.clone().any(|option| option == "bind" || option == "rbind") {
+        return None;
+    }
+    let sub = options.find(|option| option.starts_with("subvol=") || option.starts_with("subvolid="));
+    let sub = sub.filter(|_| one.kind == "btrfs").unwrap_or_default();
+    // As "subvol=/@" is "subvol=@".
+    let plain = |sub: &str| sub.replacen("=/", "=", 1);
+    let same = one.name == own.0 && (sub.is_empty() || plain(sub) == own.1);
+    (!same).then_some((one, sub))
 }
 
 /// Whether an fstab means this one.
@@ -314,6 +331,32 @@ fn is_called(one: &Found, spec: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_means_another_file_system_or_another_subvolume() {
+        let found = |name: &str, kind: &'static str, uuid: &str| Found {
+            device: "/dev/vda1".into(),
+            name: name.to_owned(),
+            kind,
+            uuid: uuid.to_owned(),
+            label: String::new(),
+        };
+        let all = [found("partition 2", "btrfs", "r"), found("partition 3", "ext4", "d")];
+        for (sub, spec, options, want) in [
+            ("subvol=@", "UUID=r", "defaults,subvol=@home", Some(("partition 2", "subvol=@home"))),
+            ("subvol=@", "UUID=r", "subvol=/@/srv,compress=zstd", Some(("partition 2", "subvol=/@/srv"))),
+            ("", "UUID=r", "subvolid=257", Some(("partition 2", "subvolid=257"))),
+            ("subvol=@", "UUID=r", "subvol=/@", None),
+            ("subvol=@", "UUID=r", "defaults", None),
+            ("subvol=@", "UUID=r", "bind,subvol=@home", None),
+            ("", "UUID=d", "defaults", Some(("partition 3", ""))),
+            ("", "UUID=d", "subvol=@home", Some(("partition 3", ""))),
+            ("", "UUID=x", "defaults", None),
+        ] {
+            let meant = meant(&all, ("partition 2", sub), spec, options);
+            assert_eq!(meant.map(|(one, sub)| (one.name.as_str(), sub)), want, "{spec} {options}");
+        }
+    }
 
     #[test]
     fn an_fstab_calls_devices_by_many_names() {
