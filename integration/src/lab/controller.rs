@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::layout::{CONTROLLER, OVN_NB, OVN_SB, UNDERLAY_MTU, address};
+use super::layout::{CONTROLLER, MANAGEMENT, OVN_NB, OVN_SB, UNDERLAY_MTU, address, management_address};
 use super::processes::Processes;
 use super::unit::{Daemon, Ready, Unit, Work, command};
 
@@ -92,9 +92,15 @@ fn own_address(processes: &Processes) -> Result<()> {
     processes.run(&["ip", "link", "set", "dev", "uplink", "mtu", &UNDERLAY_MTU.to_string(), "up"])?;
     // Hosts read these packets through their userspace switch, which does not finish checksums.
     processes.run(&["ethtool", "-K", "uplink", "tx", "off"])?;
-    processes
-        .run(&["ip", "addr", "replace", &format!("{}/24", address(CONTROLLER)?), "dev", "uplink"])
-        .map(drop)
+    processes.run(&["ip", "addr", "replace", &format!("{}/24", address(CONTROLLER)?), "dev", "uplink"])?;
+    manage(processes, CONTROLLER)
+}
+
+/// Brings a party onto the management network.
+pub fn manage(processes: &Processes, name: &str) -> Result<()> {
+    let address = format!("{}/24", management_address(name)?);
+    processes.run(&["ip", "addr", "replace", &address, "dev", MANAGEMENT])?;
+    processes.run(&["ip", "link", "set", "dev", MANAGEMENT, "up"]).map(drop)
 }
 
 fn make_databases(processes: &Processes) -> Result<()> {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::controller::write_file;
+use super::controller::{manage, write_file};
 use super::disk::{Disks, SHARED_GROUP};
-use super::layout::{Layout, OVN_SB, UNDERLAY_MTU, address, mac};
+
+use super::layout::{CONTROLLER, Layout, MANAGEMENT, OVN_SB, UNDERLAY_MTU, address, mac};
 use super::processes::Processes;
 use super::unit::{Ready, Unit, command, poll};
 
@@ -16,7 +17,8 @@ use super::unit::{Ready, Unit, command, poll};
 pub fn units(layout: &Layout, name: &str, disks: &Disks, binary: Option<PathBuf>) -> Result<Vec<Unit>> {
     let pv = disks.pv.clone().context("a host needs a physical volume")?;
     let shared = disks.shared.clone();
-    let switch = Switch { name: name.to_owned(), address: address(name)?.to_string(), mac: mac(name)? };
+    let switch =
+        Switch { name: name.to_owned(), address: address(name)?.to_string(), mac: mac(address(name)?) };
     let mut units = vec![
         Unit::step("volume-group", &[], move |p| volume_group(p, &pv, shared.as_deref())),
         Unit::step("switch-database", &[], switch_database),
@@ -275,7 +277,11 @@ impl Switch {
         let made = poll(Duration::from_secs(20), || Path::new("/sys/class/net/br-ex").exists(), || Ok(()))?;
         ensure!(made, "ovs-vswitchd does not make br-ex within 20 s");
         processes.run(&["ip", "addr", "replace", &format!("{}/24", self.address), "dev", "br-ex"])?;
-        processes.run(&["ip", "link", "set", "dev", "br-ex", "up"]).map(drop)
+        processes.run(&["ip", "link", "set", "dev", "br-ex", "up"])?;
+        // The controller has one address; it is near by the management network, past the switch.
+        manage(processes, &self.name)?;
+        let controller = format!("{}/32", address(CONTROLLER)?);
+        processes.run(&["ip", "route", "replace", &controller, "dev", MANAGEMENT]).map(drop)
     }
 }
 

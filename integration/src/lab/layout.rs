@@ -132,6 +132,9 @@ pub fn host_number(name: &str) -> Option<u8> {
     (number > 0 && number <= 200 && host_name(number) == name).then_some(number)
 }
 
+/// A party's interface on the management network.
+pub const MANAGEMENT: &str = "mgmt";
+
 /// A party's address on the underlay 10.99.0.0/24: the controller has .1, host N has .10+N.
 pub fn address(name: &str) -> Result<Ipv4Addr> {
     if name == CONTROLLER {
@@ -142,10 +145,16 @@ pub fn address(name: &str) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(10, 99, 0, 10 + number))
 }
 
+/// A party's address on the management network 10.98.0.0/24: numbered as on the underlay.
+pub fn management_address(name: &str) -> Result<Ipv4Addr> {
+    let [_, _, _, last] = address(name)?.octets();
+    Ok(Ipv4Addr::new(10, 98, 0, last))
+}
+
 /// A MAC that stays the same over power cuts, as a real machine's does.
-pub fn mac(name: &str) -> Result<String> {
-    let [a, b, c, d] = address(name)?.octets();
-    Ok(format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))
+pub fn mac(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 #[cfg(test)]
@@ -164,7 +173,8 @@ mod tests {
         ] {
             assert_eq!(address(name).ok().map(|a| a.to_string()).as_deref(), expected, "{name}");
         }
-        assert_eq!(mac("h1").unwrap(), "02:00:0a:63:00:0b");
+        assert_eq!(management_address("h1").unwrap().to_string(), "10.98.0.11");
+        assert_eq!(mac(address("h1").unwrap()), "02:00:0a:63:00:0b");
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! The first process of the whole lab: the bridge between the nodes, the cuts in it, and the life of each node (power cut,
+//! The first process of the whole lab: the bridges between the nodes, the cuts in it, and the life of each node (power cut,
 //! return, pause). It refuses to look inside a node; a node answers for itself on its own socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::BufRead;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::layout::{CONTROLLER, Layout, UNDERLAY_MTU, mac};
+use super::layout::{CONTROLLER, Layout, MANAGEMENT, UNDERLAY_MTU, address, mac, management_address};
 use super::processes::Processes;
 use super::program::own_program;
 use super::proto::{Party, Reply, Request, listen, listener_pid, send, serve};
@@ -22,6 +23,36 @@ use super::{cgroup, disk, mounts};
 
 /// Without anybody holding the lab by then, whoever started it is gone.
 const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+/// A network between the parties.
+struct Wire {
+    bridge: &'static str,
+    /// As a party sees it.
+    interface: &'static str,
+    /// What its port of the bridge is called beyond the party's name.
+    suffix: &'static str,
+    mtu: u32,
+    address: fn(&str) -> Result<Ipv4Addr>,
+}
+
+/// The underlay carries the hosts' own traffic and their guests', through their switches; the management network leads to the
+/// controller past them, as on machines with a port for it.
+const WIRES: [Wire; 2] = [
+    Wire { bridge: "underlay", interface: "uplink", suffix: "", mtu: UNDERLAY_MTU, address },
+    Wire {
+        bridge: "management",
+        interface: MANAGEMENT,
+        suffix: "-m",
+        mtu: 1500,
+        address: management_address,
+    },
+];
+
+impl Wire {
+    fn port(&self, party: &str) -> String {
+        format!("{party}{}", self.suffix)
+    }
+}
 
 struct Underlay {
     layout: Layout,
@@ -48,7 +79,7 @@ pub fn run_underlay(layout: &Layout, nodes: &[String], engines_only: bool) -> Re
         cuts: Mutex::default(),
         held: Mutex::new(false),
     });
-    underlay.make_bridge()?;
+    underlay.make_bridges()?;
     for node in nodes {
         underlay.power_on(node)?;
     }
@@ -111,25 +142,14 @@ impl Underlay {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make_bridge(&self) -> Result<()> {
-        let run = |argv: &[&str]| self.processes.run(argv);
-        run(&["ip", "link", "set", "dev", "lo", "up"])?;
-        run(&[
-            "ip",
-            "link",
-            "add",
-            "name",
-            "underlay",
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-            "forward_delay",
-            "0",
-            "mcast_snooping",
-            "0",
-        ])?;
-        run(&["ip", "link", "set", "dev", "underlay", "up"])?;
+    fn make_bridges(&self) -> Result<()> {
+        self.processes.run(&["ip", "link", "set", "dev", "lo", "up"])?;
+        for Wire { bridge, .. } in WIRES {
+            let quick = ["stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"];
+            self.processes
+                .run(&[&["ip", "link", "add", "name", bridge, "type", "bridge"], &quick[..]].concat())?;
+            self.processes.run(&["ip", "link", "set", "dev", bridge, "up"])?;
+        }
         // Where bridged packets pass iptables, a firewall rule could eat them.
         for table in ["iptables", "ip6tables", "arptables"] {
             let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
@@ -140,33 +160,22 @@ impl Underlay {
         Ok(())
     }
 
+    /// Plugs a party into a network: a port of the network's bridge at this end, an interface with a MAC of its own at the
+    /// party's.
+    fn plug(&self, wire: &Wire, name: &str) -> Result<()> {
+        let (port, mtu, mac) = (wire.port(name), wire.mtu.to_string(), mac((wire.address)(name)?));
+        let far = ["peer", "name", wire.interface, "address", &mac, "mtu", &mtu, "netns", name];
+        let near = ["ip", "link", "add", "name", &port, "mtu", &mtu, "type", "veth"];
+        self.processes.run(&[&near[..], &far[..]].concat())?;
+        self.processes.run(&["ip", "link", "set", "dev", &port, "master", wire.bridge, "up"]).map(drop)
+    }
+
     fn power_on(&self, name: &str) -> Result<()> {
         let mut nodes = self.nodes();
         let process = nodes.get_mut(name).with_context(|| format!("no party called {name:?}"))?;
         ensure!(process.is_none(), "{name} is powered already");
         self.processes.run(&["ip", "netns", "add", name])?;
-        let mtu = UNDERLAY_MTU.to_string();
-        self.processes.run(&[
-            "ip",
-            "link",
-            "add",
-            "name",
-            name,
-            "mtu",
-            &mtu,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "uplink",
-            "address",
-            &mac(name)?,
-            "mtu",
-            &mtu,
-            "netns",
-            name,
-        ])?;
-        self.processes.run(&["ip", "link", "set", "dev", name, "master", "underlay", "up"])?;
+        WIRES.iter().try_for_each(|wire| self.plug(wire, name))?;
         let path = self.layout.log(name, "node");
         let log = OpenOptions::new()
             .create(true)
@@ -214,13 +223,15 @@ impl Underlay {
         }
         *process = None;
         let _ = fs::remove_file(self.layout.node_control(name));
-        self.processes.run(&["ip", "link", "del", "dev", name])?;
+        for wire in &WIRES {
+            self.processes.run(&["ip", "link", "del", "dev", &wire.port(name)])?;
+        }
         self.processes.run(&["ip", "netns", "del", name])?;
         disk::detach_windows(&self.layout, name)?;
         cgroup::drop_node(&self.layout, name)
     }
 
-    /// A cut drops what one party's port of the bridge would hand to the other's: tunnels, ARP, everything.
+    /// A cut drops what one party's ports of the bridges would hand to the other's: tunnels, ARP, everything.
     fn set_cut(&self, from: &str, to: &str, cut: bool) -> Result<()> {
         let nodes = self.nodes();
         for party in [from, to] {
@@ -233,7 +244,10 @@ impl Underlay {
             return Ok(());
         }
         let action = if cut { "-A" } else { "-D" };
-        self.processes.run(&["ebtables", action, "FORWARD", "-i", from, "-o", to, "-j", "DROP"])?;
+        for wire in &WIRES {
+            let (from, to) = (wire.port(from), wire.port(to));
+            self.processes.run(&["ebtables", action, "FORWARD", "-i", &from, "-o", &to, "-j", "DROP"])?;
+        }
         if cut {
             cuts.insert(pair)
         } else {
