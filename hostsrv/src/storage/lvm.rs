@@ -6,11 +6,13 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
 use super::command::{Run, complaint};
+use super::metadata::{self, Heads};
 use super::placement::ExtentRange;
 use super::report::{self, GroupReport};
 use super::shared::{Part, SHARED_TAG};
@@ -181,6 +183,14 @@ pub struct Lvm {
     /// Changes of the group's metadata follow one another; LVM's own lock would make them queue anyway,
     /// but choosing extents and taking them has to be one step.
     pub(super) changes: Mutex<()>,
+    last: std::sync::Mutex<Option<Last>>,
+    ran: AtomicU64,
+}
+
+/// What LVM said last, and the metadata that it said it of. None: they may have changed meanwhile, or cannot be told apart.
+struct Last {
+    report: GroupReport,
+    heads: Option<Heads>,
 }
 
 impl Lvm {
@@ -199,6 +209,8 @@ impl Lvm {
             part: None,
             env: vec![("LVM_SYSTEM_DIR".into(), private.into())],
             changes: Mutex::new(()),
+            last: std::sync::Mutex::default(),
+            ran: AtomicU64::new(0),
         })
     }
 
@@ -219,7 +231,47 @@ impl Lvm {
         self.activation
     }
 
+    /// How many commands it has run.
+    pub fn ran(&self) -> u64 {
+        self.ran.load(Ordering::Relaxed)
+    }
+
+    /// The group as it is. LVM is asked only when its metadata have changed since it was asked last.
     pub async fn report(&self) -> Result<GroupReport, StorageError> {
+        let before = self.heads().await;
+        if before.is_some()
+            && let Some(last) = &*self.last()
+            && last.heads == before
+        {
+            return Ok(last.report.clone());
+        }
+        let report = self.ask().await?;
+        let devices =
+            |report: &GroupReport| -> Vec<String> { report.pvs.iter().map(|pv| pv.name.clone()).collect() };
+        let same = self.last().as_ref().is_some_and(|last| devices(&last.report) == devices(&report));
+        let after = self.heads().await;
+        let heads = before.filter(|before| same && after.as_ref() == Some(before));
+        *self.last() = Some(Last { report: report.clone(), heads });
+        Ok(report)
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<Last>> {
+        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Of the devices that the last report named. None: what they say is not all that a report does (device-mapper knows
+    /// which volumes are active), other hosts write to them too, or they say nothing.
+    async fn heads(&self) -> Option<Heads> {
+        if self.activation != Activation::Loop || self.part.is_some() {
+            return None;
+        }
+        let devices: Vec<String> =
+            self.last().as_ref()?.report.pvs.iter().map(|pv| pv.name.clone()).collect();
+        let read = move || metadata::heads(devices.iter().map(Path::new));
+        tokio::time::timeout(LIMIT, tokio::task::spawn_blocking(read)).await.ok()?.ok()?.ok()?
+    }
+
+    async fn ask(&self) -> Result<GroupReport, StorageError> {
         let bytes = self.run(LvmCommand::Report).await?;
         let wrong =
             |detail: String| StorageError::Lvm { operation: "report", object: self.group.clone(), detail };
@@ -259,6 +311,7 @@ impl Lvm {
             limit: LIMIT,
         };
         let started = std::time::Instant::now();
+        self.ran.fetch_add(1, Ordering::Relaxed);
         let output = run.output().await?;
         tracing::debug!(operation = command.operation(), object, elapsed = ?started.elapsed(), "lvm");
         if output.status.success() {

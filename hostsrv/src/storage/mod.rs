@@ -21,6 +21,7 @@ pub mod groups;
 pub mod holders;
 pub mod lock;
 pub mod lvm;
+mod metadata;
 pub mod placement;
 pub mod plugin;
 pub mod recycle;

@@ -32,6 +32,7 @@ cases!(
     volumes::a_fresh_driver_finds_everything_again,
     volumes::what_is_on_its_way_is_known_to_others,
     volumes::many_at_once_do_not_meet,
+    volumes::what_somebody_else_changes_is_seen,
     copies::a_snapshot_is_one_point_in_time,
     copies::a_guest_is_paused_and_always_resumed,
     copies::a_copy_grows_with_its_volume_s_size,

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use amphi_hostsrv::storage::lvm::LvmCommand;
 use amphi_hostsrv::storage::{
     Activation, Attach, BinOrder, Filesystem, Quiesce, StorageError, VolumeDriver, VolumeKind, VolumeSpec,
     recycle,
@@ -264,4 +265,30 @@ pub async fn many_at_once_do_not_meet(rig: &mut Rig) {
             rig.extend_mounted(*id, 64).await;
         }
     }
+}
+
+/// Another process, or a person with LVM's own commands.
+pub async fn what_somebody_else_changes_is_seen(rig: &mut Rig) {
+    let id = Uuid::new_v4();
+    rig.driver.ensure(&raw(id, 4)).await.expect("made");
+    for _ in 0..3 {
+        rig.lvm.report().await.expect("a report");
+        assert!(rig.observed(id).await.is_some());
+    }
+    let before = rig.lvm.ran();
+    rig.lvm.report().await.expect("a report");
+    let asked = u64::from(rig.activation == Activation::Dm);
+    assert_eq!(rig.lvm.ran() - before, asked, "LVM is asked again only where its metadata are not all");
+
+    let (name, tags) = (format!("vol-{id}"), ["somebody".to_owned()]);
+    rig.lvm.run(LvmCommand::Tag { name: &name, add: &tags, remove: &[] }).await.expect("tagged");
+    let seen = rig.observed(id).await.expect("there");
+    assert!(seen.tags.contains(&tags[0]), "{seen:?}");
+    assert!(rig.lvm.report().await.expect("a report").lv(&name).is_some_and(|lv| lv.has(&tags[0])));
+    if rig.activation == Activation::Dm {
+        rig.lvm.run(LvmCommand::Deactivate { name: &name }).await.expect("closed");
+    }
+    rig.lvm.run(LvmCommand::Remove { name: &name }).await.expect("removed");
+    assert!(rig.observed(id).await.is_none());
+    assert!(rig.lvm.report().await.expect("a report").lv(&name).is_none());
 }
