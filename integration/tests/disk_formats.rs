@@ -1,6 +1,5 @@
 //! A machine's disk as other clouds and hypervisors export it: each format is taken as it is, and a VM boots from it.
 
-use amphi_api::image::BlobRole;
 use amphi_api::instance::{BodySpec, InstanceState, VmSpec};
 use amphi_integration::failing::{PATIENCE, Stage, request};
 use amphi_integration::lab::Layout;
@@ -37,9 +36,7 @@ fn a_vm_boots_from_every_format_of_disk() -> Result<()> {
             .output()
             .context("qemu-img")?;
         ensure!(made.status.success(), "qemu-img: {}", String::from_utf8_lossy(&made.stderr));
-        let order = serde_json::from_value(json!({"name": name, "format": format}))?;
-        let image = stage.ask(stage.client.create_image(&order))?;
-        stage.ask(stage.client.upload_file(image.id, BlobRole::Disk, &file, Box::new(|_, _| {})))?;
+        stage.image(json!({"name": name, "format": format}), &[("disk", file.clone())])?;
         std::fs::remove_file(&file)?;
         let mut wish = request(&name, vec![BodySpec::Vm(VmSpec::new(&name, None))], Some("h1"));
         wish.memory_mib = 128;

@@ -332,15 +332,13 @@ fn is_called(one: &Found, spec: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn found(name: &str, kind: &'static str, uuid: &str) -> Found {
+        let (device, label) = ("/dev/vda1".into(), String::new());
+        Found { device, name: name.to_owned(), kind, uuid: uuid.to_owned(), label }
+    }
+
     #[test]
     fn a_line_means_another_file_system_or_another_subvolume() {
-        let found = |name: &str, kind: &'static str, uuid: &str| Found {
-            device: "/dev/vda1".into(),
-            name: name.to_owned(),
-            kind,
-            uuid: uuid.to_owned(),
-            label: String::new(),
-        };
         let all = [found("partition 2", "btrfs", "r"), found("partition 3", "ext4", "d")];
         for (sub, spec, options, want) in [
             ("subvol=@", "UUID=r", "defaults,subvol=@home", Some(("partition 2", "subvol=@home"))),
@@ -360,14 +358,7 @@ mod tests {
 
     #[test]
     fn an_fstab_calls_devices_by_many_names() {
-        let found = |name: &str| Found {
-            device: "/dev/vda1".into(),
-            name: name.to_owned(),
-            kind: "ext4",
-            uuid: "0a-b".to_owned(),
-            label: String::new(),
-        };
-        let (part, lv) = (found("partition 2"), found("my-vg/root"));
+        let (part, lv) = (found("partition 2", "ext4", "0a-b"), found("my-vg/root", "ext4", "0a-b"));
         for (spec, of_part, of_lv) in [
             ("UUID=0A-B", true, true),
             ("UUID=\"0a-b\"", true, true),
