@@ -1,12 +1,12 @@
 //! The yardstick: the same three containers, created and started by plain calls to the same dockerd, with nothing of
-//! ours: no network, no volume, no records.
+//! ours: no network of ours, no volume, no records. Many at once are measured without any network, and with Docker's own.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bollard::Docker;
-use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::models::{ContainerCreateBody, HostConfig, NetworkCreateRequest};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
 };
@@ -17,6 +17,18 @@ use crate::lab::Lab;
 
 /// What every member runs.
 pub const COMMAND: &str = "trap 'exit 0' TERM INT; while :; do sleep 1000000 & wait $!; done";
+
+/// Docker's own network, of its `bridge` driver.
+const NETWORK: &str = "bare";
+
+/// What the anchors of many at once are plugged into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plug {
+    Nothing,
+    /// A network that Docker makes itself: interface pair, bridge, address, and the name server that it starts in each
+    /// namespace of a network that is not its default one.
+    Docker,
+}
 
 pub struct Bare {
     docker: Docker,
@@ -64,11 +76,25 @@ impl Bare {
 
     /// Creates and starts so many times the anchor and one member, so many times side by side; when each ran, counted from
     /// the beginning, the first one first. They are removed afterwards.
-    pub async fn at_once(&self, sets: usize, members: usize, abreast: usize) -> Result<Vec<Duration>> {
+    pub async fn at_once(
+        &self,
+        sets: usize,
+        members: usize,
+        abreast: usize,
+        plug: Plug,
+    ) -> Result<Vec<Duration>> {
+        let network = match plug {
+            Plug::Nothing => "none",
+            Plug::Docker => {
+                let body = NetworkCreateRequest { name: NETWORK.to_owned(), ..Default::default() };
+                self.docker.create_network(body).await.context("create Docker's own network")?;
+                NETWORK
+            }
+        };
         let began = Instant::now();
         let one = |set: usize| async move {
             let anchor = format!("bare-{set}-anchor");
-            let network_mode = Some("none".to_owned());
+            let network_mode = Some(network.to_owned());
             let ipc_mode = Some("shareable".to_owned());
             self.start(&anchor, HostConfig { network_mode, ipc_mode, ..limits() }).await?;
             let beside = Some(format!("container:{anchor}"));
@@ -84,6 +110,9 @@ impl Bare {
             for name in names.chain([format!("bare-{set}-anchor")]) {
                 self.remove(&name).await?;
             }
+        }
+        if plug == Plug::Docker {
+            self.docker.remove_network(NETWORK).await.context("remove Docker's own network")?;
         }
         Ok(took)
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 
-use super::bare::Bare;
+use super::bare::{Bare, Plug};
 use super::{Bench, Figure, HOST, median, runs, set};
 
 const AT_ONCE: usize = 20;
@@ -38,7 +38,7 @@ pub(super) fn measure(bench: &Bench, rounds: usize) -> Result<Vec<Figure>> {
         plain.push(milliseconds(beside));
         posts.push(milliseconds(post));
     }
-    let (ours_at_once, bare_at_once) = at_once(bench, &bare)?;
+    let [ours_at_once, bare_at_once, networked_at_once] = at_once(bench, &bare)?;
     bench.delete("warm", true)?;
     Ok(vec![
         Figure { name: "set_create_ms_p50", value: median(&ours), goal: "below 3000" },
@@ -52,20 +52,28 @@ pub(super) fn measure(bench: &Bench, rounds: usize) -> Result<Vec<Figure>> {
             value: milliseconds(ours_at_once) / milliseconds(bare_at_once),
             goal: "at most 1.2",
         },
+        Figure { name: "bare_networked_20_at_once_ms", value: milliseconds(networked_at_once), goal: "" },
+        Figure {
+            name: "sets_20_at_once_networked_ratio",
+            value: milliseconds(ours_at_once) / milliseconds(networked_at_once),
+            goal: "",
+        },
     ])
 }
 
 /// So many sets of two members without a volume, ordered at once, and the same containers by plain Docker, as many side by
-/// side as the agent does; how long each took altogether.
-fn at_once(bench: &Bench, bare: &Bare) -> Result<(Duration, Duration)> {
+/// side as the agent does, without a network and on Docker's own; how long each took altogether: ours, without, with.
+fn at_once(bench: &Bench, bare: &Bare) -> Result<[Duration; 3]> {
     let abreast = std::thread::available_parallelism()?.get().max(2) * 2;
-    let plain = bench.runtime.block_on(bare.at_once(AT_ONCE, 2, abreast))?;
+    let plain = |plug| bench.runtime.block_on(bare.at_once(AT_ONCE, 2, abreast, plug));
+    let last = |times: Vec<Duration>| times.into_iter().max().unwrap_or_default();
+    let (without, with) = (last(plain(Plug::Nothing)?), last(plain(Plug::Docker)?));
     let names: Vec<String> = (0..AT_ONCE).map(|n| format!("at-once-{n}")).collect();
     let began = Instant::now();
     bench.runtime.block_on(try_join_all(names.iter().map(|name| one(bench, name, false, POLL_AT_ONCE))))?;
     let ours = began.elapsed();
     names.iter().try_for_each(|name| bench.delete(name, false))?;
-    Ok((ours, plain.into_iter().max().unwrap_or_default()))
+    Ok([ours, without, with])
 }
 
 /// Orders a set; how long the order took, and how long until it ran.

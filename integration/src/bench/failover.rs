@@ -8,7 +8,7 @@ use amphi_api::instance::{BodyKind, FailoverPolicy, Instance};
 use anyhow::{Context, Result, ensure};
 
 use super::Figure;
-use super::bare::Bare;
+use super::bare::{Bare, Plug};
 use crate::failing::{PEER, Stage, address, request, set, vm};
 use crate::lab::{Layout, UnitStatus};
 
@@ -43,7 +43,7 @@ fn engine_alone(stage: &Stage, sets: usize) -> Result<Vec<Figure>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let took = runtime.block_on(async {
         let bare = Bare::beside(&stage.lab, host, &format!("amphi-{instance}-only")).await?;
-        bare.at_once(sets, 1, std::thread::available_parallelism()?.get().max(2) * 2).await
+        bare.at_once(sets, 1, std::thread::available_parallelism()?.get().max(2) * 2, Plug::Nothing).await
     })?;
     let took: Vec<u64> = took.iter().map(|one| one.as_millis() as u64).collect();
     Ok(vec![
