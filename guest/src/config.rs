@@ -188,3 +188,15 @@ pub struct Part {
     pub sub_path: String,
     pub read_only: bool,
 }
+
+/// `/etc/resolv.conf` (resolv.conf(5)) as members of a set find it, whichever body the set has. Without servers none is
+/// named: whoever asks then is led to 127.0.0.1.
+pub fn resolv_conf(servers: &[IpAddr], search: &[String], options: &[String]) -> String {
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (word, values) in [("search", search), ("options", options)] {
+        if !values.is_empty() {
+            text.push_str(&format!("{word} {}\n", values.join(" ")));
+        }
+    }
+    text
+}

@@ -20,7 +20,7 @@ mod streams;
 mod user;
 
 use amphi_guest::SCRATCH_SERIAL;
-use amphi_guest::config::Guest;
+use amphi_guest::config::{Guest, resolv_conf};
 use boot::{mount, told};
 use members::Members;
 use nix::mount::MsFlags;
@@ -159,16 +159,7 @@ fn lay_out(guest: &Guest, trouble: &mut Vec<String>) -> io::Result<()> {
 fn names(guest: &Guest) -> io::Result<()> {
     let folder = format!("{}/etc", rootfs::FILES);
     fs::create_dir_all(&folder)?;
-    let mut resolv = String::new();
-    for server in &guest.dns {
-        resolv.push_str(&format!("nameserver {server}\n"));
-    }
-    if !guest.dns_search.is_empty() {
-        resolv.push_str(&format!("search {}\n", guest.dns_search.join(" ")));
-    }
-    if !guest.dns_options.is_empty() {
-        resolv.push_str(&format!("options {}\n", guest.dns_options.join(" ")));
-    }
+    let resolv = resolv_conf(&guest.dns, &guest.dns_search, &guest.dns_options);
     let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     for (name, address) in &guest.hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));

@@ -545,11 +545,14 @@ async fn bare_containers(plan: &BodyPlan, config_drive: PathBuf) -> Duration {
         let found = images.iter().find(|image| image.repo_tags.iter().any(|found| found.starts_with(tag)));
         found.expect("a loaded image").id.clone()
     };
+    let resolv_conf = config_drive.with_file_name("resolv.conf");
+    std::fs::write(&resolv_conf, "").expect("a file");
     let facts = Facts {
         anchor_image: id("amphi-anchor"),
         privileged_anchor: SetOptions::default().privileged_anchor,
         member_images: vec![id("busybox"); 2],
         authorized_keys: config_drive.clone(),
+        resolv_conf,
         volumes: config_drive.clone(),
         files: config_drive.clone(),
         parts: config_drive.clone(),

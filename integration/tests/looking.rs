@@ -2,7 +2,7 @@
 //! a member, events. Nothing of it reaches the anchor, and nothing of it stays.
 
 use amphi_api::instance::{BodySpec, Instance, InstanceVolume};
-use amphi_api::set::{MemberSpec, RestartPolicy, SetSpec};
+use amphi_api::set::{AnchorSpec, DnsSpec, MemberSpec, RestartPolicy, SetSpec};
 use amphi_integration::failing::{PATIENCE, Stage, request};
 use amphi_integration::lab::Layout;
 use amphi_integration::program::{Amphi, text};
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -89,7 +90,14 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
         ..member(2, "once", "echo first; echo '  second'; echo bad >&2")
     };
     let members = vec![member(0, "web", idle), member(1, "tick", &tick), once];
-    let body = BodySpec::Set(SetSpec { members, volume_mount: "/data".into(), ..SetSpec::default() });
+    let dns = DnsSpec {
+        servers: vec![IpAddr::from([10, 77, 0, 53])],
+        search: vec!["svc.test".into()],
+        options: vec!["timeout:1".into()],
+    };
+    let anchored = AnchorSpec { dns, ..AnchorSpec::default() };
+    let set = SetSpec { members, volume_mount: "/data".into(), anchor: anchored, ..SetSpec::default() };
+    let body = BodySpec::Set(set);
     let mut order = request("shop", vec![body], Some(HOST));
     order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
     let shop = l.stage.create(&order)?;
@@ -274,6 +282,13 @@ fn tools(l: &Looking, shop: &Instance) -> Result<()> {
         |text: &str| text.lines().filter(|l| l.contains("inet ")).map(str::to_owned).collect::<Vec<_>>();
     let own = addresses(&l.inside("ip addr")?);
     ensure!(addresses(&run(&["ip", "addr"])?) == own && own.len() == 2, "{own:?}");
+    // Whom to ask for names: nobody inside dockerd.
+    let names = "nameserver 10.77.0.53\nsearch svc.test\noptions timeout:1\n";
+    for (who, told) in
+        [("a member", l.inside("cat /etc/resolv.conf")?), ("tools", run(&["cat", "/etc/resolv.conf"])?)]
+    {
+        ensure!(told == names, "{who} asks for names as in {told:?}");
+    }
     // Within the member's limits: its group is in the member's.
     let member = l.docker(&["inspect", "-f", "{{.Id}}", &format!("amphi-{}-web", shop.id)])?;
     let groups = run(&["cat", "/proc/self/cgroup"])?;

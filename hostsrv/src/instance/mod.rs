@@ -19,6 +19,7 @@ pub mod vm;
 use crate::qemu_img::QemuImgError;
 use amphi_api::image::{BlobRole, Image, ImageFormat};
 use amphi_api::instance::{BodyKind, GuestAgent, MemberStatus, Power};
+use amphi_api::set::SetSpec;
 use amphi_api::wire::{AddressDesired, BodyDesired, MemberDesired, PortDesired, RouteDesired};
 use amphi_api::{ImageId, InstanceId, NetworkId, PortId, ProjectId, SubnetId, VolumeId};
 use async_trait::async_trait;
@@ -150,6 +151,27 @@ impl BodyPlan {
     /// Of the containers that a member had before, the one that is kept.
     pub fn former_of(&self, member: &str) -> Option<u64> {
         self.members.get(member).and_then(|m| m.former)
+    }
+
+    /// What describes the anchor: the set's own, a rescue or not.
+    pub fn own_set(&self) -> Option<&SetSpec> {
+        match &self.body {
+            BodyDesired::Set { set, .. } => Some(set),
+            BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => None,
+        }
+    }
+
+    /// Whom members ask for names: the set's own servers, else those of its networks, each once.
+    pub fn name_servers(&self, set: &SetSpec) -> Vec<IpAddr> {
+        let mut servers = set.anchor.dns.servers.clone();
+        if servers.is_empty() {
+            for address in self.ports.iter().flat_map(|port| &port.dns) {
+                if !servers.contains(address) {
+                    servers.push(*address);
+                }
+            }
+        }
+        servers
     }
 
     /// What runs: the rescue's body while there is one.

@@ -136,13 +136,8 @@ fn a_member_gets_what_its_description_says() {
         // The anchor's, seen by all.
         assert_eq!(db("date +%Z%z"), "JST+0900");
         assert_eq!(rest("date +%Z%z"), "UTC+0000", "a member's own word counts");
-        let resolv = rest("cat /etc/resolv.conf");
-        assert!(resolv.contains("search svc.example example") && resolv.contains("ndots:2"), "{resolv}");
-        let servers = "{{json .HostConfig.Dns}}";
-        assert_eq!(
-            stage.host.docker(&["inspect", "-f", servers, &stage.container(&plan, "anchor")]),
-            "[\"10.7.0.53\"]"
-        );
+        let resolv = "nameserver 10.7.0.53\nsearch svc.example example\noptions ndots:2";
+        assert_eq!(rest("cat /etc/resolv.conf").trim_end(), resolv, "nobody inside dockerd is asked");
         assert_eq!(rest("grep -c '10.7.0.99.*db.example' /etc/hosts"), "1");
         assert_eq!(rest("df -k /dev/shm | awk 'END {print $2}'"), (24 << 10).to_string());
 
@@ -236,6 +231,9 @@ fn members_wait_for_each_other_and_are_asked() {
         let body = settles(&stage, &plan, "the job is done", |body| member(body, "web").running);
         let done = member(&body, "job");
         assert_eq!((done.finished, done.running, done.exit_code), (true, false, Some(0)), "{body:?}");
+        // It starts again a second after it has failed, and on a busy machine a second time before it is let.
+        let tries = done.restarts;
+        assert!(tries >= 1, "{body:?}");
         assert_eq!(member(&body, "web").ready, Some(false), "{body:?}");
         let waits = "member port waits for web to be ready";
         assert!(body.trouble.as_deref().is_some_and(|t| t.contains(waits)), "{body:?}");
@@ -268,7 +266,7 @@ fn members_wait_for_each_other_and_are_asked() {
             runs(body) && member(body, "web").ready == Some(true)
         });
         assert!(member(&body, "web").restarts >= 1, "{body:?}");
-        assert_eq!((member(&body, "port").restarts, member(&body, "job").restarts), (0, 1));
+        assert_eq!((member(&body, "port").restarts, member(&body, "job").restarts), (0, tries));
 
         // One that is never started again stays so, and is told.
         stage.host.docker(&["kill", &stage.container(&plan, "last")]);

@@ -4,7 +4,8 @@
 use crate::instance::{BodyPlan, DriverError, config_drive, folders};
 use amphi_api::instance::BodyKind;
 use amphi_api::set::{ConfigFile, SetSpec, permissions};
-use std::io;
+use amphi_guest::config::resolv_conf;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,11 @@ impl SetFiles {
         self.folder.join("authorized_keys")
     }
 
+    /// The file that the whole set sees as its resolv.conf.
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.folder.join("resolv.conf")
+    }
+
     /// The folder of the members' config files; see [`of_member`].
     pub fn members(&self) -> PathBuf {
         self.folder.join("files")
@@ -42,6 +48,8 @@ impl SetFiles {
         let files = self.clone();
         let drive = config_drive::files(plan);
         let keys = (!plan.ssh_keys.is_empty()).then(|| plan.ssh_keys.join("\n") + "\n");
+        let own = plan.own_set().unwrap_or(set);
+        let names = resolv_conf(&plan.name_servers(own), &own.anchor.dns.search, &own.anchor.dns.options);
         let folder = |name: &str| of_member(&self.members(), name, plan.generation_of(name));
         let own: Vec<(PathBuf, Vec<ConfigFile>)> = set
             .members
@@ -51,6 +59,7 @@ impl SetFiles {
             .collect();
         folders::blocking("write the set's config drive and files", move || {
             files.write(&drive, keys.as_deref().map(str::as_bytes))?;
+            write_file(&files.resolv_conf(), names.as_bytes(), 0o644)?;
             files.write_members(&own)
         })
         .await
@@ -137,10 +146,17 @@ fn make_folder(folder: &Path, mode: u32) -> io::Result<()> {
 }
 
 fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    if !std::fs::read(path).is_ok_and(|old| old == bytes) {
+    if !holds(path, bytes).is_ok_and(|same| same) {
         std::fs::write(path, bytes)?;
     }
     set_mode(path, mode)
+}
+
+/// Reads no more than it has to: members may have written more into resolv.conf than there is memory.
+fn holds(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let mut there = Vec::new();
+    std::fs::File::open(path)?.take(bytes.len() as u64 + 1).read_to_end(&mut there)?;
+    Ok(there == bytes)
 }
 
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
@@ -148,4 +164,25 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_where_it_differs_and_keeps_its_inode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        write_file(&path, b"nameserver 10.0.0.53\n", 0o644).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        // As members may write it: longer, shorter, of the same length.
+        for theirs in ["nameserver 10.0.0.53\n# and more", "", "nameserver 10.0.0.54\n"] {
+            std::fs::write(&path, theirs).unwrap();
+            assert!(!holds(&path, b"nameserver 10.0.0.53\n").unwrap(), "{theirs:?}");
+            write_file(&path, b"nameserver 10.0.0.53\n", 0o644).unwrap();
+            assert!(holds(&path, b"nameserver 10.0.0.53\n").unwrap());
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "a running member sees what is written");
+    }
 }

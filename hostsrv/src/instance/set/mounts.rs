@@ -21,12 +21,17 @@ pub const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
 /// Where further volumes are seen, each below its device's name.
 pub const VOLUMES: &str = "/volumes";
 
-/// The anchor keeps the volumes as long as the set is there, whatever its members do.
+/// Where C libraries read whom to ask for names (resolv.conf(5)).
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The anchor keeps the volumes as long as the set is there, whatever its members do. Containers that join its network
+/// have its resolv.conf too: one of ours, since Docker's own leads to a name server inside dockerd, which answers nobody
+/// while dockerd hangs or is gone, and which asks the host's servers, from the host, where a network has none.
 pub fn of_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<Mount> {
     shared_volume(plan)
         .map(|volume| volume_at(volume, &set.volume_mount, false))
         .into_iter()
-        .chain([further(&facts.volumes)])
+        .chain([further(&facts.volumes), bound(&facts.resolv_conf, RESOLV_CONF, false)])
         .collect()
 }
 

@@ -9,7 +9,6 @@ use crate::instance::{BodyPlan, PortAttachment, limits};
 use amphi_api::network::METADATA_ADDRESS;
 use amphi_api::set::{LogSpec, MemberSpec, SetSpec};
 use amphi_api::validate::hostname;
-use amphi_api::wire::BodyDesired;
 use bollard::models::{
     ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Ipam, IpamConfig,
     NetworkConnectRequest, NetworkCreateRequest, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
@@ -38,6 +37,8 @@ pub struct Facts {
     /// Host paths of what members are offered: see [`mounts::CONFIG_DRIVE`] and [`mounts::AUTHORIZED_KEYS`].
     pub config_drive: PathBuf,
     pub authorized_keys: PathBuf,
+    /// Host path of the set's [`mounts::RESOLV_CONF`].
+    pub resolv_conf: PathBuf,
     /// The host's directory below which further volumes come and go; see [`mounts::VOLUMES`].
     pub volumes: PathBuf,
     /// Folder of the members' config files; see [`super::files::of_member`].
@@ -86,17 +87,9 @@ pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
         .collect();
     members.sort_by_key(|member| member.index);
     RenderedSet {
-        anchor: render_anchor(plan, own(plan).unwrap_or(set), facts),
+        anchor: render_anchor(plan, plan.own_set().unwrap_or(set), facts),
         connects: plan.ports.iter().skip(1).map(|port| render_connect(plan, port, false)).collect(),
         members,
-    }
-}
-
-/// The anchor is the set's own, a rescue or not.
-fn own(plan: &BodyPlan) -> Option<&SetSpec> {
-    match &plan.body {
-        BodyDesired::Set { set, .. } => Some(set),
-        BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => None,
     }
 }
 
@@ -129,14 +122,6 @@ pub fn render_network(port: &PortAttachment) -> NetworkCreateRequest {
 fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
     let host = hostname(&plan.name);
     let anchor = &set.anchor;
-    let mut dns: Vec<String> = anchor.dns.servers.iter().map(IpAddr::to_string).collect();
-    if dns.is_empty() {
-        for address in plan.ports.iter().flat_map(|port| &port.dns).map(IpAddr::to_string) {
-            if !dns.contains(&address) {
-                dns.push(address);
-            }
-        }
-    }
     // Docker itself writes the name with the address of every port into /etc/hosts, in no fixed order, but after what it
     // is given here: so the name is eth0's address first, as it is in a VM.
     let address = plan.ports.first().map_or(IpAddr::from([127, 0, 0, 1]), |port| port.address.addr());
@@ -160,9 +145,6 @@ fn render_anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
             // Docker applies them in the anchor's namespaces before its first instruction and refuses the start
             // when one cannot be applied, so no member ever runs without them.
             sysctls: Some(sysctls).filter(|sysctls| !sysctls.is_empty()),
-            dns: Some(dns).filter(|dns| !dns.is_empty()),
-            dns_search: Some(anchor.dns.search.clone()).filter(|search| !search.is_empty()),
-            dns_options: Some(anchor.dns.options.clone()).filter(|options| !options.is_empty()),
             extra_hosts: Some(
                 std::iter::once(format!("{host}:{address}"))
                     .chain(anchor.hosts.iter().map(|(name, address)| format!("{name}:{address}")))
@@ -189,7 +171,7 @@ fn render_member(
     let name = member.effective_name();
     let limits = limits::of_set(set, plan.vcpus, plan.memory_mib);
     let limits = limits.get(&name).copied().unwrap_or_default();
-    let timezone = own(plan).unwrap_or(set).anchor.timezone.as_deref();
+    let timezone = plan.own_set().unwrap_or(set).anchor.timezone.as_deref();
     let mut command = member.command.iter().cloned();
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),

@@ -69,6 +69,7 @@ fn facts(members: usize, privileged_anchor: bool) -> Facts {
         member_images: (0..members).map(|n| format!("sha256:b{n}")).collect(),
         config_drive: "/s/instances/i/set-7/config-drive".into(),
         authorized_keys: "/s/instances/i/set-7/authorized_keys".into(),
+        resolv_conf: "/s/instances/i/set-7/resolv.conf".into(),
         volumes: "/s/attached/i".into(),
         files: "/s/instances/i/set-7/files".into(),
         parts: "/s/parts/i".into(),

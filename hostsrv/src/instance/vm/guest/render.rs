@@ -87,14 +87,6 @@ pub fn guest(
 ) -> Result<Guest, DriverError> {
     let anchor = &set.anchor;
     let name = hostname(&plan.name);
-    let mut dns: Vec<IpAddr> = anchor.dns.servers.clone();
-    if dns.is_empty() {
-        for address in plan.ports.iter().flat_map(|port| &port.dns) {
-            if !dns.contains(address) {
-                dns.push(*address);
-            }
-        }
-    }
     let own = plan.ports.first().map_or(IpAddr::from([127, 0, 0, 1]), |port| port.address.addr());
     let hosts = anchor.hosts.iter().map(|(name, address)| (name.clone(), *address));
     // As Docker has them for every container: low ports and pings are anybody's in a network of one's own.
@@ -123,7 +115,7 @@ pub fn guest(
         version: VERSION,
         hostname: name.clone(),
         interfaces: plan.ports.iter().enumerate().map(|(at, port)| interface(port, at == 0)).collect(),
-        dns,
+        dns: plan.name_servers(set),
         dns_search: anchor.dns.search.clone(),
         dns_options: anchor.dns.options.clone(),
         hosts: std::iter::once((name, own)).chain(hosts).collect(),
