@@ -13,8 +13,8 @@ use super::restarts::Restarts;
 use super::shared::Shared;
 use super::volumes::Places;
 use super::{
-    ENGINE, copy, ending, events, exec, export, logs, ports, roots, sizing, start, stored, succession, swap,
-    throttle, tools, twin,
+    ENGINE, carry_out, copy, ending, events, exec, export, logs, ports, roots, sizing, start, stored,
+    succession, swap, throttle, tools, twin,
 };
 use crate::images::prepull::ContainerStore;
 use crate::images::registry::Registry;
@@ -97,7 +97,7 @@ impl SetDriver {
         let state_dir = state_dir.into();
         let shared = Arc::new(Shared {
             engine: Engine::new(docker_socket, options.limits),
-            images: Images::new(options.busybox, options.registry),
+            images: Images::new(options.busybox, options.registry, options.docker_root.clone()),
             networks: Networks::default(),
             orphans: Orphans::open(&state_dir),
             sightings: Sightings::on(throttle::device_under(&options.docker_root)),
@@ -112,7 +112,7 @@ impl SetDriver {
             privileged_anchor: options.privileged_anchor,
             gate: options.gate,
             woken: Mutex::default(),
-            starts: Semaphore::new(start::abreast()),
+            starts: Semaphore::new(carry_out::abreast()),
             waking: Mutex::default(),
         });
         let events = tokio::spawn(events::follow(shared.clone())).abort_handle();
@@ -174,13 +174,14 @@ impl SetDriver {
             self.shared.restarts.note(&part.id, part.detail.exit_code, part.detail.oom_killed);
         }
         let anchor = parts.iter().find(|part| part.is_anchor());
-        let replug = anchor.map(|anchor| start::Replug {
+        let replug = anchor.map(|anchor| carry_out::Replug {
             anchor: &anchor.id,
             difference: ports::differ(&anchor.detail.endpoints, &plan.ports),
         });
         // Docker does not tell the networks of what never ran.
         let replug = replug.filter(|replug| !replug.difference.is_empty() && !whole);
-        for (id, until_us) in start::execute(&self.shared, plan, set, &parts, &steps, replug.as_ref()).await?
+        for (id, until_us) in
+            carry_out::execute(&self.shared, plan, set, &parts, &steps, replug.as_ref()).await?
         {
             self.shared.wake_at(id, until_us);
         }
@@ -358,7 +359,7 @@ impl BodyDriver for SetDriver {
         let (anchors, members): (Vec<&Part>, Vec<&Part>) =
             parts.iter().filter(|part| part.tag.epoch <= epoch).partition(|part| part.is_anchor());
         for parts in [members, anchors] {
-            let removed = join_all(parts.iter().map(|part| start::remove(&self.shared, &part.id))).await;
+            let removed = join_all(parts.iter().map(|part| carry_out::remove(&self.shared, &part.id))).await;
             removed.into_iter().collect::<Result<(), _>>()?;
         }
         if parts.iter().all(|part| part.tag.epoch <= epoch) {

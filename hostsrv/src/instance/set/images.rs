@@ -2,6 +2,7 @@
 //! absent, and makes the anchor's image. Remembers what it has seen there.
 
 use super::engine::Engine;
+use super::flush::flush;
 use super::{ENGINE, archive, pull};
 use crate::images::registry::Registry;
 use crate::instance::{CachedImage, DriverError};
@@ -28,6 +29,8 @@ pub struct Images {
     busybox: PathBuf,
     /// None: images that come by layer cannot be had.
     registry: Option<Arc<Registry>>,
+    /// Docker's data root.
+    docker_root: PathBuf,
     /// Pulls, by the digest of the configuration: the first of those who ask pulls, the others find it there.
     turns: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// Loads go one at a time: two sets that start together must not load one image twice.
@@ -45,9 +48,14 @@ struct Known {
 }
 
 impl Images {
-    pub fn new(busybox: PathBuf, registry: Option<Arc<Registry>>) -> Images {
+    pub fn new(busybox: PathBuf, registry: Option<Arc<Registry>>, docker_root: PathBuf) -> Images {
         let (loading, known) = (tokio::sync::Mutex::new(()), Mutex::default());
-        Images { busybox, registry, turns: Mutex::default(), loading, known }
+        Images { busybox, registry, docker_root, turns: Mutex::default(), loading, known }
+    }
+
+    /// Waits until what has come into Docker's store is on the disk.
+    pub async fn flush(&self, engine: &Engine) {
+        flush(&self.docker_root, engine.limits.load).await;
     }
 
     /// Makes sure that Docker has the image; answers its id there.
@@ -69,6 +77,7 @@ impl Images {
             let _one = self.loading.lock().await;
             if !self.is_present(engine, &id).await? {
                 self.load_archive(engine, image, path).await?;
+                self.flush(engine).await;
                 if !self.is_present(engine, &id).await? {
                     return Err(broken(format!("Docker loaded it, yet has no image {id}")));
                 }

@@ -3,8 +3,8 @@
 //! All knowledge lies in the engine: containers carry labels ([`labels`]) from which a fresh process sees the same
 //! world. Only a member's count of restarts is kept in memory and begins at zero with the process.
 //!
-//! Life of a set: `nothing → anchor created → anchor runs (members created meanwhile) → members run, in order of
-//! index`. A member that ends starts again by itself, in the anchor's namespaces; an anchor that ends takes the whole
+//! Life of a set: `nothing → anchor created → anchor runs (images fetched and members created meanwhile) → members run,
+//! in order of index`. A member that ends starts again by itself, in the anchor's namespaces; an anchor that ends takes the whole
 //! set through the start again, because members keep the dead anchor's empty namespaces.
 //!
 //! A set is halted by pausing all its members; Docker cannot put their memory on disk, so a suspended set is a paused
@@ -15,6 +15,7 @@
 //! made.
 
 mod archive;
+mod carry_out;
 mod cgroup;
 mod commands;
 mod copy;
@@ -25,6 +26,7 @@ mod events;
 mod exec;
 mod export;
 mod files;
+mod flush;
 mod hijack;
 mod images;
 pub mod labels;

@@ -2,6 +2,7 @@
 //! run in a member is the leader of a session of its own, and what it starts is in that session, or below it. Refuses to
 //! touch anything that began at another time than was written down: process ids are used again.
 
+use crate::facts::boot;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,11 +91,6 @@ impl Leader {
         }
         tracing::warn!(pid = self.pid, "what a command started does not end");
     }
-}
-
-fn boot() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
 }
 
 fn table() -> BTreeMap<i32, Process> {

@@ -75,6 +75,7 @@ pub async fn ensure(
         message: format!("Docker pulled it, yet has no image {} or {}", ids.0[0], ids.0[1]),
     })?;
     settle(engine, &id, ids.tag(), &reference).await?;
+    images.flush(engine).await;
     Ok(id)
 }
 

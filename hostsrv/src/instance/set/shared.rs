@@ -98,8 +98,27 @@ impl Shared {
         Ok(parts)
     }
 
-    /// Images loaded and named as Docker names them.
+    /// All that a rendering depends on, images loaded and named as Docker names them.
     pub async fn facts(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Facts, DriverError> {
+        let (facts, member_images) =
+            try_join(self.anchor_facts(plan, set), self.member_images(plan, set)).await?;
+        Ok(Facts { member_images, ..facts })
+    }
+
+    /// The members' images, parallel to the set's members, loaded and named as Docker names them.
+    pub async fn member_images(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Vec<String>, DriverError> {
+        let members = plan.runs().images().iter().take(set.members.len()).map(async |image| {
+            let cached = plan.images.get(&image.id).ok_or_else(|| DriverError::ImageBroken {
+                image: image.id,
+                message: "it is not in the host's cache".to_owned(),
+            })?;
+            self.images.ensure(&self.engine, cached).await
+        });
+        try_join_all(members).await
+    }
+
+    /// What a rendering of the anchor depends on: no member's image is waited for, and no member can be rendered with it.
+    pub async fn anchor_facts(&self, plan: &BodyPlan, set: &SetSpec) -> Result<Facts, DriverError> {
         if let Some(zone) = &set.anchor.timezone
             && !Path::new(ZONES).join(zone).is_file()
         {
@@ -109,21 +128,13 @@ impl Shared {
                 message: format!("this host's {ZONES} has no time zone '{zone}'"),
             });
         }
-        let members = plan.runs().images().iter().take(set.members.len()).map(async |image| {
-            let cached = plan.images.get(&image.id).ok_or_else(|| DriverError::ImageBroken {
-                image: image.id,
-                message: "it is not in the host's cache".to_owned(),
-            })?;
-            self.images.ensure(&self.engine, cached).await
-        });
-        let (anchor_image, member_images) =
-            try_join(self.images.ensure_anchor(&self.engine), try_join_all(members)).await?;
         Ok(Facts {
-            anchor_image,
+            anchor_image: self.images.ensure_anchor(&self.engine).await?,
             privileged_anchor: self.privileged_anchor,
-            member_images,
+            member_images: Vec::new(),
             config_drive: self.files(plan).config_drive(),
             authorized_keys: self.files(plan).authorized_keys(),
+            resolv_conf: self.files(plan).resolv_conf(),
             volumes: self.places.of(plan.instance),
             files: self.files(plan).members(),
             parts: self.parts.of(plan.instance),

@@ -2,10 +2,11 @@
 //! doing. The next one is made before the present one ends, and where the description wants it they overlap. What the
 //! order keeps stays, stopped, for a way back. Refuses to judge whether the next one is good: whoever orders does.
 
+use super::carry_out::{remove, run};
 use super::ending;
 use super::observed::{Part, PartState};
 use super::shared::Shared;
-use super::start::{Step, remove, run};
+use super::start::Step;
 use crate::instance::DriverError;
 use amphi_api::set::UpdateSpec;
 use std::sync::Arc;

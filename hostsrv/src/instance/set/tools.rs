@@ -6,12 +6,12 @@
 //! Version 2 has no place for it there (its "no internal processes" rule); there it has small limits of its own.
 
 use super::ENGINE;
+use super::carry_out::remove;
 use super::exec::NO_DETACH;
 use super::hijack::{divided, hijack, undivided};
 use super::labels::anchor_name;
 use super::observed::{Part, PartState};
 use super::shared::Shared;
-use super::start::remove;
 use crate::instance::streams::{Inside, Opened};
 use crate::instance::{CachedImage, DriverError};
 use amphi_api::InstanceId;

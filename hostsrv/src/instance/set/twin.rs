@@ -3,13 +3,13 @@
 //! ever run.
 
 use super::ENGINE;
+use super::carry_out::{connect, create, remove};
 use super::observed::{Part, PartState};
 use super::render::{RenderedSet, render};
 use super::shared::Shared;
-use super::start::{connect, create, remove};
 use crate::instance::{BodyPlan, DriverError};
 use amphi_api::set::SetSpec;
-use futures_util::future::{join_all, try_join, try_join3};
+use futures_util::future::{join_all, try_join};
 
 /// Whether the parts are the whole set, as it would be made now, and none of it ever ran. Members are made last: where all of
 /// them are, so is all that their anchor needs.
@@ -53,11 +53,10 @@ pub async fn lay_out(shared: &Shared, plan: &BodyPlan, set: &SetSpec) -> Result<
     for part in members.into_iter().chain(anchors) {
         remove(shared, &part.id).await?;
     }
-    let anchor = async {
-        create(shared, &rendered.anchor).await?;
-        connect(shared, &rendered.connects).await
-    };
-    try_join3(shared.files(plan).ensure(plan, set), shared.places.sync(plan), anchor).await?;
+    // The anchor is refused while a file that is mounted in it is missing.
+    try_join(shared.files(plan).ensure(plan, set), shared.places.sync(plan)).await?;
+    create(shared, &rendered.anchor).await?;
+    connect(shared, &rendered.connects).await?;
     let made = join_all(rendered.members.iter().map(|member| create(shared, &member.container))).await;
     made.into_iter().try_for_each(|made| made.map(drop))
 }
