@@ -12,7 +12,7 @@ use amphi_api::host::{Acceleration, Engine, EngineName, HostSpec, VolumeActivati
 use amphi_api::instance::BodyKind;
 use amphi_api::resize::Isolation;
 use anyhow::Context;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -20,6 +20,15 @@ use tokio::sync::watch;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How often LVM is asked while it works: each time forks a process.
 const STORAGE_PERIOD: Duration = Duration::from_secs(60);
+
+/// Which boot of the kernel this is (proc_sys_kernel(5)). Empty where the kernel does not say.
+pub fn boot() -> &'static str {
+    static BOOT: LazyLock<String> = LazyLock::new(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        id.trim().to_owned()
+    });
+    &BOOT
+}
 
 /// Whom to ask.
 pub struct Sources {

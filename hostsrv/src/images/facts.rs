@@ -2,6 +2,7 @@
 //! it, whose modification time says when the blob was last asked for. A file that looks otherwise has to be read again
 //! before anything starts from it.
 
+use crate::facts::boot;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -40,17 +41,26 @@ pub(super) struct Facts {
     verified_s: u64,
     /// A container image's layer: once the engine has it unpacked, nobody needs its bytes here.
     pub layer: bool,
+    /// The boot of the host in which this was seen, of a blob that nobody has waited to be on the disk: after another boot,
+    /// which may have followed a power cut, it has to be read again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<String>,
 }
 
 impl Facts {
-    /// Of a file whose digest was seen just now.
+    /// Of a file whose digest was seen just now. A layer's is never waited for to be on the disk.
     pub fn now(found: &std::fs::Metadata, layer: bool) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { look: Look::of(found), verified_s: now.as_secs(), layer }
+        Self {
+            look: Look::of(found),
+            verified_s: now.as_secs(),
+            layer,
+            boot: layer.then(|| boot().to_owned()),
+        }
     }
 
     pub fn hold(&self, found: &std::fs::Metadata) -> bool {
-        self.look == Look::of(found)
+        self.look == Look::of(found) && self.boot.as_ref().is_none_or(|seen| seen == boot())
     }
 
     /// Whether the digest was last seen longer ago than `age`. A clock that was set back counts as long ago.
@@ -116,6 +126,13 @@ mod tests {
         assert!(!facts.is_due(Duration::from_secs(60)));
         let past = Facts { verified_s: facts.verified_s - 100, ..facts.clone() };
         assert!(past.is_due(Duration::from_secs(60)));
+        let rebooted = Facts { boot: Some("another".to_owned()), ..facts.clone() };
+        assert!(
+            !rebooted.hold(&std::fs::metadata(&blob).unwrap()),
+            "a layer's bytes may not have reached the disk"
+        );
+        let disk = Facts::now(&std::fs::metadata(&blob).unwrap(), false);
+        assert_eq!(disk.boot, None, "it was waited for");
         let future = Facts { verified_s: facts.verified_s + 1000, ..facts.clone() };
         assert!(future.is_due(Duration::from_secs(60)), "a clock that was set back");
         // The same bytes written again: who knows.

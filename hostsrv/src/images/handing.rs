@@ -14,8 +14,8 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
-/// Handed on at once, in bytes.
-const PIECE: usize = 256 << 10;
+/// Handed on at once, in bytes: below what the allocator maps for itself (`amphi_api::lean`).
+const PIECE: usize = 128 << 10;
 
 pub type Bytestream = BoxStream<'static, Result<Bytes, Trouble>>;
 
