@@ -12,8 +12,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
 
-/// Read ahead, in bytes.
-const CHUNK: usize = 256 << 10;
+/// Read ahead, in bytes: below what the allocator maps for itself (`amphi_api::lean`).
+const CHUNK: usize = 128 << 10;
 
 /// Bytes to read.
 pub struct BlobRead(StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>);
