@@ -96,7 +96,7 @@ fn members_are_looked_into_and_nothing_stays() -> Result<()> {
         options: vec!["timeout:1".into()],
     };
     let anchored = AnchorSpec { dns, ..AnchorSpec::default() };
-    let set = SetSpec { members, volume_mount: "/data".into(), anchor: anchored, ..SetSpec::default() };
+    let set = SetSpec { members, volume_mount: "/data".into(), anchor: anchored };
     let body = BodySpec::Set(set);
     let mut order = request("shop", vec![body], Some(HOST));
     order.volume = Some(InstanceVolume { size_gib: Some(1), name: None, id: None });
