@@ -10,7 +10,7 @@ use amphi_api::wire::BodyDesired;
 use amphi_hostsrv::images::registry::Registry;
 use amphi_hostsrv::images::{BlobFetcher, ImageCache, Incoming};
 use amphi_hostsrv::instance::set::{SetDriver, SetOptions};
-use amphi_hostsrv::instance::{BodyDriver, BodyPlan, DriverError, Remains};
+use amphi_hostsrv::instance::{BodyDriver, BodyPlan, DriverError, ObservedState, Remains};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -409,6 +409,39 @@ fn flipped_bits_are_found_and_faults_have_their_names() {
         assert!(error.to_string().contains("No space left"), "{error}");
         run("umount", &[&pulls.folder.display().to_string()]);
         pulls.prepare(&one).expect("prepared");
+    });
+}
+
+#[test]
+fn an_anchor_runs_while_its_member_s_image_comes() {
+    on_private_host("pulls::an_anchor_runs_while_its_member_s_image_comes", |host| {
+        let pulls = Pulls::new(host);
+        let one = pulls.image(&[busybox(), layer_of(&[("b", &noise(2, 3 << 20))], &[])]);
+        let containers = || pulls.stage.host.docker(&["ps", "-a", "--format", "{{.Names}} {{.State}}"]);
+
+        // Not to be had: nothing of the set stays.
+        let plan = pulls.plan(&one).expect("a plan");
+        pulls.source.is_now(Mood::IsDown);
+        let error = pulls.stage.runtime.block_on(pulls.driver.ensure(&plan)).unwrap_err();
+        assert_eq!(error.code(), "engine_down", "{error}");
+        assert_eq!(containers(), "", "an anchor without members");
+
+        // On its way: the anchor has its network, and the set does not run yet.
+        pulls.source.is_now(Mood::Waits);
+        let (driver, ordered) = (pulls.driver.clone(), plan.clone());
+        let going = pulls.stage.runtime.spawn(async move { driver.ensure(&ordered).await });
+        let anchor = pulls.stage.container(&plan, "anchor");
+        eventually("the anchor runs", || match containers() {
+            now if now == format!("{anchor} running") => Ok(()),
+            now => Err(now),
+        });
+        let body = pulls.stage.run(pulls.driver.observe());
+        assert_eq!(body.iter().map(|b| b.state).collect::<Vec<_>>(), [ObservedState::Degraded]);
+        assert!(!going.is_finished());
+        pulls.source.go.add_permits(16);
+        pulls.stage.runtime.block_on(going).unwrap().expect("it starts");
+        let body = pulls.stage.run(pulls.driver.observe());
+        assert_eq!(body.iter().map(|b| b.state).collect::<Vec<_>>(), [ObservedState::Running]);
     });
 }
 
