@@ -2,7 +2,7 @@
 //! the same: a VM on a small disk, a set's members in a directory; the metadata service answers out of them too. Pure:
 //! the same order gives the same bytes.
 
-use super::{BodyPlan, PortAttachment};
+use super::{BodyPlan, PortAttachment, name_servers};
 use amphi_api::validate::hostname;
 use amphi_api::wire::InstanceDesired;
 use amphi_api::{InstanceId, ProjectId};
@@ -147,13 +147,8 @@ fn network_data(guest: &Guest<'_>) -> Value {
             })
         })
         .collect();
-    let mut servers: Vec<IpAddr> = Vec::new();
-    for server in guest.ports.iter().flat_map(|port| &port.dns) {
-        if !servers.contains(server) {
-            servers.push(*server);
-        }
-    }
-    let services: Vec<Value> = servers.iter().map(|s| json!({"type": "dns", "address": s})).collect();
+    let services: Vec<Value> =
+        name_servers(&guest.ports).iter().map(|s| json!({"type": "dns", "address": s})).collect();
     json!({"links": links, "networks": networks, "services": services})
 }
 

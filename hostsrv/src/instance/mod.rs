@@ -83,6 +83,17 @@ impl PortAttachment {
     }
 }
 
+/// The name servers of the ports' networks, each once.
+pub fn name_servers(ports: &[PortAttachment]) -> Vec<IpAddr> {
+    let mut servers = Vec::new();
+    for server in ports.iter().flat_map(|port| &port.dns) {
+        if !servers.contains(server) {
+            servers.push(*server);
+        }
+    }
+    servers
+}
+
 /// The volume as a driver hands it on: a block device for a VM, a mounted directory for a set. Of the volume that a set's
 /// members share only the id is told: Docker has it mounted through the volume driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,25 +164,20 @@ impl BodyPlan {
         self.members.get(member).and_then(|m| m.former)
     }
 
-    /// What describes the anchor: the set's own, a rescue or not.
-    pub fn own_set(&self) -> Option<&SetSpec> {
+    /// What describes the anchor: the set's own, a rescue or not. `runs`: what runs.
+    pub fn own_set<'a>(&'a self, runs: &'a SetSpec) -> &'a SetSpec {
         match &self.body {
-            BodyDesired::Set { set, .. } => Some(set),
-            BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => None,
+            BodyDesired::Set { set, .. } => set,
+            BodyDesired::Vm { .. } | BodyDesired::SetVm { .. } => runs,
         }
     }
 
     /// Whom members ask for names: the set's own servers, else those of its networks, each once.
     pub fn name_servers(&self, set: &SetSpec) -> Vec<IpAddr> {
-        let mut servers = set.anchor.dns.servers.clone();
-        if servers.is_empty() {
-            for address in self.ports.iter().flat_map(|port| &port.dns) {
-                if !servers.contains(address) {
-                    servers.push(*address);
-                }
-            }
+        match set.anchor.dns.servers.is_empty() {
+            true => name_servers(&self.ports),
+            false => set.anchor.dns.servers.clone(),
         }
-        servers
     }
 
     /// What runs: the rescue's body while there is one.

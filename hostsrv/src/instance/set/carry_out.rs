@@ -6,7 +6,7 @@ use super::commands::{self, Ran};
 use super::labels::{self, Tag};
 use super::observed::Part;
 use super::ports;
-use super::render::{Facts, Rendered, RenderedSet, render};
+use super::render::{self, Facts, Rendered, RenderedMember};
 use super::shared::Shared;
 use super::start::{StartPlan, Step};
 use super::swap;
@@ -73,9 +73,8 @@ pub async fn execute(
     let turn = shared.starts.acquire().await.ok();
     let laid = began.elapsed();
     if let (Step::Create, Some(facts)) = (&steps.anchor, &facts) {
-        let rendered = render(plan, set, facts);
-        create(shared, &rendered.anchor).await?;
-        connect(shared, &rendered.connects).await?;
+        create(shared, &render::anchor(plan, set, facts)).await?;
+        connect(shared, &render::connects(plan)).await?;
     }
     if let Some(replug) = replug {
         ports::change(shared, plan, replug.anchor, &replug.difference).await?;
@@ -94,9 +93,9 @@ pub async fn execute(
         let rendered = match facts {
             Some(facts) => {
                 let member_images = shared.member_images(plan, set).await?;
-                render(plan, set, &Facts { member_images, ..facts })
+                render::members(plan, set, &Facts { member_images, ..facts })
             }
-            None => RenderedSet::default(),
+            None => Vec::new(),
         };
         here.store(true, Ordering::Relaxed);
         let made = if parted { Vec::new() } else { make_members(shared, steps, &rendered).await };
@@ -183,11 +182,10 @@ pub async fn execute(
 async fn make_members(
     shared: &Shared,
     steps: &StartPlan,
-    rendered: &RenderedSet,
+    rendered: &[RenderedMember],
 ) -> Vec<Result<(usize, String), DriverError>> {
-    let makes = |step: &Step| matches!(step, Step::Create | Step::Swap { made: None, .. });
-    let wanted = steps.members.iter().zip(&rendered.members).enumerate();
-    let wanted = wanted.filter(|(_, (step, _))| makes(step));
+    let wanted = steps.members.iter().zip(rendered).enumerate();
+    let wanted = wanted.filter(|(_, (step, _))| step.makes());
     join_all(wanted.map(async |(at, (_, member))| Ok((at, create(shared, &member.container).await?)))).await
 }
 

@@ -48,7 +48,7 @@ impl SetFiles {
         let files = self.clone();
         let drive = config_drive::files(plan);
         let keys = (!plan.ssh_keys.is_empty()).then(|| plan.ssh_keys.join("\n") + "\n");
-        let own = plan.own_set().unwrap_or(set);
+        let own = plan.own_set(set);
         let names = resolv_conf(&plan.name_servers(own), &own.anchor.dns.search, &own.anchor.dns.options);
         let folder = |name: &str| of_member(&self.members(), name, plan.generation_of(name));
         let own: Vec<(PathBuf, Vec<ConfigFile>)> = set
@@ -146,7 +146,7 @@ fn make_folder(folder: &Path, mode: u32) -> io::Result<()> {
 }
 
 fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    if !holds(path, bytes).is_ok_and(|same| same) {
+    if !holds(path, bytes).unwrap_or(false) {
         std::fs::write(path, bytes)?;
     }
     set_mode(path, mode)

@@ -48,7 +48,7 @@ pub struct Facts {
 }
 
 /// A set as Docker is told it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RenderedSet {
     pub anchor: Rendered,
     /// The anchor's ports beyond the first, in order: network name and request. To be connected before it starts.
@@ -75,6 +75,25 @@ pub struct Rendered {
 
 /// The whole set. `set` is what runs of the plan, normalized.
 pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
+    RenderedSet {
+        anchor: anchor(plan, set, facts),
+        connects: connects(plan),
+        members: members(plan, set, facts),
+    }
+}
+
+/// The anchor alone, which needs no member's image.
+pub fn anchor(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Rendered {
+    render_anchor(plan, plan.own_set(set), facts)
+}
+
+/// Its ports beyond the first.
+pub fn connects(plan: &BodyPlan) -> Vec<(String, NetworkConnectRequest)> {
+    plan.ports.iter().skip(1).map(|port| render_connect(plan, port, false)).collect()
+}
+
+/// The members alone, in start order.
+pub fn members(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> Vec<RenderedMember> {
     let mut members: Vec<RenderedMember> = set
         .members
         .iter()
@@ -86,11 +105,7 @@ pub fn render(plan: &BodyPlan, set: &SetSpec, facts: &Facts) -> RenderedSet {
         })
         .collect();
     members.sort_by_key(|member| member.index);
-    RenderedSet {
-        anchor: render_anchor(plan, plan.own_set().unwrap_or(set), facts),
-        connects: plan.ports.iter().skip(1).map(|port| render_connect(plan, port, false)).collect(),
-        members,
-    }
+    members
 }
 
 /// The Docker network of a port. Overlapping subnets of different networks are told apart by the IPAM option.
@@ -171,7 +186,7 @@ fn render_member(
     let name = member.effective_name();
     let limits = limits::of_set(set, plan.vcpus, plan.memory_mib);
     let limits = limits.get(&name).copied().unwrap_or_default();
-    let timezone = plan.own_set().unwrap_or(set).anchor.timezone.as_deref();
+    let timezone = plan.own_set(set).anchor.timezone.as_deref();
     let mut command = member.command.iter().cloned();
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),

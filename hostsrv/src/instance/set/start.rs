@@ -63,6 +63,13 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// A container is made for it.
+    pub fn makes(&self) -> bool {
+        matches!(self, Self::Create | Self::Swap { made: None, .. })
+    }
+}
+
 /// What should run.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -222,8 +229,7 @@ pub fn decide(
 
 impl StartPlan {
     pub fn creates(&self) -> bool {
-        let makes = |step: &Step| matches!(step, Step::Create | Step::Swap { made: None, .. });
-        makes(&self.anchor) || self.members.iter().any(makes)
+        self.anchor.makes() || self.members.iter().any(Step::makes)
     }
 
     /// Something is made or started, and finds the files as they are ordered now.
